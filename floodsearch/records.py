@@ -1,0 +1,215 @@
+"""What happened, as frozen records: the only data that crosses layers.
+
+Losses are in nats for cross-entropy (in the unit of the task's loss otherwise), accuracies are shares in
+[0, 1], epochs count from 1. `None` means "not known"; it is never replaced by a guess.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Literal
+
+Parameter = float | int | str | bool
+"""The value of one searched parameter."""
+
+TicketState = Literal["waiting", "running", "complete", "pruned", "failed"]
+
+
+class Attribute(StrEnum):
+    """The user attributes of our Optuna trials: few and short, because a dashboard resends them all."""
+
+    TICKET = "ticket"
+    ATTEMPT = "attempt"
+    SEEDS = "seeds"
+    EPOCHS = "epochs"
+    WORKER = "worker"
+    CAUSE = "cause"
+    REASON = "reason"
+    TRACEBACK = "traceback"
+    VALUE_SE = "value_se"
+    TEST_ACCURACY = "test_accuracy"
+    TEST_LOSS = "test_loss"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EpochRecord:
+    """One epoch of one run. `train_loss` is the plain loss, never the flooded one."""
+
+    seed: int
+    epoch: int
+    level: float
+    train_loss: float
+    train_accuracy: float | None
+    flooded: float
+    """Share of the epoch's batches whose loss was below the level, in [0, 1]."""
+    val_loss: float | None = None
+    val_accuracy: float | None = None
+    test_loss: float | None = None
+    """Test metrics are measured at the last epoch and at the best validation epoch only."""
+    test_accuracy: float | None = None
+    test_accuracy_clean: float | None = None
+    """Accuracy against the labels before label noise, where the task keeps them."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SeedResult:
+    """One finished run of a trial: the metric over the window, and the test at two epochs."""
+
+    seed: int
+    value: float
+    train_accuracy: float | None
+    test_loss: float | None
+    test_accuracy: float | None
+    test_accuracy_clean: float | None
+    best_epoch: int
+    """The epoch of the best validation metric, the first one where several are equal."""
+    best_test_loss: float | None
+    best_test_accuracy: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrialRecord:
+    """One Optuna trial of a study."""
+
+    number: int
+    ticket: int
+    state: TicketState
+    parameters: Mapping[str, Parameter]
+    """`level` and whatever is searched beside it; empty until a sampler has proposed."""
+    epochs: int
+    seeds: int
+    """How many of the study's seeds this trial covers, the first ones."""
+    value: float | None = None
+    """The study's metric: final if complete, the last recent mean if pruned or running."""
+    attempt: int = 1
+    worker: int | None = None
+    cause: str | None = None
+    """Why it did not complete: `pruned`, `diverged`, `lost` or `error`."""
+    reason: str | None = None
+    """The cause in a sentence."""
+    results: tuple[SeedResult, ...] = ()
+    """One entry a seed, in the order of the seeds; empty until complete."""
+
+    @property
+    def level(self) -> float | None:
+        """The flood level, or None for an open ticket that nobody has proposed for."""
+        level = self.parameters.get("level")
+        return None if level is None else float(level)
+
+    @property
+    def beside(self) -> dict[str, Parameter]:
+        """The parameters searched beside the level."""
+        return {name: value for name, value in self.parameters.items() if name != "level"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Decision:
+    """A pruner's verdict on one trial; `reason` is never empty."""
+
+    prune: bool
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TicketCounts:
+    """How many tickets of a study are in each state."""
+
+    complete: int = 0
+    pruned: int = 0
+    failed: int = 0
+    running: int = 0
+    waiting: int = 0
+
+    @property
+    def total(self) -> int:
+        """All tickets."""
+        return self.complete + self.pruned + self.failed + self.running + self.waiting
+
+    @property
+    def unfinished(self) -> int:
+        """Tickets that still have to be trained."""
+        return self.running + self.waiting
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Baseline:
+    """Level 0: the training without flooding, same seeds and other parameters as the answer."""
+
+    value: float
+    value_se: float | None
+    test_accuracy: float | None
+    test_accuracy_clean: float | None
+    test_loss: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BestLevel:
+    """The answer to "which b?". The field names are those of `best --json`."""
+
+    study: str
+    level: float
+    parameters: Mapping[str, Parameter]
+    interval: tuple[float, float] | None
+    tied: tuple[float, ...] | None
+    metric: str
+    value: float
+    value_se: float | None
+    seeds: int
+    test_accuracy: float | None
+    test_accuracy_clean: float | None
+    test_loss: float | None
+    best_epoch_test_accuracy: float | None
+    """Test accuracy with early stopping: at each seed's best validation epoch."""
+    train_accuracy: float | None
+    baseline: Baseline | None
+    gain: float | None
+    """Value minus baseline value, paired over seeds, positive when the level is better."""
+    gain_se: float | None
+    verdict: Literal["helps", "not shown", "hurts"] | None
+    trials: TicketCounts
+    epochs_run: int
+    epochs_exhaustive: int | None
+    """Distinct tickets x seeds x epochs."""
+    cost: float | None
+    finished: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerRecord:
+    """One worker of a study. Times are seconds of the database's clock since 1970, UTC."""
+
+    id: int
+    host: str
+    pid: int
+    device: str
+    started: float
+    last_beat: float
+    left: float | None
+    training: tuple[int, ...]
+    """The tickets in its hands."""
+    epochs_run: int
+    versions: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StudyStatus:
+    """Where a study stands."""
+
+    name: str
+    metric: str
+    trials: TicketCounts
+    workers: int
+    """Workers alive now."""
+    best_level: float | None
+    best_value: float | None
+    epochs_run: int
+    epochs_exhaustive: int
+    seconds_left: float | None
+    """Forecast from the speed of the workers so far; None where nothing is known."""
+    finished: bool
+    stopped: str | None
+    """Why no ticket is handed out any more, or None."""
+    failures: tuple[str, ...] = ()
+    """One line for each failed, pruned or diverged ticket: which level, why."""

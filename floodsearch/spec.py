@@ -1,0 +1,209 @@
+"""What the user asked: a study as checked, complete, immutable values.
+
+A spec holds every setting, defaults included, so that a stored one says what was done even after a default
+has changed. It knows no tables: names were checked by `studyfile` when the file was read.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from decimal import ROUND_HALF_EVEN, Decimal
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from floodsearch.errors import Problem, StudyFileError
+
+Scalar = bool | int | float | str
+Setting = Scalar | tuple[Scalar, ...]
+
+DIRECTIONS: Mapping[str, Literal["maximize", "minimize"]] = {
+    "val_accuracy": "maximize",
+    "val_loss": "minimize",
+}
+"""The metrics that a built-in training reports, and which way is better."""
+
+
+class Section(BaseModel):
+    """A part of a spec: immutable, nothing unknown, no silent conversion, no NaN or infinity."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class Choices(Section):
+    """A recipe field that is searched beside the level, among these values."""
+
+    choices: Annotated[tuple[Scalar, ...], Field(min_length=1, strict=False)]
+
+
+class Levels(Section):
+    """Which flood levels are searched, in the unit of the training loss."""
+
+    low: float = Field(0.0, ge=0)
+    high: float = Field(gt=0)
+    count: int | None = Field(None, ge=2)
+    step: float | None = Field(None, gt=0)
+
+    def problems(self) -> Iterator[Problem]:
+        """Yield what is wrong between the fields."""
+        if self.low >= self.high:
+            yield Problem("levels.low", f"{self.low:g} is not below levels.high = {self.high:g}")
+        if self.count is not None and self.step is not None:
+            yield Problem("levels.step", "given together with levels.count; keep one of the two")
+        if self.step is not None and self.step > self.high - self.low:
+            yield Problem(
+                "levels.step", f"{self.step:g} is larger than the range, {self.high - self.low:g} wide"
+            )
+
+    def grid(self) -> tuple[float, ...] | None:
+        """Return the levels of the grid, ascending and with level 0, or None for a continuous search.
+
+        Computed in decimals and rounded to four digits of the step, so that 0.29 is 0.29 and not
+        0.29000000000000004.
+        """
+        low, high = Decimal(str(self.low)), Decimal(str(self.high))
+        if self.count is not None:
+            step = (high - low) / (self.count - 1)
+            steps = self.count - 1
+        elif self.step is not None:
+            step = Decimal(str(self.step))
+            steps = int((high - low) / step)
+        else:
+            return None
+        digit = Decimal(1).scaleb(step.adjusted() - 3)
+        levels = {low + index * step for index in range(steps + 1)}
+        rounded = {float(level.quantize(digit, rounding=ROUND_HALF_EVEN)) for level in levels}
+        return tuple(sorted(rounded | {0.0}))
+
+
+class Training(Section):
+    """How one level is trained. `recipe` holds the fields of the task's recipe."""
+
+    epochs: int = Field(500, ge=1)
+    seeds: Annotated[tuple[int, ...], Field(min_length=1, strict=False)] = (0, 1, 2, 3, 4)
+    validate_every: int = Field(5, ge=1)
+    schedule: str = "constant"
+    recipe: dict[str, Choices | Setting] = {}
+
+    def problems(self) -> Iterator[Problem]:
+        """Yield what is wrong between the fields."""
+        if len(set(self.seeds)) < len(self.seeds):
+            yield Problem("training.seeds", f"{list(self.seeds)} holds a seed twice")
+        if min(self.seeds) < 0:
+            yield Problem("training.seeds", f"{min(self.seeds)} is negative; seeds are 0 or above")
+        if self.validate_every > self.epochs:
+            yield Problem(
+                "training.validate_every", f"{self.validate_every} is more than the {self.epochs} epochs"
+            )
+
+    def report_epochs(self) -> tuple[int, ...]:
+        """Return the rungs: about 25 validated epochs at which a trial reports and may be pruned.
+
+        Each intermediate value is a transaction and is resent to every open dashboard.
+        """
+        validated = [*range(self.validate_every, self.epochs, self.validate_every), self.epochs]
+        stride = max(1, round(len(validated) / 25))
+        return tuple(validated[stride - 1 : -1 : stride]) + (self.epochs,)
+
+    @property
+    def searched(self) -> dict[str, tuple[Scalar, ...]]:
+        """The recipe fields that are searched beside the level, and their choices."""
+        return {name: value.choices for name, value in self.recipe.items() if isinstance(value, Choices)}
+
+
+class Search(Section):
+    """How levels are proposed, judged and compared."""
+
+    sampler: str = "grid"
+    pruner: str = "none"
+    trials: int | None = Field(None, ge=2)
+    metric: str = "val_accuracy"
+    direction: Literal["maximize", "minimize"] = "maximize"
+    window: float = Field(0.2, gt=0, le=1)
+    seed: int = Field(0, ge=0)
+
+
+class Budget(Section):
+    """What the whole study may cost, however many workers it has; None is no bound."""
+
+    epochs: int | None = Field(None, ge=1)
+    hours: float | None = Field(None, gt=0)
+
+
+class Spec(Section):
+    """A complete study.
+
+    Attributes:
+        settings: the sampler's and the pruner's own settings, by the name of each.
+    """
+
+    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]*$", max_length=100)]
+    task: str
+    options: dict[str, Setting] = {}
+    levels: Levels
+    training: Training = Training()
+    search: Search = Search()
+    budget: Budget = Budget()
+    settings: dict[str, dict[str, Setting]] = {}
+
+    @property
+    def maximize(self) -> bool:
+        """Whether a larger metric is better."""
+        return self.search.direction == "maximize"
+
+    def fingerprint(self) -> str:
+        """Return 16 hex digits that are equal for equal specs."""
+        canonical = json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+
+
+def from_json(text: str, source: str) -> Spec:
+    """Return the spec that was stored as JSON.
+
+    Raises:
+        StudyFileError: if it was damaged or edited by hand; `source` names it in the message.
+    """
+    try:
+        return Spec.model_validate_json(text)
+    except ValidationError as error:
+        problems = [Problem(".".join(map(str, e["loc"])) or "spec", e["msg"]) for e in error.errors()]
+        raise StudyFileError(source, problems) from None
+
+
+def differences(stored: Spec, wanted: Spec) -> list[str]:
+    """Return what stands in the way of continuing `stored` as `wanted`, one line each.
+
+    Growing the budget is no difference: more trials, more seeds after the ones there are, more epochs, and
+    any change of `[budget]`.
+    """
+    old, new = (_flat(spec.model_dump(mode="json")) for spec in (stored, wanted))
+    found = []
+    for key in sorted(old.keys() | new.keys()):
+        before, after = old.get(key), new.get(key)
+        if before == after or key.startswith("budget."):
+            continue
+        if key in ("search.trials", "training.epochs") and before is not None and after is not None:
+            if after > before:
+                continue
+            found.append(f"{key}: {before} before, {after} now; it can only grow")
+        elif key == "training.seeds" and after[: len(before)] == before:
+            continue
+        else:
+            found.append(f"{key}: {_shown(before)} before, {_shown(after)} now")
+    return found
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
+def _shown(value: Any) -> str:
+    return "not set" if value is None else json.dumps(value)

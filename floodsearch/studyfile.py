@@ -1,0 +1,367 @@
+"""From a study file to a spec: every problem is found in one pass and said with its fix.
+
+Whoever reads a file hands in the valid names (`Known`), so this module needs no tables and no torch.
+"""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import tomllib
+import typing
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+from floodsearch.errors import Problem, StudyFileError, TaskError
+from floodsearch.spec import DIRECTIONS, Budget, Choices, Levels, Search, Section, Spec, Training
+
+SECTIONS: Mapping[str, type[Section]] = {
+    "levels": Levels,
+    "training": Training,
+    "search": Search,
+    "budget": Budget,
+}
+DEFAULT_TRIALS = 51
+
+NOT_AVAILABLE: Mapping[str, str] = {
+    "objective": "write task instead",
+    "command": "write task instead",
+    "training.schedule = backward": "use 'constant'",
+    "training.schedule = adaptive": "use 'constant'",
+    "training.schedule = policy": "use 'constant'",
+    "search.sampler = policy": "use 'heuristic', 'tpe' or 'gp'",
+    "search.pruner = halving": "use 'hyperband', 'median' or 'none'",
+    "levels.high = auto": "give a number, such as 0.5",
+    "halving": "remove the table",
+    "adaptive": "remove the table",
+    "backward": "remove the table",
+    "policy": "remove the table",
+}
+"""What the design has and this version has not: refused by name, never ignored."""
+
+
+@dataclass(frozen=True)
+class Field:
+    """One setting that a task, sampler or pruner takes."""
+
+    type: Any
+    default: Any
+
+
+Fields = Mapping[str, Field]
+
+
+@dataclass(frozen=True)
+class TaskFields:
+    """What a study file may say about a task."""
+
+    options: Fields
+    recipe: Fields
+    build: Callable[[Mapping[str, Any], Mapping[str, Any]], Iterator[Problem]]
+    """Try these options and recipe values on the task and yield what it says against them."""
+
+
+@dataclass(frozen=True)
+class Known:
+    """The valid names, and the settings that belong to each."""
+
+    tasks: Collection[str]
+    describe_task: Callable[[str], TaskFields]
+    """Return what a task takes; raises TaskError for one that cannot be imported."""
+    samplers: Mapping[str, Fields]
+    pruners: Mapping[str, Fields]
+    schedules: Collection[str]
+    check_settings: Callable[[Spec], Iterator[Problem]]
+    """Try the settings of the sampler and the pruner and yield what these say against them."""
+
+
+def fields_of(function: Callable[..., Any], *, keyword_only: bool = True) -> dict[str, Field]:
+    """Return the settings of a function: its parameters that have a name, a type and a default."""
+    hints = typing.get_type_hints(function.__init__ if inspect.isclass(function) else function)
+    return {
+        name: Field(hints.get(name, Any), parameter.default)
+        for name, parameter in inspect.signature(function).parameters.items()
+        if parameter.default is not parameter.empty
+        and (parameter.kind is parameter.KEYWORD_ONLY or not keyword_only)
+    }
+
+
+def read(path: Path, known: Known) -> Spec:
+    """Read a study file.
+
+    Raises:
+        StudyFileError: with all problems, if it cannot be read or used.
+    """
+    try:
+        raw = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise StudyFileError(str(path), [Problem("file", "does not exist; give the path of a .toml file")]) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise StudyFileError(str(path), [Problem("file", f"cannot be read: {error}")]) from None
+    except tomllib.TOMLDecodeError as error:
+        raise StudyFileError(str(path), [Problem("file", f"is not valid TOML: {error}")]) from None
+    return parse(raw, known, source=str(path))
+
+
+def parse(raw: Mapping[str, Any], known: Known, *, source: str = "study") -> Spec:
+    """Return the spec of a study file's content.
+
+    Raises:
+        StudyFileError: with all problems; `source` names the file in the message.
+    """
+    reader = _Reader(raw, known)
+    spec = reader.spec()
+    if spec is not None and not reader.problems:
+        reader.problems.extend(known.check_settings(spec))
+    if spec is None or reader.problems:
+        raise StudyFileError(source, reader.problems)
+    return spec
+
+
+class _Reader:
+    """One pass over a study file that collects problems instead of stopping at the first."""
+
+    def __init__(self, raw: Mapping[str, Any], known: Known) -> None:
+        self.raw, self.known = dict(raw), known
+        self.problems: list[Problem] = []
+        self.said: set[str] = set(SECTIONS)  # parts of the whole whose problems were reported already
+
+    def spec(self) -> Spec | None:
+        self._refuse_unavailable()
+        settings_tables = self.known.samplers.keys() | self.known.pruners.keys()
+        valid = {"name", "task", "options", *SECTIONS} | {
+            name for name in settings_tables if self._settings_of(name)
+        }
+        for key in sorted(self.raw.keys() - valid):
+            self._unknown(key, key, valid)
+        training, recipe = self._split_training()
+        sections: dict[str, Any] = {
+            "levels": self._section("levels", self.raw.get("levels", {})),
+            "training": self._section("training", training),
+            "search": self._section("search", self._with_direction()),
+            "budget": self._section("budget", self.raw.get("budget", {})),
+        }
+        options, recipe = self._task(recipe, sections["training"])
+        search = sections["search"]
+        settings: dict[str, Any] = {}
+        if search is not None:
+            settings = self._settings(search)
+            sections["search"] = self._trials(search, sections["levels"], recipe)
+        if sections["training"] is not None:
+            self._name("training.schedule", sections["training"].schedule, self.known.schedules)
+            sections["training"] = sections["training"].model_copy(update={"recipe": recipe})
+        whole = {
+            key: self.raw[key] for key in ("name", "task") if key in self.raw
+        } | {key: section for key, section in sections.items() if section is not None}
+        return self._build("", Spec, whole | {"options": options, "settings": settings})
+
+    def _refuse_unavailable(self) -> None:
+        for entry, remedy in NOT_AVAILABLE.items():
+            key, _, value = entry.partition(" = ")
+            table, _, name = key.rpartition(".")
+            holder = self.raw.get(table, {}) if table else self.raw
+            if not isinstance(holder, dict) or name not in holder or (value and holder[name] != value):
+                continue
+            self.problems.append(Problem(key, f"{value or name!r} is not available in this version; {remedy}"))
+            # Take it out, so that the rest can be checked without saying the same again.
+            if table:
+                self.raw[table] = {k: v for k, v in holder.items() if k != name}
+                self.said.add(key)
+            else:
+                del self.raw[name]
+                self.said.add("task")
+
+    def _split_training(self) -> tuple[Any, dict[str, Any]]:
+        table = self.raw.get("training", {})
+        if not isinstance(table, dict):
+            return table, {}
+        own = Training.model_fields.keys() - {"recipe"}
+        training = {key: value for key, value in table.items() if key in own}
+        if isinstance(seeds := training.get("seeds"), int) and not isinstance(seeds, bool):
+            if seeds < 1:
+                self.problems.append(Problem("training.seeds", f"{seeds} is not above 0; give 1 or more"))
+                del training["seeds"]
+            else:
+                training["seeds"] = tuple(range(seeds))
+        return training, {key: value for key, value in table.items() if key not in own}
+
+    def _with_direction(self) -> Any:
+        table = self.raw.get("search", {})
+        if not isinstance(table, dict):
+            return table
+        metric = table.get("metric", Search.model_fields["metric"].default)
+        if not isinstance(metric, str) or metric not in DIRECTIONS:
+            self._name("search.metric", metric, DIRECTIONS)
+            return {key: value for key, value in table.items() if key != "metric"}
+        wanted = table.get("direction", DIRECTIONS[metric])
+        if wanted != DIRECTIONS[metric]:
+            self.problems.append(
+                Problem("search.direction", f"{wanted!r}, but {metric} is to {DIRECTIONS[metric]}; remove it")
+            )
+        return {**table, "direction": DIRECTIONS[metric]}
+
+    def _section(self, key: str, table: Any) -> Any:
+        if not isinstance(table, dict):
+            self.problems.append(Problem(key, f"{table!r} is not a table; write it as [{key}]"))
+            return None
+        section = self._build(key, SECTIONS[key], table)
+        if section is not None and isinstance(section, Levels | Training):
+            self.problems.extend(section.problems())
+        return section
+
+    def _task(self, recipe: dict[str, Any], training: Training | None) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Check the task's name, options and recipe fields; return both with their defaults."""
+        task, options = self.raw.get("task"), self.raw.get("options", {})
+        if not isinstance(options, dict):
+            self.problems.append(Problem("options", f"{options!r} is not a table; write it as [options]"))
+            options = {}
+        if not isinstance(task, str):  # missing or of the wrong type: said when the whole is built
+            return options, recipe
+        try:
+            if ":" not in task and task not in self.known.tasks:
+                self._name("task", task, self.known.tasks, or_else="or 'package.module:name' of your own")
+                return options, recipe
+            fields = self.known.describe_task(task)
+        except TaskError as error:
+            self.problems.append(Problem("task", str(error)))
+            return options, recipe
+        before = len(self.problems)
+        checked_options = self._values("options", options, fields.options)
+        # These two tables share their section's name space: an unknown key may be meant for either.
+        known = {**fields.recipe, **{name: Field(Any, None) for name in Training.model_fields if name != "recipe"}}
+        checked_recipe = self._values("training", recipe, known, choices=True)
+        checked_recipe = {name: value for name, value in checked_recipe.items() if name in fields.recipe}
+        wrong = {problem.key for problem in self.problems[before:]}
+        sound = {name: value for name, value in checked_recipe.items() if f"training.{name}" not in wrong}
+        self.problems.extend(fields.build(checked_options, sound))
+        return checked_options, checked_recipe
+
+    def _settings_of(self, name: str) -> Fields:
+        return {**self.known.samplers.get(name, {}), **self.known.pruners.get(name, {})}
+
+    def _settings(self, search: Search) -> dict[str, Any]:
+        chosen = []
+        for key, names in (("sampler", self.known.samplers), ("pruner", self.known.pruners)):
+            name = getattr(search, key)
+            if self._name(f"search.{key}", name, names):
+                chosen.append(name)
+        settings = {}
+        for name in sorted(self.known.samplers.keys() | self.known.pruners.keys()):
+            table = self.raw.get(name, {})
+            if name not in chosen:
+                if table and self._settings_of(name):
+                    self.problems.append(Problem(name, "these settings have no use here: search names another"))
+                continue
+            if not isinstance(table, dict):
+                self.problems.append(Problem(name, f"{table!r} is not a table; write it as [{name}]"))
+                continue
+            values = self._values(name, table, self._settings_of(name))
+            # None is a default that depends on the study; the rule works it out.
+            if given := {key: value for key, value in values.items() if value is not None}:
+                settings[name] = given
+        return settings
+
+    def _trials(self, search: Search, levels: Levels | None, recipe: Mapping[str, Any]) -> Search:
+        """Check that the sampler, the levels and the number of trials fit each other."""
+        if levels is None:
+            return search
+        grid = levels.grid()
+        combinations = 1
+        for value in recipe.values():
+            combinations *= len(value.choices) if isinstance(value, Choices) else 1
+        if search.sampler == "grid":
+            if grid is None:
+                self.problems.append(Problem("levels.count", "missing; a grid needs levels.count or levels.step"))
+            elif search.trials is not None:
+                size = len(grid) * combinations
+                self.problems.append(
+                    Problem("search.trials", f"{search.trials}, but this grid has {size} tickets; remove it")
+                )
+            return search
+        size = None if grid is None else len(grid) * combinations
+        trials = search.trials
+        if trials is None:
+            trials = max(2, min(DEFAULT_TRIALS, size or DEFAULT_TRIALS))
+        elif size is not None and trials > size:
+            self.problems.append(Problem("search.trials", f"{trials} is more than the {size} levels there are"))
+        if trials <= combinations:
+            self.problems.append(
+                Problem("search.trials", f"{trials} leaves nothing beside the {combinations} runs at level 0")
+            )
+        return search.model_copy(update={"trials": trials})
+
+    def _values(
+        self, key: str, table: Mapping[str, Any], fields: Fields, *, choices: bool = False
+    ) -> dict[str, Any]:
+        """Check a table of settings against the fields there are; return it with the defaults."""
+        values = {name: field.default for name, field in fields.items()}
+        for name, value in table.items():
+            where = f"{key}.{name}"
+            if name not in fields:
+                self._unknown(where, name, fields)
+                continue
+            if choices and isinstance(value, dict):
+                searched = self._build(where, Choices, value)
+                for choice in searched.choices if searched else ():
+                    self._typed(where, choice, fields[name])
+                values[name] = searched
+            else:
+                values[name] = self._typed(where, value, fields[name])
+        return values
+
+    def _typed(self, where: str, value: Any, field: Field) -> Any:
+        adapter = TypeAdapter(field.type, config=ConfigDict(strict=True, allow_inf_nan=False))
+        try:
+            # TOML knows lists only; JSON mode reads them as the tuples that settings are.
+            return adapter.validate_python(tuple(value) if isinstance(value, list) else value)
+        except ValidationError as error:
+            self.problems.append(Problem(where, _refusal(value, error.errors()[0]["msg"])))
+            return field.default
+
+    def _build(self, prefix: str, model: type[Section], table: Any) -> Any:
+        try:
+            return model.model_validate(table)
+        except ValidationError as error:
+            for entry in error.errors():
+                self._explain(prefix, model, entry)
+            return None
+
+    def _explain(self, prefix: str, model: type[Section], entry: Any) -> None:
+        where = ".".join(str(part) for part in (prefix, *entry["loc"]) if part != "")
+        if where in self.said:
+            return
+        if entry["type"] == "extra_forbidden":
+            self._unknown(where, str(entry["loc"][-1]), model.model_fields)
+        elif entry["type"] == "missing":
+            hints = {"levels.high": "such as 0.5", "name": "such as \"my-study\"", "task": "such as \"two_gaussians\""}
+            self.problems.append(Problem(where, f"missing; give it, {hints.get(where, 'it has no default')}"))
+        elif entry["type"] == "string_pattern_mismatch":
+            self.problems.append(Problem(where, f"{entry['input']!r} may hold only a-z, 0-9 and -"))
+        else:
+            self.problems.append(Problem(where, _refusal(entry["input"], entry["msg"])))
+
+    def _name(self, where: str, name: Any, valid: Collection[str], or_else: str = "") -> bool:
+        """Check a name against the valid ones."""
+        if isinstance(name, str) and name in valid:
+            return True
+        listed = ", ".join(sorted(valid)) + (f", {or_else}" if or_else else "")
+        self.problems.append(Problem(where, f"{name!r} is not known{_close(name, valid)}; valid: {listed}"))
+        return False
+
+    def _unknown(self, where: str, name: str, valid: Collection[str]) -> None:
+        listed = f"valid: {', '.join(sorted(valid))}" if valid else "nothing can be set here"
+        self.problems.append(Problem(where, f"unknown key{_close(name, valid)}; {listed}"))
+
+
+def _close(name: Any, valid: Collection[str]) -> str:
+    close = difflib.get_close_matches(str(name), sorted(valid), n=1)
+    return f", did you mean {close[0]!r}?" if close else ""
+
+
+def _refusal(value: Any, message: str) -> str:
+    """Turn pydantic's "Input should be X" into "VALUE should be X"."""
+    return f"{value!r} {message.removeprefix('Input ')}"

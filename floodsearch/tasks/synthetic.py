@@ -1,0 +1,157 @@
+"""The three synthetic tasks of the flooding paper, to the letter, and the oracle of Two Gaussians.
+
+Source: Ishida et al., "Do We Need Zero Training Loss After Achieving Zero Training Error?", ICML 2020,
+section 4.1, and the authors' demo code for what the text leaves open: 100 training, 100 validation and 20,000
+test samples, five hidden layers of 500 units, logistic loss, Adam at 0.001, the whole training set as one
+batch. Exactly int(n * p) labels are flipped in each split, the test split too; the clean labels are kept.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from floodsearch.tasks.models import mlp
+from floodsearch.tasks.streams import stream
+from floodsearch.tasks.task import Data, Recipe, Split, Task, binary_correct, logistic_loss
+
+SIZES = {"train": 100, "validation": 100, "test": 20_000}
+
+Draw = Callable[[int, torch.Generator], tuple[Tensor, Tensor]]
+"""(n, generator) to inputs (n, features) and clean labels (n,), 0 and 1."""
+
+
+def two_gaussians(
+    *,
+    label_noise: float = 0.10,
+    dimensions: int = 10,
+    width: int = 500,
+    depth: int = 5,
+    batch_norm: bool = False,
+) -> Task:
+    """Return the Two Gaussians task: identity covariance, means 0 and (1, ..., 1), equal classes."""
+
+    def draw(n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        labels = _equal_classes(n)
+        return torch.randn(n, dimensions, generator=generator) + labels[:, None], labels
+
+    if dimensions < 1:
+        raise ValueError(f"dimensions must be at least 1, but is {dimensions}")
+    return _synthetic(draw, dimensions, label_noise, width, depth, batch_norm)
+
+
+def sinusoid(
+    *, label_noise: float = 0.10, width: int = 500, depth: int = 5, batch_norm: bool = False
+) -> Task:
+    """Return the Sinusoid task: the disc of radius 2, split by sign(1.5 x1 + sin(1.5 x2))."""
+
+    def draw(n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        # The last two coordinates of a point on the sphere in four dimensions are uniform in the disc.
+        normal = torch.randn(n, 4, generator=generator)
+        inputs = 2 * normal[:, 2:] / normal.norm(dim=1, keepdim=True)
+        return inputs, (1.5 * inputs[:, 0] + torch.sin(1.5 * inputs[:, 1]) > 0).float()
+
+    return _synthetic(draw, 2, label_noise, width, depth, batch_norm)
+
+
+def spiral(
+    *,
+    label_noise: float = 0.10,
+    spread: float = 1.0,
+    width: int = 500,
+    depth: int = 5,
+    batch_norm: bool = False,
+) -> Task:
+    """Return the Spiral task: two arms over two turns, with normal noise of deviation `spread`."""
+
+    def draw(n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        labels = _equal_classes(n)
+        positive = int(labels.sum())
+        angle = torch.cat([torch.linspace(0, 4 * math.pi, n - positive), torch.linspace(0, 4 * math.pi, positive)])
+        # Class 1 winds at radius a, class 0 half a turn further out, at radius a + pi.
+        radius = torch.where(labels.bool(), angle, angle + math.pi)
+        arm = radius[:, None] * torch.stack([angle.cos(), angle.sin()], dim=1)
+        return arm + spread * torch.randn(n, 2, generator=generator), labels
+
+    if not (math.isfinite(spread) and spread >= 0):
+        raise ValueError(f"spread must be at least 0, but is {spread}")
+    return _synthetic(draw, 2, label_noise, width, depth, batch_norm)
+
+
+def _synthetic(draw: Draw, inputs: int, label_noise: float, width: int, depth: int, batch_norm: bool) -> Task:
+    check_label_noise(label_noise)
+    if width < 1 or depth < 1:
+        raise ValueError(f"width and depth must be at least 1, but are {width} and {depth}")
+
+    def data(seed: int) -> Data:
+        splits = {}
+        for name, n in SIZES.items():
+            samples, labels = draw(n, stream(seed, "data", name))
+            flipped = flip(n, label_noise, stream(seed, "label noise", name))
+            splits[name] = Split(samples, torch.where(flipped, 1 - labels, labels), labels)
+        return Data(**splits)
+
+    return Task(
+        data=data,
+        model=lambda: mlp(inputs, 1, width=width, depth=depth, batch_norm=batch_norm),
+        recipe=Recipe(batch_size=100, optimizer="adam", learning_rate=0.001),
+        loss=logistic_loss,
+        correct=binary_correct,
+    )
+
+
+def _equal_classes(n: int) -> Tensor:
+    return (torch.arange(n) >= n - n // 2).float()  # (n,), the second half is class 1
+
+
+def check_label_noise(label_noise: float) -> None:
+    """Raise a ValueError unless the share of wrong labels is in [0, 1]."""
+    if not 0 <= label_noise <= 1:
+        raise ValueError(f"label_noise must be a share in [0, 1], but is {label_noise}")
+
+
+def flip(n: int, label_noise: float, generator: torch.Generator) -> Tensor:
+    """Return (n,) booleans, of which exactly int(n * label_noise) are true."""
+    flipped = torch.zeros(n, dtype=torch.bool)
+    # int(1000 * 0.29) is 289 in binary floats; the nearest millionth below keeps it at 290.
+    count = int(round(n * label_noise, 6))
+    flipped[torch.randperm(n, generator=generator)[:count]] = True
+    return flipped
+
+
+def two_gaussians_posterior(inputs: Tensor, *, label_noise: float = 0.0) -> Tensor:
+    """Return (n,), the probability of label 1 given inputs (n, d), after label noise.
+
+    The log-odds of the clean label are the sum of the coordinates minus d / 2.
+    """
+    clean = torch.sigmoid(inputs.sum(dim=1) - inputs.shape[1] / 2)
+    return label_noise + (1 - 2 * label_noise) * clean
+
+
+def two_gaussians_best_accuracy(*, label_noise: float = 0.0, dimensions: int = 10) -> float:
+    """Return the highest test accuracy that any classifier can have, on labels with noise.
+
+    The clean Bayes classifier errs with probability Phi(-sqrt(d) / 2).
+    """
+    clean = 0.5 * (1 + math.erf(math.sqrt(dimensions) / 2 / math.sqrt(2)))
+    best = max(label_noise, 1 - label_noise)  # above one half of wrong labels the opposite answer is best
+    return best * clean + (1 - best) * (1 - clean)
+
+
+def two_gaussians_bayes_cross_entropy(*, label_noise: float = 0.0, dimensions: int = 10) -> float:
+    """Return the lowest possible cross-entropy in nats, on labels with noise.
+
+    The expected entropy of the posterior. By symmetry it is enough to integrate over class 1, whose
+    log-odds are normal with mean d / 2 and variance d; Gauss-Legendre over twelve deviations.
+    """
+    mean, deviation = dimensions / 2, math.sqrt(dimensions)
+    nodes, weights = np.polynomial.legendre.leggauss(400)
+    z = mean + 12 * deviation * nodes
+    density = np.exp(-0.5 * ((z - mean) / deviation) ** 2) / (deviation * math.sqrt(2 * math.pi))
+    posterior = label_noise + (1 - 2 * label_noise) / (1 + np.exp(-z))
+    entropy = -sum(p * np.log(np.clip(p, 1e-300, None)) for p in (posterior, 1 - posterior))
+    return float(np.sum(12 * deviation * weights * density * entropy))

@@ -1,0 +1,215 @@
+"""What is trained: the contract between a task and the engine.
+
+A task is a value: functions for the data and the model, a recipe of numbers, a loss and a metric. Write a
+function that takes the task's options by keyword and returns a `Task`, and name it in the study file:
+
+    def task(*, label_noise: float = 0.1) -> Task:
+        return Task(
+            data=lambda seed: my_data(seed, label_noise),
+            model=lambda: nn.Sequential(nn.Linear(10, 100), nn.ReLU(), nn.Linear(100, 3)),
+            recipe=Recipe(optimizer="sgd", learning_rate=0.1, batch_size=64),
+        )
+
+    task = "my_package.my_module:task"          # in the study file; [options] label_noise = 0.2
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from floodsearch.errors import TaskError
+from floodsearch.tasks import TASKS
+
+
+@dataclass(frozen=True)
+class Split:
+    """Samples with their labels, on the CPU."""
+
+    inputs: Tensor  # (n, ...), as the model takes them
+    labels: Tensor  # (n,) or (n, ...), as the loss takes them, label noise included
+    clean_labels: Tensor | None = None  # like labels, before label noise; None where that is not known
+
+    def __post_init__(self) -> None:
+        if len(self.inputs) != len(self.labels) or len(self.inputs) == 0:
+            raise ValueError(
+                f"a split needs as many labels as inputs, and at least one, but has {len(self.inputs)} "
+                f"inputs and {len(self.labels)} labels"
+            )
+
+    def to(self, device: torch.device) -> Split:
+        """Return the split on a device."""
+        clean = None if self.clean_labels is None else self.clean_labels.to(device)
+        return Split(self.inputs.to(device), self.labels.to(device), clean)
+
+
+@dataclass(frozen=True)
+class Data:
+    """The three splits of one seed. The test split chooses nothing: it is only reported."""
+
+    train: Split
+    validation: Split
+    test: Split
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """How a task is trained unless the study file says otherwise; every field may be set there.
+
+    Args:
+        batch_size: samples a step, at least 1; the last batch of an epoch may be smaller.
+        optimizer: `adam`, `adamw` or `sgd`.
+        learning_rate: above 0.
+        momentum: of `sgd`, in [0, 1).
+        weight_decay: at least 0; the optimizer adds it to the gradient, so it is never flooded.
+        milestones: epochs after which the learning rate is multiplied by `gamma`.
+        gamma: above 0.
+    """
+
+    batch_size: int = 100
+    optimizer: Literal["adam", "adamw", "sgd"] = "adam"
+    learning_rate: float = 0.001
+    momentum: float = 0.0
+    weight_decay: float = 0.0
+    milestones: tuple[int, ...] = ()
+    gamma: float = 0.1
+
+    def __post_init__(self) -> None:
+        bounds = {
+            "batch_size": (self.batch_size >= 1, "at least 1"),
+            "optimizer": (self.optimizer in ("adam", "adamw", "sgd"), "'adam', 'adamw' or 'sgd'"),
+            "learning_rate": (_positive(self.learning_rate), "above 0"),
+            "momentum": (0 <= self.momentum < 1, "in [0, 1)"),
+            "weight_decay": (_positive(self.weight_decay) or self.weight_decay == 0, "at least 0"),
+            "milestones": (all(epoch >= 1 for epoch in self.milestones), "epochs from 1"),
+            "gamma": (_positive(self.gamma), "above 0"),
+        }
+        for name, (holds, bound) in bounds.items():
+            if not holds:
+                raise ValueError(f"{name} must be {bound}, but is {getattr(self, name)!r}")
+
+    def learning_rate_at(self, epoch: int) -> float:
+        """Return the learning rate of an epoch, counted from 1."""
+        return self.learning_rate * self.gamma ** sum(milestone < epoch for milestone in self.milestones)
+
+
+def _positive(number: float) -> bool:
+    return math.isfinite(number) and number > 0
+
+
+def build_optimizer(parameters: Iterable[nn.Parameter], recipe: Recipe) -> torch.optim.Optimizer:
+    """Return the optimizer that a recipe names.
+
+    Adam runs fused: one kernel over all parameters instead of a dozen small ones each.
+    """
+    if recipe.optimizer == "sgd":
+        return torch.optim.SGD(
+            parameters, lr=recipe.learning_rate, momentum=recipe.momentum, weight_decay=recipe.weight_decay
+        )
+    kind = torch.optim.Adam if recipe.optimizer == "adam" else torch.optim.AdamW
+    return kind(parameters, lr=recipe.learning_rate, weight_decay=recipe.weight_decay, fused=True)
+
+
+def logistic_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """Return the mean logistic loss in nats of (n, 1) logits and (n,) labels 0 and 1."""
+    return functional.binary_cross_entropy_with_logits(logits.squeeze(1), labels.to(logits.dtype))
+
+
+def binary_correct(logits: Tensor, labels: Tensor) -> Tensor:
+    """Return (n,) whether each logit of (n, 1) has the sign of its label 0 or 1."""
+    return (logits.squeeze(1) > 0) == labels.bool()
+
+
+def class_correct(logits: Tensor, labels: Tensor) -> Tensor:
+    """Return (n,) whether the largest of (n, classes) logits is that of the label."""
+    return logits.argmax(dim=1) == labels
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """Data, model, recipe, loss and metric.
+
+    Args:
+        data: seed to the three splits, on the CPU; all that is random in them comes from the seed.
+        model: a new model on the CPU. It is called with torch's global generator seeded from the run's
+            seed, so PyTorch's usual initialisation needs no care.
+        recipe: the numbers of the training.
+        loss: (outputs, labels) to the *mean* loss of the batch, a scalar.
+        correct: (outputs, labels) to (n,) booleans, whose mean is the accuracy; None where there is no such
+            thing, as in regression (then the study's metric is `val_loss`).
+        optimizer: (parameters, recipe) to an optimizer.
+    """
+
+    data: Callable[[int], Data]
+    model: Callable[[], nn.Module]
+    recipe: Recipe
+    loss: Callable[[Tensor, Tensor], Tensor] = functional.cross_entropy
+    correct: Callable[[Tensor, Tensor], Tensor] | None = class_correct
+    optimizer: Callable[[Iterable[nn.Parameter], Recipe], torch.optim.Optimizer] = build_optimizer
+
+    def with_recipe(self, values: Mapping[str, Any]) -> Task:
+        """Return the task with some fields of its recipe replaced.
+
+        Raises:
+            ValueError: for a value out of bounds, named with its bound.
+        """
+        return dataclasses.replace(self, recipe=dataclasses.replace(self.recipe, **values))
+
+
+TaskFactory = Callable[..., Task]
+
+
+def find_task(reference: str) -> TaskFactory:
+    """Return the function behind a name of `TASKS` or a `package.module:name`.
+
+    Raises:
+        TaskError: if it cannot be imported, saying which import failed, or is not callable.
+    """
+    path = TASKS.get(reference, reference)
+    module_name, _, name = path.partition(":")
+    try:
+        factory = getattr(importlib.import_module(module_name), name)
+    except ModuleNotFoundError as error:
+        own = f"{module_name}.".startswith(f"{error.name}.")
+        missing = f"module {error.name!r}" + ("" if own else ", which it imports,")
+        raise TaskError(
+            f"{reference!r} cannot be imported: {missing} is not installed nor in the current folder"
+        ) from None
+    except AttributeError:
+        raise TaskError(f"{reference!r} cannot be imported: {module_name} has no {name!r}") from None
+    except Exception as error:  # a user's module may fail in any way while it is imported
+        raise TaskError(
+            f"{reference!r} cannot be imported: {type(error).__name__}: {error}; "
+            "run it in Python to see the whole error"
+        ) from error
+    if not callable(factory):
+        raise TaskError(
+            f"{reference!r} is a {type(factory).__name__}, not a function that returns a Task"
+        )
+    return factory  # type: ignore[no-any-return]
+
+
+def build_task(reference: str, options: Mapping[str, Any], recipe: Mapping[str, Any]) -> Task:
+    """Return a task with its options and recipe fields set.
+
+    Raises:
+        TaskError: if it cannot be imported or built, with the task's own words.
+    """
+    try:
+        task = find_task(reference)(**options)
+    except (ValueError, TypeError) as error:
+        raise TaskError(f"{reference!r} cannot be built: {error}") from error
+    if not isinstance(task, Task):
+        raise TaskError(f"{reference!r} returned a {type(task).__name__} instead of a Task")
+    try:
+        return task.with_recipe(recipe)
+    except ValueError as error:
+        raise TaskError(str(error)) from error

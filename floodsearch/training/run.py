@@ -1,0 +1,221 @@
+"""One training with one seed and one level, as an iterator of epoch records.
+
+The caller decides what to do with each record: report, prune, stop. Nothing here knows of trials.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from floodsearch.errors import DivergedError
+from floodsearch.flooding import check_level, flood
+from floodsearch.records import EpochRecord
+from floodsearch.schedules import SCHEDULES, ScheduleState
+from floodsearch.tasks.streams import stream, stream_seed
+from floodsearch.tasks.task import Split, Task
+from floodsearch.training.batches import batches, chunks
+
+EVALUATION_BATCH = 4096  # samples; bounds the memory of an evaluation and changes no result
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What all runs of a study have in common beside their task.
+
+    Args:
+        epochs: length of a run.
+        validate_every: epochs between validations; the last epoch is always validated.
+        schedule: a name of `SCHEDULES`.
+        metric: `val_accuracy` or `val_loss`, which decides the best validation epoch.
+        maximize: whether a larger metric is better.
+    """
+
+    epochs: int
+    validate_every: int = 1
+    schedule: str = "constant"
+    metric: str = "val_accuracy"
+    maximize: bool = True
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Plain loss and accuracies of a model on a split, in eval mode."""
+
+    loss: float
+    accuracy: float | None
+    accuracy_clean: float | None
+
+
+class Run:
+    """One training: iterate over it for its records, then ask for the `tested` ones.
+
+    Args:
+        task: what is trained.
+        plan: how long, and how it is validated.
+        seed: fixes all that is random: data, initialisation, order, dropout.
+        level: flood level b >= 0, in the unit of the task's loss.
+        device: where it trains.
+
+    Attributes:
+        epoch: epochs trained so far.
+    """
+
+    def __init__(self, task: Task, plan: Plan, *, seed: int, level: float, device: torch.device) -> None:
+        self.task, self.plan, self.seed, self.device = task, plan, seed, device
+        data = task.data(seed)
+        self.train = data.train.to(device)
+        self.validation = data.validation.to(device)
+        self.test = data.test.to(device)
+        with torch.random.fork_rng():  # leave the caller's random state alone
+            torch.manual_seed(stream_seed(seed, "initialisation"))
+            self.model = task.model().to(device)
+        self.optimizer = task.optimizer(self.model.parameters(), task.recipe)
+        self.schedule = SCHEDULES[plan.schedule]
+        self.schedule_state = ScheduleState(level=check_level(level))
+        self.epoch = 0
+        self.last: EpochRecord | None = None
+        self.best: EpochRecord | None = None
+        self.best_weights: dict[str, Tensor] = {}
+
+    def __iter__(self) -> Iterator[EpochRecord]:
+        """Train to the end, yielding one record an epoch.
+
+        Raises:
+            DivergedError: when a batch loss is NaN or infinite.
+        """
+        while self.epoch < self.plan.epochs:
+            record = self._train_epoch(self.epoch + 1)
+            self.epoch += 1
+            if self.epoch % self.plan.validate_every == 0 or self.epoch == self.plan.epochs:
+                validation = evaluate(self.model, self.task, self.validation)
+                record = replace(record, val_loss=validation.loss, val_accuracy=validation.accuracy)
+                self._remember_best(record)
+            self.schedule_state = self.schedule(self.schedule_state, record)
+            self.last = record
+            yield record
+
+    def _train_epoch(self, epoch: int) -> EpochRecord:
+        level = self.schedule_state.level
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.task.recipe.learning_rate_at(epoch)
+        order = stream(self.seed, "order", epoch)
+        dropout_seed = stream_seed(self.seed, "dropout", epoch)
+        losses: list[Tensor] = []  # of each batch, (), left on the device: looking at one would wait for it
+        sizes: list[int] = []
+        correct = torch.zeros((), device=self.device)
+        self.model.train()
+        with torch.random.fork_rng():
+            for step, (inputs, labels) in enumerate(batches(self.train, self.task.recipe.batch_size, order)):
+                # Dropout draws from torch's global generator. Seeding it for each step makes a run
+                # independent of whatever else trains in this process.
+                torch.manual_seed(dropout_seed + step)
+                outputs = self.model(inputs)
+                loss = self.task.loss(outputs, labels)
+                self.optimizer.zero_grad(set_to_none=True)
+                flood(loss, level).backward()
+                self.optimizer.step()
+                losses.append(loss.detach())
+                sizes.append(len(inputs))
+                if self.task.correct is not None:
+                    correct += self.task.correct(outputs.detach(), labels).sum()
+        return self._summarize(epoch, level, torch.stack(losses).tolist(), sizes, float(correct))
+
+    def _summarize(
+        self, epoch: int, level: float, losses: list[float], sizes: list[int], correct: float
+    ) -> EpochRecord:
+        for step, loss in enumerate(losses, start=1):
+            if not math.isfinite(loss):
+                raise DivergedError(level=level, epoch=epoch, step=step, seed=self.seed)
+        samples = sum(sizes)
+        return EpochRecord(
+            seed=self.seed,
+            epoch=epoch,
+            level=level,
+            train_loss=sum(loss * size for loss, size in zip(losses, sizes, strict=True)) / samples,
+            train_accuracy=None if self.task.correct is None else correct / samples,
+            flooded=sum(loss < level for loss in losses) / len(losses),
+        )
+
+    def _remember_best(self, record: EpochRecord) -> None:
+        """Keep the weights of the best validation so far, the first where several are equal."""
+        new = getattr(record, self.plan.metric)
+        old = None if self.best is None else getattr(self.best, self.plan.metric)
+        if old is None or (new > old if self.plan.maximize else new < old):
+            self.best = record
+            self.best_weights = {name: value.clone() for name, value in self.model.state_dict().items()}
+
+    def tested(self) -> list[EpochRecord]:
+        """Return the records of the best validation epoch and of the last one, with test metrics.
+
+        They replace the records that the iteration gave for those epochs. One record, if they are the same.
+        """
+        if self.last is None or self.best is None:
+            return []
+        last = self._with_test(self.last)
+        if self.best.epoch == last.epoch:
+            return [last]
+        weights = {name: value.clone() for name, value in self.model.state_dict().items()}
+        self.model.load_state_dict(self.best_weights)
+        best = self._with_test(self.best)
+        self.model.load_state_dict(weights)
+        return [best, last]
+
+    def _with_test(self, record: EpochRecord) -> EpochRecord:
+        test = evaluate(self.model, self.task, self.test)
+        return replace(
+            record,
+            test_loss=test.loss,
+            test_accuracy=test.accuracy,
+            test_accuracy_clean=test.accuracy_clean,
+        )
+
+    def state(self) -> dict[str, Any]:
+        """Return all that a new `Run` of the same task, plan, seed and device needs to go on from here.
+
+        No generator is in it: each epoch seeds its own from (seed, epoch).
+        """
+        return {
+            "epoch": self.epoch,
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": self.schedule_state,
+            "last": self.last,
+            "best": self.best,
+            "best_weights": self.best_weights,
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from a `state`."""
+        self.epoch = state["epoch"]
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.schedule_state = state["schedule"]
+        self.last, self.best = state["last"], state["best"]
+        self.best_weights = {name: value.clone() for name, value in state["best_weights"].items()}
+
+
+@torch.no_grad()
+def evaluate(model: nn.Module, task: Task, split: Split) -> Evaluation:
+    """Return the plain loss and the accuracies on a split, in eval mode."""
+    model.eval()
+    loss = correct = clean = torch.zeros((), dtype=torch.float64, device=split.inputs.device)
+    for part in chunks(split, EVALUATION_BATCH):
+        outputs = model(part.inputs)
+        loss = loss + task.loss(outputs, part.labels) * len(part.inputs)
+        if task.correct is not None:
+            correct = correct + task.correct(outputs, part.labels).sum()
+            if part.clean_labels is not None:
+                clean = clean + task.correct(outputs, part.clean_labels).sum()
+    n = len(split.inputs)
+    known = task.correct is not None
+    return Evaluation(
+        loss=float(loss) / n,
+        accuracy=float(correct) / n if known else None,
+        accuracy_clean=float(clean) / n if known and split.clean_labels is not None else None,
+    )
