@@ -159,16 +159,17 @@ class RuleSampler(BaseSampler):
         # A failed trial says nothing of its level: its ticket is trained again under a new number.
         if "level" not in parameters or trial.state == TrialState.FAIL:
             return None
-        reported = max(trial.intermediate_values, default=0)
-        value = trial.value if trial.state.is_finished() else None
-        known = value is not None and math.isfinite(value) and Attribute.CAUSE not in trial.user_attrs
-        pruned = trial.user_attrs.get(Attribute.CAUSE) == "pruned" and value is not None
+        # A diverged trial keeps its last report, which says nothing good or bad of its level.
+        diverged = trial.user_attrs.get(Attribute.CAUSE) == "diverged"
+        value = trial.value if trial.state.is_finished() and not diverged else None
+        if value is not None:
+            value = None if not math.isfinite(value) else value if self.maximize else -value
         return Tried(
             ticket=int(trial.user_attrs.get(Attribute.TICKET, trial.number)),
             level=float(parameters.pop("level")),
             beside=parameters,
-            score=(value if self.maximize else -value) if value is not None and (known or pruned) else None,
-            epoch=reported,
+            score=value,
+            epoch=max(trial.intermediate_values, default=0),
             complete=trial.state == TrialState.COMPLETE,
         )
 

@@ -1,0 +1,1 @@
+"""The database: the only channel between processes."""

@@ -1,0 +1,235 @@
+"""From a URL to an open database: Optuna's view of it, and ours.
+
+Each setting here answers a measured failure: without BEGIN IMMEDIATE SQLite hands one waiting trial to
+several workers, with a session time zone other than UTC PostgreSQL compares local times, and processes that
+create Optuna's tables at the same moment break each other.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import optuna
+import sqlalchemy
+from optuna.storages import BaseStorage, RDBStorage
+from sqlalchemy import Connection, Engine, event
+from sqlalchemy.engine import URL, make_url
+from sqlalchemy.exc import ArgumentError, DBAPIError, SQLAlchemyError
+
+from floodsearch.errors import StorageError
+from floodsearch.storage import tables
+
+NETWORK_FILESYSTEMS = frozenset(
+    {"nfs", "nfs4", "cifs", "smb3", "smbfs", "lustre", "gpfs", "beegfs", "ceph", "glusterfs", "afs", "9p"}
+    | {"fuse.sshfs", "fuse.glusterfs", "fuse.beegfs", "fuse.ceph", "fuse.s3fs"}
+)
+SCHEMA_ATTEMPTS = 20
+
+# Optuna reports each trial at level INFO, on stderr of whoever imports this.
+optuna.logging.set_verbosity(optuna.logging.WARNING)
+
+
+@dataclass(frozen=True)
+class Database:
+    """An open database.
+
+    Args:
+        name: the URL without a password, for messages.
+        engine: SQLAlchemy's engine, shared with Optuna.
+        optuna: Optuna's storage; finished trials are cached in this process.
+    """
+
+    name: str
+    engine: Engine
+    optuna: BaseStorage
+
+    @contextmanager
+    def write(self) -> Iterator[Connection]:
+        """Open a transaction that may write; SQLite takes its only write lock at once."""
+        with self.engine.begin() as connection:
+            yield connection
+
+    @contextmanager
+    def read(self) -> Iterator[Connection]:
+        """Open a transaction that only reads, so that SQLite's writers need not wait for it."""
+        with self.engine.connect() as connection:
+            yield connection.execution_options(floodsearch_read_only=True)
+
+    def close(self) -> None:
+        """Close all connections."""
+        self.optuna.remove_session()
+        self.engine.dispose()
+
+
+def open_database(url: str, *, create: bool = False, mounts: Path = Path("/proc/self/mounts")) -> Database:
+    """Open a storage URL.
+
+    Args:
+        url: `sqlite:///PATH` or `postgresql://USER@HOST/DATABASE`.
+        create: make the file and the tables if they are missing; any number of processes may at once.
+        mounts: the system's table of mounted file systems; where there is none, none is refused.
+
+    Raises:
+        StorageError: if the scheme is not supported, the server cannot be reached, the database holds no
+            studies, it was made by a newer version, or SQLite would lie on a network file system.
+    """
+    parsed = _checked_url(url, create=create, mounts=mounts)
+    name = parsed.render_as_string(hide_password=True)
+    try:
+        storage = _create(parsed) if create else _connect(parsed, skip_table_creation=True)
+        _refuse_foreign(storage.engine, name)
+    except RuntimeError as error:  # Optuna's own word on a schema that it does not know
+        raise StorageError(f"{name} cannot be used: {error}") from None
+    except (SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
+        raise StorageError(f"{name} cannot be opened: {_cause(error)}") from None
+    return Database(name, storage.engine, optuna.storages.get_storage(storage))
+
+
+def _checked_url(url: str, *, create: bool, mounts: Path) -> URL:
+    try:
+        parsed = make_url(url)
+    except ArgumentError:
+        raise StorageError(
+            "the storage URL cannot be read; write sqlite:///PATH or postgresql://USER@HOST/DATABASE"
+        ) from None
+    backend = parsed.get_backend_name()
+    if backend == "postgresql":
+        return parsed.set(drivername="postgresql+psycopg")
+    if backend != "sqlite":
+        raise StorageError(
+            f"storage {parsed.drivername!r} is not supported; use sqlite:///PATH or postgresql://USER@HOST/DATABASE"
+        )
+    if parsed.database in (None, "", ":memory:"):
+        raise StorageError("SQLite in memory cannot be shared by workers; give a file, as in sqlite:///PATH")
+    path = Path(str(parsed.database)).absolute()
+    if not path.parent.is_dir():
+        raise StorageError(f"{parsed} cannot be opened: the folder {path.parent} does not exist")
+    if not path.exists() and not create:
+        raise StorageError(f"{parsed} does not exist; launch a study first, or name another with --storage")
+    if (kind := filesystem_of(path, mounts)) in NETWORK_FILESYSTEMS:
+        raise StorageError(
+            f"{parsed} lies on a network file system ({kind}), where SQLite loses data; "
+            "put it on a local disk, or use postgresql://"
+        )
+    return parsed
+
+
+def filesystem_of(path: Path, mounts: Path) -> str:
+    """Return the type of the file system that holds a path, such as `ext4`; empty if unknown."""
+    try:
+        lines = mounts.read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return ""
+    path = path.resolve()
+    found: tuple[int, str] = (0, "")
+    for line in lines:
+        _, mounted, kind, *_ = line.split(" ")
+        mounted = mounted.replace("\\040", " ")
+        if path.is_relative_to(mounted) and len(mounted) >= found[0]:
+            found = (len(mounted), kind)
+    return found[1]
+
+
+def _connect(url: URL, *, skip_table_creation: bool) -> RDBStorage:
+    """Open Optuna's storage with our connection settings."""
+    sqlite = url.get_backend_name() == "sqlite"
+    options: dict[str, Any] = (
+        {"connect_args": {"timeout": 60}}
+        if sqlite
+        # One connection for the training and one for the heartbeat, with room for a moment of overlap.
+        else {"pool_pre_ping": True, "pool_size": 2, "max_overflow": 2, "connect_args": {"connect_timeout": 10}}
+    )
+    # Optuna passes URLs through str.format, so braces in a password must be escaped.
+    text = url.render_as_string(hide_password=False).replace("{", "%7B").replace("}", "%7D")
+    if skip_table_creation:
+        _require_tables(sqlalchemy.create_engine(text, **options), url)
+    storage = RDBStorage(text, engine_kwargs=options, skip_table_creation=skip_table_creation)
+    if sqlite:
+        event.listen(storage.engine, "connect", _configure_sqlite)
+        event.listen(storage.engine, "begin", _begin_sqlite)
+    else:
+        event.listen(storage.engine, "connect", _configure_postgresql)
+    storage.engine.dispose()  # drop the connections that were opened before the settings
+    return storage
+
+
+def _require_tables(engine: Engine, url: URL) -> None:
+    try:
+        if not sqlalchemy.inspect(engine).has_table("studies"):
+            raise StorageError(
+                f"{url.render_as_string(hide_password=True)} holds no studies; launch one first, "
+                "or name another storage with --storage"
+            )
+    finally:
+        engine.dispose()
+
+
+def _create(url: URL) -> RDBStorage:
+    """Open a storage and make what tables are missing, also while others do the same.
+
+    Whoever loses such a race gets an error from the database, in one of many places; a moment later the
+    tables are there.
+    """
+    for attempt in range(1, SCHEMA_ATTEMPTS + 1):
+        try:
+            storage = _connect(url, skip_table_creation=False)
+            with storage.engine.begin() as connection:
+                tables.create(connection)
+        except (DBAPIError, optuna.exceptions.StorageInternalError) as error:
+            if attempt == SCHEMA_ATTEMPTS or _unreachable(error):
+                raise
+            time.sleep(random.uniform(0.02, 0.2))  # noqa: S311 - spreads processes, needs no good randomness
+        else:
+            return storage
+    raise AssertionError("unreachable")
+
+
+def _unreachable(error: BaseException) -> bool:
+    """Return whether a PostgreSQL server did not answer at all; such an error has no SQLSTATE."""
+    original = getattr(error, "orig", None)
+    return type(original).__module__.startswith("psycopg") and getattr(original, "sqlstate", None) is None
+
+
+def _refuse_foreign(engine: Engine, name: str) -> None:
+    """Refuse a database without our tables, or with those of a newer version."""
+    if not sqlalchemy.inspect(engine).has_table(tables.schema.name):
+        raise StorageError(f"{name} holds no studies of floodsearch; launch one first")
+    with engine.connect() as connection:
+        version = tables.version(connection)
+    if version > tables.VERSION:
+        raise StorageError(
+            f"{name} was made by a newer floodsearch (schema {version}, this one knows {tables.VERSION}); "
+            "upgrade with: pip install -U floodsearch"
+        )
+
+
+def _configure_sqlite(connection: Any, record: Any) -> None:
+    del record
+    connection.isolation_level = None  # we say BEGIN ourselves
+    for pragma in ("journal_mode=WAL", "synchronous=NORMAL"):
+        connection.execute(f"PRAGMA {pragma}")
+
+
+def _begin_sqlite(connection: Connection) -> None:
+    read_only = connection.get_execution_options().get("floodsearch_read_only", False)
+    connection.exec_driver_sql("BEGIN" if read_only else "BEGIN IMMEDIATE")
+
+
+def _configure_postgresql(connection: Any, record: Any) -> None:
+    del record
+    connection.execute("SET TIME ZONE 'UTC'")
+    connection.commit()
+
+
+def _cause(error: BaseException) -> str:
+    """Return the database's own words, which hold no password, in one line."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    words = str(getattr(error, "orig", None) or error).strip().splitlines()
+    return words[0] if words else type(error).__name__

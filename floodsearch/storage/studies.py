@@ -1,0 +1,238 @@
+"""Studies in a database: made, found, extended and read back as records."""
+
+from __future__ import annotations
+
+import json
+import math
+import platform
+import time
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+
+import optuna
+from optuna.trial import FrozenTrial, TrialState
+
+from floodsearch.analysis import Question, seed_result
+from floodsearch.errors import StudyChangedError, UnknownStudyError, UsageError
+from floodsearch.records import Attribute, EpochRecord, SeedResult, TicketState, TrialRecord
+from floodsearch.spec import Spec, differences, from_json
+from floodsearch.storage import tables
+from floodsearch.storage.database import Database
+
+SPEC, UUID, VERSIONS, STOPPED = (
+    f"floodsearch:{name}" for name in ("spec", "uuid", "versions", "stopped")
+)
+LEASE_SECONDS = 60
+
+STATES: Mapping[TrialState, TicketState] = {
+    TrialState.WAITING: "waiting",
+    TrialState.RUNNING: "running",
+    TrialState.COMPLETE: "complete",
+    TrialState.PRUNED: "pruned",
+    TrialState.FAIL: "failed",
+}
+
+
+@dataclass(frozen=True)
+class StoredStudy:
+    """A study in an open database.
+
+    Args:
+        database: where it lies.
+        name: its name.
+        id: Optuna's id, which SQLite may give out again after a deletion.
+        uuid: ours, which nobody gets again.
+        spec: what was asked, as of when it was read.
+    """
+
+    database: Database
+    name: str
+    id: int
+    uuid: str
+    spec: Spec
+
+    @property
+    def question(self) -> Question:
+        """What the records of this study are asked."""
+        search = self.spec.search
+        return Question(
+            study=self.name, metric=search.metric, maximize=self.spec.maximize, window=search.window
+        )
+
+    def reread(self) -> StoredStudy:
+        """Return the study with its spec as it is now: someone may have extended it."""
+        text = self.database.optuna.get_study_user_attrs(self.id)[SPEC]
+        return replace(self, spec=from_json(text, f"the stored spec of {self.name!r}"))
+
+    def stopped(self) -> str | None:
+        """Return why no ticket is handed out any more, or None."""
+        return self.database.optuna.get_study_user_attrs(self.id).get(STOPPED) or None
+
+    def stop(self, reason: str | None) -> None:
+        """Hand out no more tickets, for a reason; with None, go on."""
+        self.database.optuna.set_study_user_attr(self.id, STOPPED, reason or "")
+
+    def optuna(
+        self,
+        sampler: optuna.samplers.BaseSampler | None = None,
+        pruner: optuna.pruners.BasePruner | None = None,
+    ) -> optuna.Study:
+        """Return Optuna's object for this study."""
+        return optuna.load_study(
+            study_name=self.name, storage=self.database.optuna, sampler=sampler, pruner=pruner
+        )
+
+
+def versions() -> dict[str, str]:
+    """Return the versions that decide what a result is."""
+    packages = {name: version(name) for name in ("floodsearch", "optuna", "torch")}
+    return packages | {"python": platform.python_version()}
+
+
+def study_names(database: Database) -> list[str]:
+    """Return the names of all studies that floodsearch made, oldest first."""
+    studies = database.optuna.get_all_studies()
+    return [study.study_name for study in studies if UUID in study.user_attrs]
+
+
+def find_study(database: Database, name: str) -> StoredStudy:
+    """Return a study by its name.
+
+    Raises:
+        UnknownStudyError: if there is none, naming those that are there.
+    """
+    try:
+        study_id = database.optuna.get_study_id_from_name(name)
+    except KeyError:
+        raise UnknownStudyError(name, study_names(database), database.name) from None
+    attributes = database.optuna.get_study_user_attrs(study_id)
+    if SPEC not in attributes or UUID not in attributes:
+        raise UnknownStudyError(name, study_names(database), database.name)
+    spec = from_json(attributes[SPEC], f"the stored spec of {name!r}")
+    return StoredStudy(database, name, study_id, attributes[UUID], spec)
+
+
+def put_study(database: Database, spec: Spec) -> StoredStudy:
+    """Create a study, or continue the one of that name: as it is, or extended where only its budget grew.
+
+    Any number of processes may do so at once. A study that was stopped goes on.
+
+    Raises:
+        StudyChangedError: if the stored study has other settings, listed.
+        UsageError: if the name belongs to a study that floodsearch did not make.
+    """
+    storage = database.optuna
+    with lease(database, "", spec.name):
+        try:
+            study_id = storage.get_study_id_from_name(spec.name)
+        except KeyError:
+            direction = optuna.study.StudyDirection[spec.search.direction.upper()]
+            study_id = storage.create_new_study([direction], spec.name)
+        attributes = storage.get_study_user_attrs(study_id)
+        if SPEC not in attributes:
+            if storage.get_n_trials(study_id) > 0:
+                raise UsageError(
+                    f"study {spec.name!r} in {database.name} was not made by floodsearch; choose another name"
+                )
+            # The spec is written last: a creation that was cut short is simply made again.
+            storage.set_study_system_attr(study_id, "study:metric_names", [spec.search.metric])
+            storage.set_study_user_attr(study_id, UUID, attributes.get(UUID) or uuid.uuid4().hex)
+            storage.set_study_user_attr(study_id, VERSIONS, json.dumps(versions()))
+            storage.set_study_user_attr(study_id, SPEC, spec.model_dump_json())
+        study = find_study(database, spec.name)
+        if changed := differences(study.spec, spec):
+            raise StudyChangedError(spec.name, changed)
+        if study.spec != spec:
+            storage.set_study_user_attr(study_id, SPEC, spec.model_dump_json())
+        if study.stopped():
+            study.stop(None)
+    return study.reread()
+
+
+@contextmanager
+def lease(database: Database, study: str, name: str, *, seconds: float = LEASE_SECONDS) -> Iterator[None]:
+    """Hold a lease, waiting for it; if its holder dies it runs out.
+
+    Args:
+        database: where the lease lies.
+        study: our uuid of the study; empty while it is being created.
+        name: what must not be done by two at once.
+        seconds: longer than the work under it takes.
+    """
+    holder = uuid.uuid4().hex
+    while not tables.acquire_lease(database, study, name, holder, seconds):
+        time.sleep(0.05)
+    try:
+        yield
+    finally:
+        tables.release_lease(database, study, name, holder)
+
+
+def read_trials(study: StoredStudy, *, results: bool = True) -> list[TrialRecord]:
+    """Return all trials of a study, in the order of their numbers.
+
+    Args:
+        study: which study.
+        results: with what each seed came to, which reads the ends of the curves.
+    """
+    trials = study.database.optuna.get_all_trials(study.id, deepcopy=False)
+    records = [record for trial in trials if (record := _record(trial)) is not None]
+    if not results:
+        return records
+    return _with_results(study, records)
+
+
+def _record(trial: FrozenTrial) -> TrialRecord | None:
+    attributes = trial.user_attrs
+    if Attribute.TICKET not in attributes:  # added by hand, with a dashboard or a script: not of our budget
+        return None
+    reported = trial.intermediate_values
+    value = trial.value if trial.state.is_finished() else reported.get(max(reported, default=0))
+    return TrialRecord(
+        number=trial.number,
+        ticket=int(attributes[Attribute.TICKET]),
+        state=STATES[trial.state],
+        parameters={**trial.system_attrs.get("fixed_params", {}), **trial.params},
+        epochs=int(attributes[Attribute.EPOCHS]),
+        seeds=int(attributes[Attribute.SEEDS]),
+        value=value if value is not None and math.isfinite(value) else None,
+        attempt=int(attributes.get(Attribute.ATTEMPT, 1)),
+        worker=attributes.get(Attribute.WORKER),
+        cause=attributes.get(Attribute.CAUSE),
+        reason=attributes.get(Attribute.REASON),
+    )
+
+
+def _with_results(study: StoredStudy, records: list[TrialRecord]) -> list[TrialRecord]:
+    """Add what each seed of the complete trials came to."""
+    complete = [record for record in records if record.state == "complete"]
+    if not complete:
+        return records
+    shortest = min(record.epochs for record in complete)
+    curves = tables.read_curves(
+        study.database,
+        study.uuid,
+        {record.ticket for record in complete},
+        after=shortest * (1 - study.spec.search.window),
+    )
+    return [
+        replace(record, results=_results(study, record, curves.get(record.ticket, [])))
+        if record.state == "complete"
+        else record
+        for record in records
+    ]
+
+
+def _results(
+    study: StoredStudy, trial: TrialRecord, curve: Sequence[EpochRecord]
+) -> tuple[SeedResult, ...]:
+    """Return what each seed came to; a seed whose last epoch could not be stored is left out."""
+    found = []
+    for seed in study.spec.training.seeds[: trial.seeds]:
+        records = [record for record in curve if record.seed == seed]
+        if any(record.epoch == trial.epochs for record in records):
+            found.append(seed_result(records, study.question, trial.epochs))
+    return tuple(found)

@@ -1,0 +1,242 @@
+"""Our tables beside Optuna's: curves, workers, leases, and the version of their schema."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Sequence
+from dataclasses import asdict, fields
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import (
+    Column,
+    ColumnElement,
+    Connection,
+    Double,
+    Integer,
+    MetaData,
+    String,
+    Table,
+    Text,
+    delete,
+    func,
+    insert,
+    literal_column,
+    select,
+    update,
+)
+from sqlalchemy.dialects import postgresql, sqlite
+
+from floodsearch.records import EpochRecord, WorkerRecord
+
+if TYPE_CHECKING:
+    from floodsearch.storage.database import Database
+
+VERSION = 1
+"""Raised whenever a table changes; a database with a higher one is refused."""
+
+metadata = MetaData()
+
+schema = Table("floodsearch_schema", metadata, Column("version", Integer, primary_key=True))
+
+curves = Table(
+    "floodsearch_curves",
+    metadata,
+    Column("study", String(32), primary_key=True),  # a uuid of ours: SQLite gives Optuna's ids out again
+    Column("ticket", Integer, primary_key=True),
+    Column("seed", Integer, primary_key=True),
+    Column("epoch", Integer, primary_key=True),
+    Column("level", Double, nullable=False),
+    Column("train_loss", Double),
+    Column("train_accuracy", Double),
+    Column("flooded", Double),
+    Column("val_loss", Double),
+    Column("val_accuracy", Double),
+    Column("test_loss", Double),
+    Column("test_accuracy", Double),
+    Column("test_accuracy_clean", Double),
+    sqlite_with_rowid=False,  # the key is most of the row; do not store it twice
+)
+
+workers = Table(
+    "floodsearch_workers",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("study", String(32), nullable=False, index=True),
+    Column("host", String(255), nullable=False),
+    Column("pid", Integer, nullable=False),
+    Column("device", String(64), nullable=False),
+    Column("started", Double, nullable=False),
+    Column("last_beat", Double, nullable=False),
+    Column("left", Double),
+    Column("training", Text, nullable=False),  # tickets, a JSON list
+    Column("epochs_run", Integer, nullable=False),
+    Column("versions", Text, nullable=False),  # a JSON object
+)
+
+leases = Table(
+    "floodsearch_leases",
+    metadata,
+    Column("study", String(128), primary_key=True),
+    Column("name", String(32), primary_key=True),
+    Column("holder", String(64), nullable=False),
+    Column("until", Double, nullable=False),
+)
+
+CURVE_FIELDS = tuple(field.name for field in fields(EpochRecord))
+UPSERT = {"sqlite": sqlite.insert, "postgresql": postgresql.insert}
+
+
+def create(connection: Connection) -> None:
+    """Make what is missing of our tables."""
+    metadata.create_all(connection)
+    if connection.execute(select(schema.c.version)).first() is None:
+        connection.execute(insert(schema).values(version=VERSION))
+
+
+def version(connection: Connection) -> int:
+    """Return the version of the schema that the database holds; 0 if it was never finished."""
+    return connection.execute(select(func.max(schema.c.version))).scalar() or 0
+
+
+def database_clock(connection: Connection) -> ColumnElement[float]:
+    """Return the database's clock, in seconds since 1970 UTC; workers' clocks may differ."""
+    if connection.dialect.name == "sqlite":
+        return literal_column("(julianday('now') - 2440587.5) * 86400.0", Double)
+    return literal_column("extract(epoch from clock_timestamp())::double precision", Double)
+
+
+def now(database: Database) -> float:
+    """Return the database's time in seconds since 1970 UTC."""
+    with database.read() as connection:
+        return float(connection.execute(select(database_clock(connection))).scalar_one())
+
+
+def write_curves(database: Database, study: str, ticket: int, records: Sequence[EpochRecord]) -> None:
+    """Store epoch records in one write; a record that is there is replaced."""
+    if not records:
+        return
+    upsert: Any = UPSERT[database.engine.dialect.name](curves)
+    key = ("study", "ticket", "seed", "epoch")
+    upsert = upsert.on_conflict_do_update(
+        index_elements=key,
+        set_={column.name: upsert.excluded[column.name] for column in curves.columns if column.name not in key},
+    )
+    rows = [{"study": study, "ticket": ticket, **asdict(record)} for record in records]
+    with database.write() as connection:
+        connection.execute(upsert, rows)
+
+
+def read_curves(
+    database: Database, study: str, tickets: Collection[int] | None = None, *, after: float = 0
+) -> dict[int, list[EpochRecord]]:
+    """Return epoch records by ticket, in the order of seeds and epochs.
+
+    Args:
+        database: where to look.
+        study: our uuid of the study.
+        tickets: only these; all if None.
+        after: only later epochs, and the tested ones.
+    """
+    columns = [curves.c[name] for name in CURVE_FIELDS]
+    query = (
+        select(curves.c.ticket, *columns)
+        .where(curves.c.study == study)
+        .order_by(curves.c.ticket, curves.c.seed, curves.c.epoch)
+    )
+    if after > 0:
+        query = query.where((curves.c.epoch > after) | curves.c.test_loss.is_not(None))
+    if tickets is not None:
+        query = query.where(curves.c.ticket.in_(tickets))
+    found: dict[int, list[EpochRecord]] = {}
+    with database.read() as connection:
+        for ticket, *values in connection.execute(query):
+            record = EpochRecord(**dict(zip(CURVE_FIELDS, values, strict=True)))
+            found.setdefault(ticket, []).append(record)
+    return found
+
+
+def enter_worker(
+    database: Database, study: str, *, host: str, pid: int, device: str, versions: dict[str, str]
+) -> int:
+    """Add a worker and return its id."""
+    with database.write() as connection:
+        clock = database_clock(connection)
+        added = insert(workers).values(
+            study=study,
+            host=host,
+            pid=pid,
+            device=device,
+            started=clock,
+            last_beat=clock,
+            training="[]",
+            epochs_run=0,
+            versions=json.dumps(versions),
+        )
+        return int(connection.execute(added.returning(workers.c.id)).scalar_one())
+
+
+def beat(
+    database: Database, worker: int, *, epochs_run: int, training: Sequence[int], leaving: bool = False
+) -> None:
+    """Record that a worker lives, what it trains and the member-epochs that it trained so far."""
+    with database.write() as connection:
+        clock = database_clock(connection)
+        values: dict[str, Any] = {
+            "last_beat": clock,
+            "epochs_run": epochs_run,
+            "training": json.dumps(list(training)),
+        }
+        if leaving:
+            values["left"] = clock
+        connection.execute(update(workers).where(workers.c.id == worker).values(values))
+
+
+def bury_worker(database: Database, worker: int) -> None:
+    """Mark a worker that stopped beating as gone, as of its last beat."""
+    dead = update(workers).where((workers.c.id == worker) & workers.c.left.is_(None))
+    with database.write() as connection:
+        connection.execute(dead.values(left=workers.c.last_beat))
+
+
+def read_workers(database: Database, study: str) -> list[WorkerRecord]:
+    """Return all workers that a study ever had, oldest first."""
+    query = select(workers).where(workers.c.study == study).order_by(workers.c.id)
+    with database.read() as connection:
+        rows = connection.execute(query).mappings().all()
+    return [
+        WorkerRecord(
+            id=row["id"],
+            host=row["host"],
+            pid=row["pid"],
+            device=row["device"],
+            started=row["started"],
+            last_beat=row["last_beat"],
+            left=row["left"],
+            training=tuple(json.loads(row["training"])),
+            epochs_run=row["epochs_run"],
+            versions=json.loads(row["versions"]),
+        )
+        for row in rows
+    ]
+
+
+def acquire_lease(database: Database, study: str, name: str, holder: str, seconds: float) -> bool:
+    """Take or renew a lease; return whether it is the holder's for the next `seconds`."""
+    upsert: Any = UPSERT[database.engine.dialect.name](leases)
+    with database.write() as connection:
+        clock = database_clock(connection)
+        upsert = upsert.values(study=study, name=name, holder=holder, until=clock + seconds)
+        upsert = upsert.on_conflict_do_update(
+            index_elements=("study", "name"),
+            set_={"holder": upsert.excluded.holder, "until": upsert.excluded.until},
+            where=(leases.c.until < clock) | (leases.c.holder == holder),
+        )
+        return connection.execute(upsert.returning(leases.c.holder)).scalar_one_or_none() == holder
+
+
+def release_lease(database: Database, study: str, name: str, holder: str) -> None:
+    """Give a lease back; nothing happens if it is someone else's by now."""
+    held = (leases.c.study == study) & (leases.c.name == name) & (leases.c.holder == holder)
+    with database.write() as connection:
+        connection.execute(delete(leases).where(held))
+
