@@ -180,11 +180,11 @@ def best_level(
         value=value,
         value_se=value_se,
         seeds=len(best.results),
-        test_accuracy=_mean(best, "test_accuracy"),
-        test_accuracy_clean=_mean(best, "test_accuracy_clean"),
-        test_loss=_mean(best, "test_loss"),
-        best_epoch_test_accuracy=_mean(best, "best_test_accuracy"),
-        train_accuracy=_mean(best, "train_accuracy"),
+        test_accuracy=mean_of(best.results, "test_accuracy"),
+        test_accuracy_clean=mean_of(best.results, "test_accuracy_clean"),
+        test_loss=mean_of(best.results, "test_loss"),
+        best_epoch_test_accuracy=mean_of(best.results, "best_test_accuracy"),
+        train_accuracy=mean_of(best.results, "train_accuracy"),
         baseline=None if baseline is None else _baseline(baseline),
         gain=gain,
         gain_se=gain_se,
@@ -208,9 +208,9 @@ def _baseline(trial: TrialRecord) -> Baseline:
     return Baseline(
         value=value,
         value_se=value_se,
-        test_accuracy=_mean(trial, "test_accuracy"),
-        test_accuracy_clean=_mean(trial, "test_accuracy_clean"),
-        test_loss=_mean(trial, "test_loss"),
+        test_accuracy=mean_of(trial.results, "test_accuracy"),
+        test_accuracy_clean=mean_of(trial.results, "test_accuracy_clean"),
+        test_loss=mean_of(trial.results, "test_loss"),
     )
 
 
@@ -218,6 +218,7 @@ def _value(trial: TrialRecord) -> float:
     return math.fsum(result.value for result in trial.results) / len(trial.results)
 
 
-def _mean(trial: TrialRecord, name: str) -> float | None:
-    values = [value for result in trial.results if (value := getattr(result, name)) is not None]
+def mean_of(results: Iterable[SeedResult], name: str) -> float | None:
+    """Return the mean over seeds of one field of the results, None where none of them knows it."""
+    values = [value for result in results if (value := getattr(result, name)) is not None]
     return math.fsum(values) / len(values) if values else None

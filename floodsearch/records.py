@@ -81,6 +81,8 @@ class TrialRecord:
     epochs: int
     seeds: int
     """How many of the study's seeds this trial covers, the first ones."""
+    epoch: int = 0
+    """The last rung that it reported."""
     value: float | None = None
     """The study's metric: final if complete, the last recent mean if pruned or running."""
     attempt: int = 1

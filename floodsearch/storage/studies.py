@@ -190,7 +190,8 @@ def _record(trial: FrozenTrial) -> TrialRecord | None:
     if Attribute.TICKET not in attributes:  # added by hand, with a dashboard or a script: not of our budget
         return None
     reported = trial.intermediate_values
-    value = trial.value if trial.state.is_finished() else reported.get(max(reported, default=0))
+    epoch = max(reported, default=0)
+    value = trial.value if trial.state.is_finished() else reported.get(epoch)
     return TrialRecord(
         number=trial.number,
         ticket=int(attributes[Attribute.TICKET]),
@@ -198,6 +199,7 @@ def _record(trial: FrozenTrial) -> TrialRecord | None:
         parameters={**trial.system_attrs.get("fixed_params", {}), **trial.params},
         epochs=int(attributes[Attribute.EPOCHS]),
         seeds=int(attributes[Attribute.SEEDS]),
+        epoch=epoch,
         value=value if value is not None and math.isfinite(value) else None,
         attempt=int(attributes.get(Attribute.ATTEMPT, 1)),
         worker=attributes.get(Attribute.WORKER),

@@ -1,0 +1,31 @@
+"""floodsearch finds the flood level b of |J - b| + b for your model and data.
+
+The public names are resolved when they are first used, so that `import floodsearch` imports no torch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from floodsearch.answers import best
+    from floodsearch.flooding import FloodLoss, flood
+    from floodsearch.launchers.local import launch
+
+__all__ = ["FloodLoss", "best", "flood", "launch"]
+
+_HOMES = {
+    "FloodLoss": "floodsearch.flooding",
+    "best": "floodsearch.answers",
+    "flood": "floodsearch.flooding",
+    "launch": "floodsearch.launchers.local",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(import_module(_HOMES[name]), name)
+    raise AttributeError(f"module 'floodsearch' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

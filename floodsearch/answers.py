@@ -1,0 +1,119 @@
+"""What anyone may ask of a study who can reach its database: where it stands, and which level is best."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from floodsearch import queue
+from floodsearch.analysis import best_level, comparable, count, latest
+from floodsearch.records import BestLevel, StudyStatus, TrialRecord, WorkerRecord
+from floodsearch.search.space import tickets
+from floodsearch.storage import tables
+from floodsearch.storage.database import open_database
+from floodsearch.storage.studies import StoredStudy, find_study, read_trials
+
+DEFAULT_STORAGE = "sqlite:///floodsearch.db"
+ALIVE_SECONDS = 60.0
+"""A worker that has been silent for longer does not count as alive."""
+
+
+def best(name: str, *, storage: str = DEFAULT_STORAGE) -> BestLevel:
+    """Return the best flood level of a study.
+
+    Args:
+        name: of the study.
+        storage: `sqlite:///PATH` or `postgresql://USER@HOST/DATABASE`.
+
+    Raises:
+        UsageError: if the storage cannot be opened or holds no such study.
+        NoAnswerError: if no ticket is complete yet.
+    """
+    database = open_database(storage)
+    try:
+        return answer(find_study(database, name))
+    finally:
+        database.close()
+
+
+def answer(study: StoredStudy) -> BestLevel:
+    """Return the best flood level of an open study.
+
+    Raises:
+        NoAnswerError: if no ticket is complete yet.
+    """
+    trials = read_trials(study)
+    workers = tables.read_workers(study.database, study.uuid)
+    return best_level(
+        trials,
+        study.question,
+        epochs_run=sum(worker.epochs_run for worker in workers),
+        epochs_exhaustive=epochs_exhaustive(study),
+        finished=_finished(study, trials, workers),
+    )
+
+
+def status(study: StoredStudy) -> StudyStatus:
+    """Return where a study stands, from few and cheap reads."""
+    trials = read_trials(study, results=False)
+    workers = tables.read_workers(study.database, study.uuid)
+    now = tables.now(study.database)
+    alive = [one for one in workers if one.left is None and now - one.last_beat < ALIVE_SECONDS]
+    counts = count(trials)
+    finished = _finished(study, trials, workers)
+    sign = 1.0 if study.question.maximize else -1.0
+    best_so_far = max(
+        (trial for trial in comparable(trials) if trial.value is not None),
+        key=lambda trial: sign * (trial.value or 0.0),
+        default=None,
+    )
+    return StudyStatus(
+        name=study.name,
+        metric=study.question.metric,
+        trials=counts,
+        workers=len(alive),
+        best_level=None if best_so_far is None else best_so_far.level,
+        best_value=None if best_so_far is None else best_so_far.value,
+        epochs_run=sum(worker.epochs_run for worker in workers),
+        epochs_exhaustive=epochs_exhaustive(study),
+        seconds_left=None if finished else _seconds_left(trials, alive, now),
+        finished=finished,
+        stopped=queue.closed(study, workers),
+        failures=tuple(_failures(trials)),
+    )
+
+
+def epochs_exhaustive(study: StoredStudy) -> int:
+    """Return the member-epochs of training every ticket to the end."""
+    training = study.spec.training
+    return len(tickets(study.spec)) * len(training.seeds) * training.epochs
+
+
+def _finished(study: StoredStudy, trials: Sequence[TrialRecord], workers: Sequence[WorkerRecord]) -> bool:
+    """Return whether the search is over: no ticket is left, or the budget is spent."""
+    counts = count(trials)
+    if counts.running:
+        return False
+    if counts.waiting == 0 and counts.total >= len(tickets(study.spec)):
+        return True
+    return study.stopped() is None and queue.closed(study, workers) is not None
+
+
+def _seconds_left(
+    trials: Sequence[TrialRecord], alive: Sequence[WorkerRecord], now: float
+) -> float | None:
+    """Forecast from the member-epochs a second of the workers that are alive."""
+    speed = sum(one.epochs_run / (now - one.started) for one in alive if now > one.started)
+    if speed <= 0:
+        return None
+    newest = latest(trials).values()
+    left = sum((one.epochs - one.epoch) * one.seeds for one in newest if one.state in ("waiting", "running"))
+    return left / speed
+
+
+def _failures(trials: Sequence[TrialRecord]) -> list[str]:
+    lines = []
+    for ticket, trial in sorted(latest(trials).items()):
+        if trial.cause in ("diverged", "error"):
+            level = "open level" if trial.level is None else f"level {trial.level:g}"
+            lines.append(f"ticket {ticket}, {level}: {trial.cause}, {trial.reason}")
+    return lines

@@ -1,0 +1,363 @@
+"""The command line: the only reader of arguments and environment, the only printer.
+
+Heavy packages are imported by the command that needs them, so that `floodsearch --help` is quick.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from floodsearch.errors import FloodsearchError, UsageError
+
+if TYPE_CHECKING:
+    from floodsearch.launchers.local import Launch
+    from floodsearch.storage.database import Database
+    from floodsearch.storage.studies import StoredStudy
+
+DONE, FAILED, WRONG_USE, HANDED_BACK, INTERRUPTED = 0, 1, 2, 75, 130
+PLAIN_SECONDS = 10.0
+"""Between two progress lines when the output is not a terminal."""
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+log = logging.getLogger("floodsearch")
+
+StudyFile = Annotated[Path, typer.Argument(metavar="STUDY.toml", help="The study file.", show_default=False)]
+Name = Annotated[str, typer.Argument(metavar="NAME", help="The study's name.", show_default=False)]
+Storage = Annotated[
+    str,
+    typer.Option(
+        envvar="FLOODSEARCH_STORAGE", metavar="URL", help="sqlite:///PATH or postgresql://USER@HOST/DATABASE"
+    ),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+HERE = "sqlite:///floodsearch.db"
+
+
+@app.callback()
+def options(
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks and all log messages.")] = False,
+) -> None:
+    """Find the flood level b of |J - b| + b for your model and data."""
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.WARNING)
+    log.setLevel(logging.DEBUG if debug else logging.WARNING)
+
+
+@app.command()
+def launch(
+    study: StudyFile,
+    storage: Storage = HERE,
+    workers: Annotated[
+        int | None, typer.Option(metavar="N", help="Local workers; one a GPU, or one a core, by default.")
+    ] = None,
+    devices: Annotated[str, typer.Option(metavar="LIST", help="auto, cpu, mps, or cuda:0,cuda:1")] = "auto",
+) -> None:
+    """Create or resume a study, train it with local workers, and print the answer."""
+    from floodsearch import queue
+    from floodsearch.answers import answer
+    from floodsearch.catalog import known
+    from floodsearch.launchers.local import Crew, Launch, available_cores
+    from floodsearch.report.text import best_text
+    from floodsearch.storage.studies import put_study
+    from floodsearch.studyfile import read
+
+    _import_from_here(study.parent)
+    spec = read(study, known())
+    crew = Crew.of(devices, workers, available_cores())
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    with _opened(storage, create=True) as database:
+        stored = put_study(database, spec)
+        queue.fill(stored)
+        signal.signal(signal.SIGTERM, _terminate)
+        trust = [spec.task.partition(":")[0]] if ":" in spec.task else []
+        launched = Launch(stored, storage, crew, environment, trust)
+        try:
+            with launched:
+                _show(launched)
+        except KeyboardInterrupt:
+            _say(f"interrupted; go on with: floodsearch launch {study}")
+            raise typer.Exit(INTERRUPTED) from None
+        if (reason := stored.stopped()) is not None:
+            _say(f"the study was stopped: {reason}")
+        print(best_text(answer(stored)))  # noqa: T201
+
+
+@app.command()
+def work(
+    name: Annotated[
+        str, typer.Argument(metavar="NAME", help="The study's name, or its file.", show_default=False)
+    ],
+    storage: Storage = HERE,
+    device: Annotated[str, typer.Option(metavar="DEVICE", help="cpu, mps, cuda or cuda:N")] = "cpu",
+    threads: Annotated[int | None, typer.Option(metavar="N", min=1, help="Threads of torch on the CPU.")] = None,
+    trust: Annotated[
+        list[str] | None,
+        typer.Option(metavar="MODULE", help="Import this module if the study names it."),
+    ] = None,
+    leave_on_eof: Annotated[
+        bool, typer.Option("--leave-on-eof", help="Leave when standard input ends, as when ssh is cut.")
+    ] = False,
+) -> None:
+    """Join a study as one worker, on this machine."""
+    from floodsearch.worker import Leave, Settings
+    from floodsearch.worker import work as train
+
+    log.setLevel(min(log.level, logging.INFO))
+    _import_from_here(Path.cwd())
+    leave = Leave()
+    leave.on_signals(signal.SIGTERM, signal.SIGINT)
+    if leave_on_eof:
+        leave.on_end_of(sys.stdin.buffer)
+    trusted = set(trust or ())
+    if name.endswith(".toml"):
+        name, module = _name_and_module(Path(name))
+        trusted.add(module)
+    with _found(storage, name) as study:
+        module = study.spec.task.partition(":")[0]
+        if ":" in study.spec.task and module not in trusted:
+            raise UsageError(
+                f"study {name!r} trains code of {module!r}, which only the database names; "
+                f"if you trust it, add --trust {module}, or give the study file instead of the name"
+            )
+        farewell = train(study, Settings(device=device, threads=threads), leave)
+        log.info("leaving: %s", farewell.reason)
+    if leave.signal is not None:
+        raise typer.Exit(INTERRUPTED if leave.signal == signal.SIGINT else HANDED_BACK)
+
+
+@app.command()
+def status(
+    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="One study.", show_default=False)] = None,
+    storage: Storage = HERE,
+    as_json: AsJson = False,
+) -> None:
+    """Show where all studies stand, or one."""
+    from floodsearch.answers import status as status_of
+    from floodsearch.report.text import status_text
+    from floodsearch.storage.studies import find_study, study_names
+
+    with _opened(storage) as database:
+        names = study_names(database) if name is None else [name]
+        found = [status_of(find_study(database, one)) for one in names]
+        if as_json:
+            objects = [dataclasses.asdict(one) for one in found]
+            _print_json(objects if name is None else objects[0])
+        else:
+            print("\n".join(map(status_text, found)) or f"no studies in {database.name}")  # noqa: T201
+
+
+@app.command()
+def best(name: Name, storage: Storage = HERE, as_json: AsJson = False) -> None:
+    """Print the answer: which level, how much better than none, at what cost."""
+    from floodsearch.answers import answer
+    from floodsearch.report.text import best_text
+
+    with _found(storage, name) as study:
+        found = answer(study)
+        if as_json:
+            _print_json(dataclasses.asdict(found))
+        else:
+            print(best_text(found))  # noqa: T201
+
+
+@app.command()
+def export(
+    name: Name,
+    storage: Storage = HERE,
+    form: Annotated[str, typer.Option("--format", metavar="FORMAT", help="csv, json or parquet")] = "csv",
+    curves: Annotated[bool, typer.Option("--curves", help="One row a seed and epoch instead of a trial.")] = False,
+    out: Annotated[Path | None, typer.Option(metavar="FILE", help="Standard output by default.")] = None,
+) -> None:
+    """Write the data of a study."""
+    from floodsearch.report.export import FORMATS, curve_rows, trial_rows
+
+    if form not in FORMATS:
+        raise UsageError(f"format {form!r} is not known; use {', '.join(FORMATS)}")
+    if form == "parquet" and out is None and sys.stdout.isatty():
+        raise UsageError("parquet is not text; give --out FILE or redirect the output")
+    with _found(storage, name) as study:
+        content = FORMATS[form](*(curve_rows(study) if curves else trial_rows(study)))
+    if out is None:
+        sys.stdout.buffer.write(content)
+        return
+    try:
+        out.write_bytes(content)
+    except OSError as error:
+        raise UsageError(f"{out} cannot be written: {error.strerror}") from None
+
+
+@app.command()
+def check(study: StudyFile, as_json: AsJson = False) -> None:
+    """Show the resolved study with all defaults, or all its problems, and what it would cost."""
+    from floodsearch.catalog import known
+    from floodsearch.search.space import tickets
+    from floodsearch.studyfile import read
+
+    _import_from_here(study.parent)
+    spec = read(study, known())
+    count = len(tickets(spec))
+    cost = count * len(spec.training.seeds) * spec.training.epochs
+    content = spec.model_dump(mode="json")
+    if as_json:
+        extra = {"fingerprint": spec.fingerprint(), "tickets": count, "epochs_exhaustive": cost}
+        _print_json({**content, **extra})
+        return
+    lines = [f"{key} = {json.dumps(value)}" for key, value in _flattened(content)]
+    seeds = len(spec.training.seeds)
+    lines.append(f"{count} tickets x {seeds} seeds x {spec.training.epochs} epochs = {cost:,} epochs at most")
+    print("\n".join(lines))  # noqa: T201
+
+
+@app.command()
+def stop(name: Name, storage: Storage = HERE) -> None:
+    """Let the workers of a study hand back what they train and leave; launching it again resumes."""
+    with _found(storage, name) as study:
+        study.stop("stopped by floodsearch stop")
+        print(f"{name}: no more tickets are handed out; workers leave within a few seconds")  # noqa: T201
+
+
+@app.command()
+def serve(
+    storage: Storage = HERE,
+    port: Annotated[int, typer.Option(metavar="PORT", min=1, max=65535, help="On 127.0.0.1.")] = 8080,
+) -> None:
+    """Show the studies in optuna-dashboard, on this machine only."""
+    from floodsearch.serve import HOST
+    from floodsearch.serve import serve as run_server
+
+    with _opened(storage) as database:
+        _say(f"optuna-dashboard on http://{HOST}:{port}, Ctrl-C ends it")
+        try:
+            run_server(database, port)
+        except OSError as error:
+            raise UsageError(f"port {port} cannot be used: {error.strerror}; choose another --port") from None
+
+
+def main() -> None:
+    """Run the command line; every expected error is one message on stderr."""
+    try:
+        sys.exit(app(standalone_mode=False) or DONE)
+    except KeyboardInterrupt:
+        sys.exit(INTERRUPTED)
+    except BrokenPipeError:  # `floodsearch export ... | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(FAILED)
+    except Exception as error:
+        if log.isEnabledFor(logging.DEBUG):
+            raise
+        _say(_message(error))
+        sys.exit(_exit_status(error))
+
+
+def _message(error: Exception) -> str:
+    if isinstance(error, FloodsearchError):
+        return str(error)
+    if hasattr(error, "format_message"):  # typer's own: an unknown option, a missing argument
+        return f"{error.format_message()} See floodsearch --help."
+    first = str(error).splitlines()[0] if str(error) else ""
+    return f"unexpected {type(error).__name__}: {first} (floodsearch --debug ... shows where)"
+
+
+def _exit_status(error: Exception) -> int:
+    if isinstance(error, UsageError) or hasattr(error, "format_message"):
+        return WRONG_USE
+    return FAILED
+
+
+def _terminate(number: int, frame: object) -> None:
+    del number, frame
+    raise typer.Exit(HANDED_BACK)
+
+
+@contextmanager
+def _opened(storage: str, *, create: bool = False) -> Iterator[Database]:
+    from floodsearch.storage.database import open_database
+
+    database = open_database(storage, create=create)
+    try:
+        yield database
+    finally:
+        database.close()
+
+
+@contextmanager
+def _found(storage: str, name: str) -> Iterator[StoredStudy]:
+    from floodsearch.storage.studies import find_study
+
+    with _opened(storage) as database:
+        yield find_study(database, name)
+
+
+def _import_from_here(folder: Path) -> None:
+    """Let a study name modules beside its file and in the current folder, as `python -m` would."""
+    for path in (str(folder.absolute()), str(Path.cwd())):
+        if path not in sys.path:
+            sys.path.insert(0, path)
+
+
+def _name_and_module(path: Path) -> tuple[str, str]:
+    """Return the study's name and the module of its task, from its file."""
+    from floodsearch.catalog import known
+    from floodsearch.studyfile import read
+
+    _import_from_here(path.parent)
+    spec = read(path, known())
+    return spec.name, spec.task.partition(":")[0]
+
+
+def _show(launched: Launch) -> None:
+    """Show live progress: a line that changes in a terminal, plain lines elsewhere."""
+    from rich.console import Console
+    from rich.live import Live
+    from rich.text import Text
+
+    from floodsearch.report.text import progress_text
+
+    console = Console(stderr=True)
+    if launched.slots:
+        workers = ", ".join(launched.crew.devices)
+        _say(f"{len(launched.slots)} workers on {workers}; logs in {launched.slots[0].log.parent}")
+    if console.is_terminal:
+        with Live(console=console, refresh_per_second=4) as live:
+            for status in launched.watch():
+                live.update(Text(progress_text(status)))
+        return
+    import time
+
+    shown, last = "", 0.0
+    for status in launched.watch():
+        line = progress_text(status)
+        if line != shown and (time.monotonic() - last >= PLAIN_SECONDS or status.finished):
+            _say(line)
+            shown, last = line, time.monotonic()
+
+
+def _flattened(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in tree.items():
+        if isinstance(value, dict) and value:
+            yield from _flattened(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
+
+
+def _print_json(content: object) -> None:
+    print(json.dumps(content, indent=2))  # noqa: T201
+
+
+def _say(message: str) -> None:
+    print(f"floodsearch: {message}", file=sys.stderr)  # noqa: T201

@@ -1,0 +1,1 @@
+"""Where workers run: each place one file."""

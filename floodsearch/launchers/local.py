@@ -1,0 +1,238 @@
+"""Workers as processes of this machine, started, watched and restarted by `launch`.
+
+Each worker is a session of its own, so that Ctrl-C reaches only the launch, and leaves when the launch is
+gone: its standard input is a pipe whose other end the launch holds.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from floodsearch import queue
+from floodsearch.answers import DEFAULT_STORAGE, answer, status
+from floodsearch.catalog import known
+from floodsearch.errors import UsageError, WorkersFailedError
+from floodsearch.records import BestLevel, StudyStatus
+from floodsearch.spec import Spec
+from floodsearch.storage import tables
+from floodsearch.storage.database import open_database
+from floodsearch.storage.studies import StoredStudy, put_study
+from floodsearch.studyfile import parse, read
+from floodsearch.worker import devices, find_device
+
+LOGS = Path("floodsearch-logs")
+RESTARTS = 3
+"""How often a worker that died is started again."""
+POLL_SECONDS = 0.5
+STOP_SECONDS = 30.0
+"""How long workers may take to hand their tickets back before they are killed."""
+MOST_CPU_WORKERS = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class Crew:
+    """How many local workers, where, and with how many threads each.
+
+    Args:
+        devices: one for each worker.
+        threads: of torch, for each worker on the CPU.
+    """
+
+    devices: tuple[str, ...]
+    threads: int
+
+    @classmethod
+    def of(cls, where: str, workers: int | None, cores: int) -> Crew:
+        """Return the crew for a `--devices` list and a number of workers.
+
+        By default there is one worker a GPU, or one a core without a GPU, but at most eight.
+
+        Raises:
+            UsageError: if a device does not exist or the number is below 1.
+        """
+        if workers is not None and workers < 1:
+            raise UsageError(f"--workers is {workers}; give 1 or more")
+        names = [name.strip() for name in where.split(",") if name.strip()]
+        if names in ([], ["auto"]):
+            names = [name for name in devices() if name != "cpu"] or ["cpu"]
+        names = [str(find_device(name)) for name in names]
+        count = workers or (min(cores, MOST_CPU_WORKERS) if names == ["cpu"] else len(names))
+        assigned = tuple(names[index % len(names)] for index in range(count))
+        return cls(devices=assigned, threads=max(1, cores // max(1, assigned.count("cpu"))))
+
+
+def launch(
+    study: Spec | Path | str | Mapping[str, Any],
+    *,
+    storage: str = DEFAULT_STORAGE,
+    workers: int | None = None,
+    devices: str = "auto",
+) -> BestLevel:
+    """Create or resume a study, train it with local workers and return the answer.
+
+    Args:
+        study: a study file's path, or its content as a mapping, or a spec.
+        storage: `sqlite:///PATH` or `postgresql://USER@HOST/DATABASE`.
+        workers: local processes; one a GPU or core by default.
+        devices: `auto`, `cpu`, `mps`, or a list such as `cuda:0,cuda:1`.
+
+    Raises:
+        UsageError: for bad input, before anything is created.
+        NoAnswerError: if no ticket was completed.
+        WorkersFailedError: if the workers kept dying.
+    """
+    if isinstance(study, Mapping):
+        spec = parse(study, known())
+    else:
+        spec = study if isinstance(study, Spec) else read(Path(study), known())
+    crew = Crew.of(devices, workers, available_cores())
+    database = open_database(storage, create=True)
+    try:
+        stored = put_study(database, spec)
+        queue.fill(stored)
+        with Launch(stored, storage, crew, environment=dict(os.environ)) as launched:
+            for _ in launched.watch():
+                pass
+        return answer(stored)
+    finally:
+        database.close()
+
+
+def available_cores() -> int:
+    """Return how many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@dataclass
+class Slot:
+    """The place of one worker: its process now, and how often it was started again."""
+
+    device: str
+    log: Path
+    process: subprocess.Popen[bytes]
+    restarts: int = 0
+    done: bool = False
+
+
+@dataclass
+class Launch:
+    """The local workers of one study, from start to end; use it as a context manager.
+
+    Args:
+        study: what they train; its queue is filled.
+        storage: the URL, handed to the workers through their environment: arguments show in `ps`.
+        crew: how many and where.
+        environment: what the workers' environment begins with.
+        trust: modules that workers may import although only the database names them.
+        logs: the folder for one log file a worker.
+    """
+
+    study: StoredStudy
+    storage: str
+    crew: Crew
+    environment: Mapping[str, str]
+    trust: Sequence[str] = ()
+    logs: Path = LOGS
+    slots: list[Slot] = field(default_factory=list)
+
+    def __enter__(self) -> Launch:
+        if status(self.study).finished:
+            return self
+        folder = self.logs / self.study.name
+        folder.mkdir(parents=True, exist_ok=True)
+        for index, device in enumerate(self.crew.devices):
+            log = folder / f"worker-{index}.log"
+            self.slots.append(Slot(device, log, self._start(device, log)))
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def _start(self, device: str, log: Path) -> subprocess.Popen[bytes]:
+        command = [sys.executable, "-m", "floodsearch", "work", self.study.name, "--leave-on-eof"]
+        command += ["--device", device]
+        command += [part for module in self.trust for part in ("--trust", module)]
+        environment = {**self.environment, "FLOODSEARCH_STORAGE": self.storage}
+        if device == "cpu":
+            command += ["--threads", str(self.crew.threads)]
+            # Libraries beside torch size their thread pools from this, before any code of ours runs.
+            environment["OMP_NUM_THREADS"] = str(self.crew.threads)
+        with log.open("ab") as output:
+            return subprocess.Popen(  # noqa: S603 - our own interpreter and module
+                command,
+                env=environment,
+                stdin=subprocess.PIPE,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+
+    def watch(self) -> Iterator[StudyStatus]:
+        """Yield where the study stands, about twice a second, until the workers are done.
+
+        Raises:
+            WorkersFailedError: if the last worker died more often than it is restarted.
+        """
+        yield status(self.study)
+        while not all(slot.done for slot in self.slots):
+            time.sleep(POLL_SECONDS)
+            for slot in self.slots:
+                self._look_after(slot)
+            yield status(self.study)
+        failed = [slot for slot in self.slots if slot.process.returncode != 0]
+        if failed and not status(self.study).finished:
+            slot = failed[0]
+            raise WorkersFailedError(
+                f"the workers died {RESTARTS + 1} times (exit status {slot.process.returncode}); "
+                f"see {slot.log}, which ends with: {last_line(slot.log)}"
+            )
+
+    def _look_after(self, slot: Slot) -> None:
+        code = slot.process.poll()
+        if slot.done or code is None:
+            return
+        if code != 0:
+            # The parent knows at once what others would learn after the grace: this worker is dead.
+            for worker in tables.read_workers(self.study.database, self.study.uuid):
+                here = worker.host == socket.gethostname() and worker.pid == slot.process.pid
+                if here and worker.left is None:
+                    queue.release(self.study, worker.id, f"its worker died (exit status {code})")
+        if code == 0 or slot.restarts >= RESTARTS:
+            slot.done = True
+        else:
+            slot.restarts += 1
+            slot.process = self._start(slot.device, slot.log)
+
+    def stop(self) -> None:
+        """Let the workers hand their tickets back and leave; kill those that take too long."""
+        running = [slot.process for slot in self.slots if slot.process.poll() is None]
+        for process in running:
+            process.send_signal(signal.SIGTERM)
+        deadline = time.monotonic() + STOP_SECONDS
+        for process in running:
+            try:
+                process.wait(max(0.0, deadline - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+        for slot in self.slots:
+            if slot.process.stdin is not None:
+                slot.process.stdin.close()
+
+
+def last_line(log: Path) -> str:
+    """Return the last line of a log that is not empty."""
+    lines = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+    return lines[-1].strip() if lines else "nothing"

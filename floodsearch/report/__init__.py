@@ -1,0 +1,1 @@
+"""Answers and data in the forms that people and programs read."""

@@ -1,0 +1,110 @@
+"""Records as text for a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from floodsearch.records import BestLevel, StudyStatus, TicketCounts
+
+
+def best_text(best: BestLevel) -> str:
+    """Return the answer in a few lines; the last one is to be pasted into a training loop."""
+    rows = [
+        (best.metric, _versus(best.value, best.value_se, best.baseline and best.baseline.value)),
+        ("gain over level 0", _gain(best)),
+        ("test accuracy", _versus(best.test_accuracy, None, best.baseline and best.baseline.test_accuracy)),
+        ("test loss", _versus(best.test_loss, None, best.baseline and best.baseline.test_loss)),
+        ("training accuracy", _number(best.train_accuracy)),
+        ("tickets", counts_text(best.trials)),
+        ("epochs", f"{best.epochs_run:,} of {best.epochs_exhaustive or 0:,} for an exhaustive search"),
+    ]
+    rows = [(name, text) for name, text in rows if text]
+    width = max(len(name) for name, _ in rows)
+    return "\n".join(
+        [_headline(best), *(f"  {name:<{width}}  {text}" for name, text in rows), "", f"  {paste_line(best)}"]
+    )
+
+
+def paste_line(best: BestLevel) -> str:
+    """Return the line of code that floods a loss at the best level."""
+    if best.level == 0:
+        return "loss = loss  # level 0: no flooding"
+    return f"loss = (loss - {best.level:g}).abs() + {best.level:g}"
+
+
+def status_text(status: StudyStatus) -> str:
+    """Return where a study stands, in a few lines."""
+    state = "finished" if status.finished else status.stopped or f"{status.workers} workers alive"
+    lines = [f"{status.name}: {state}", f"  tickets   {counts_text(status.trials)}"]
+    if status.best_level is not None:
+        lines.append(f"  best      level {status.best_level:g}, {status.metric} {_number(status.best_value)}")
+    lines.append(f"  epochs    {epochs_text(status)}")
+    if status.seconds_left is not None:
+        lines.append(f"  time left about {duration(status.seconds_left)}")
+    return "\n".join([*lines, *(f"  {failure}" for failure in status.failures)])
+
+
+def progress_text(status: StudyStatus) -> str:
+    """Return where a study stands, in one line."""
+    parts = [counts_text(status.trials)]
+    if status.best_level is not None:
+        parts.append(f"best {status.best_level:g} ({status.metric} {_number(status.best_value)})")
+    parts.append(f"epochs {epochs_text(status)}")
+    if status.seconds_left is not None:
+        parts.append(f"about {duration(status.seconds_left)} left")
+    return " · ".join(parts)
+
+
+def epochs_text(status: StudyStatus) -> str:
+    """Return the epochs run, of how many, and how many were saved in a finished study."""
+    text = f"{status.epochs_run:,} of {status.epochs_exhaustive:,}"
+    saved = status.epochs_exhaustive - status.epochs_run
+    return f"{text}, {saved:,} saved" if status.finished and saved > 0 else text
+
+
+def counts_text(counts: TicketCounts) -> str:
+    """Return the states that occur, with their numbers."""
+    return ", ".join(_occurring(counts)) or "none"
+
+
+def _occurring(counts: TicketCounts) -> Iterator[str]:
+    for state in ("complete", "pruned", "failed", "running", "waiting"):
+        if number := getattr(counts, state):
+            yield f"{number} {state}"
+
+
+def duration(seconds: float) -> str:
+    """Return seconds as people say them."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes} min"
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
+
+
+def _headline(best: BestLevel) -> str:
+    beside = "".join(f", {name} = {value}" for name, value in best.parameters.items())
+    done = best.trials.total - best.trials.unfinished
+    provisional = "" if best.finished else f" (provisional: {done} of {best.trials.total} tickets are done)"
+    return f"{best.study}: the best flood level is {best.level:g}{beside}{provisional}"
+
+
+def _gain(best: BestLevel) -> str:
+    if best.gain is None:
+        return "not known: level 0 is not complete"
+    if best.level == 0:
+        return "none: no level was better than no flooding"
+    spread = "" if best.gain_se is None else f" ± {best.gain_se:.4f}"
+    seeds = "1 seed, so its error is not known" if best.seeds == 1 else f"{best.seeds} seeds"
+    return f"{best.gain:+.4f}{spread} (paired, {seeds})"
+
+
+def _versus(value: float | None, se: float | None, baseline: float | None) -> str:
+    if value is None:
+        return ""
+    spread = "" if se is None else f" ± {se:.4f}"
+    return _number(value) + spread + ("" if baseline is None else f" (level 0: {_number(baseline)})")
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.4f}"
