@@ -98,9 +98,7 @@ def _finished(study: StoredStudy, trials: Sequence[TrialRecord], workers: Sequen
     return study.stopped() is None and queue.closed(study, workers) is not None
 
 
-def _seconds_left(
-    trials: Sequence[TrialRecord], alive: Sequence[WorkerRecord], now: float
-) -> float | None:
+def _seconds_left(trials: Sequence[TrialRecord], alive: Sequence[WorkerRecord], now: float) -> float | None:
     """Forecast from the member-epochs a second of the workers that are alive."""
     speed = sum(one.epochs_run / (now - one.started) for one in alive if now > one.started)
     if speed <= 0:

@@ -53,14 +53,12 @@ def describe_task(reference: str) -> TaskFields:
     Raises:
         TaskError: if it cannot be imported or built.
     """
-    from floodsearch.tasks.task import Recipe, build_task, find_task
     from floodsearch.studyfile import Field
+    from floodsearch.tasks.task import Recipe, build_task, find_task
 
     options: Fields = fields_of(find_task(reference))
     defaults = build_task(reference, {}, {}).recipe
-    recipe = {
-        name: Field(field.type, getattr(defaults, name)) for name, field in fields_of(Recipe).items()
-    }
+    recipe = {name: Field(field.type, getattr(defaults, name)) for name, field in fields_of(Recipe).items()}
 
     def build(chosen: Mapping[str, Any], values: Mapping[str, Any]) -> Iterator[Problem]:
         try:
@@ -82,7 +80,9 @@ def task_of(spec: Spec, beside: Mapping[str, Any]) -> Task:
     """Return the task of a study with the parameters that a ticket searches beside the level."""
     from floodsearch.tasks.task import build_task
 
-    fixed = {name: value for name, value in spec.training.recipe.items() if name not in spec.training.searched}
+    fixed = {
+        name: value for name, value in spec.training.recipe.items() if name not in spec.training.searched
+    }
     return build_task(spec.task, spec.options, {**fixed, **beside})
 
 

@@ -103,8 +103,10 @@ def work(
         str, typer.Argument(metavar="NAME", help="The study's name, or its file.", show_default=False)
     ],
     storage: Storage = HERE,
-    device: Annotated[str, typer.Option(metavar="DEVICE", help="cpu, mps, cuda or cuda:N")] = "cpu",
-    threads: Annotated[int | None, typer.Option(metavar="N", min=1, help="Threads of torch on the CPU.")] = None,
+    device: Annotated[str, typer.Option(metavar="DEVICE", help="auto, cpu, mps, cuda or cuda:N")] = "auto",
+    threads: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="Threads of torch on the CPU.")
+    ] = None,
     trust: Annotated[
         list[str] | None,
         typer.Option(metavar="MODULE", help="Import this module if the study names it."),
@@ -142,7 +144,9 @@ def work(
 
 @app.command()
 def status(
-    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="One study.", show_default=False)] = None,
+    name: Annotated[
+        str | None, typer.Argument(metavar="[NAME]", help="One study.", show_default=False)
+    ] = None,
     storage: Storage = HERE,
     as_json: AsJson = False,
 ) -> None:
@@ -180,7 +184,9 @@ def export(
     name: Name,
     storage: Storage = HERE,
     form: Annotated[str, typer.Option("--format", metavar="FORMAT", help="csv, json or parquet")] = "csv",
-    curves: Annotated[bool, typer.Option("--curves", help="One row a seed and epoch instead of a trial.")] = False,
+    curves: Annotated[
+        bool, typer.Option("--curves", help="One row a seed and epoch instead of a trial.")
+    ] = False,
     out: Annotated[Path | None, typer.Option(metavar="FILE", help="Standard output by default.")] = None,
 ) -> None:
     """Write the data of a study."""

@@ -217,7 +217,9 @@ def _failing(study: StoredStudy) -> bool:
     trials = study.database.optuna.get_all_trials(study.id, deepcopy=False)
     finished = [trial for trial in trials if trial.state.is_finished() and trial.datetime_complete]
     finished.sort(key=lambda trial: (trial.datetime_complete, trial.number))
-    last = [trial for trial in finished if trial.user_attrs.get(Attribute.CAUSE) != "lost"][-FAILURES_IN_A_ROW:]
+    last = [trial for trial in finished if trial.user_attrs.get(Attribute.CAUSE) != "lost"][
+        -FAILURES_IN_A_ROW:
+    ]
     failed = {trial.user_attrs.get(Attribute.TICKET) for trial in last if trial.state == TrialState.FAIL}
     return len(failed) == FAILURES_IN_A_ROW
 
@@ -282,7 +284,8 @@ def _lose(study: StoredStudy, trial_id: int, worker: int | None, reason: str) ->
             return False
         for key, value in ((Attribute.CAUSE, "lost"), (Attribute.REASON, reason)):
             row = {"trial_id": trial_id, "key": key.value, "value_json": json.dumps(value)}
-            connection.execute(tables.UPSERT[connection.dialect.name](attributes).values(row).on_conflict_do_nothing())
+            add: Any = tables.UPSERT[connection.dialect.name](attributes)
+            connection.execute(add.values(row).on_conflict_do_nothing())
         failed = update(models.TrialModel).where(models.TrialModel.trial_id == trial_id)
         now = datetime.now(UTC).replace(tzinfo=None)  # Optuna stores naive UTC
         connection.execute(failed.values(state=TrialState.FAIL, datetime_complete=now))

@@ -105,7 +105,7 @@ class Training(Section):
         """
         validated = [*range(self.validate_every, self.epochs, self.validate_every), self.epochs]
         stride = max(1, round(len(validated) / 25))
-        return tuple(validated[stride - 1 : -1 : stride]) + (self.epochs,)
+        return (*validated[stride - 1 : -1 : stride], self.epochs)
 
     @property
     def searched(self) -> dict[str, tuple[Scalar, ...]]:
@@ -188,7 +188,7 @@ def differences(stored: Spec, wanted: Spec) -> list[str]:
             if after > before:
                 continue
             found.append(f"{key}: {before} before, {after} now; it can only grow")
-        elif key == "training.seeds" and after[: len(before)] == before:
+        elif key == "training.seeds" and before and after and after[: len(before)] == before:
             continue
         else:
             found.append(f"{key}: {_shown(before)} before, {_shown(after)} now")

@@ -99,7 +99,9 @@ def read(path: Path, known: Known) -> Spec:
     try:
         raw = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise StudyFileError(str(path), [Problem("file", "does not exist; give the path of a .toml file")]) from None
+        raise StudyFileError(
+            str(path), [Problem("file", "does not exist; give the path of a .toml file")]
+        ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise StudyFileError(str(path), [Problem("file", f"cannot be read: {error}")]) from None
     except tomllib.TOMLDecodeError as error:
@@ -154,10 +156,11 @@ class _Reader:
         if sections["training"] is not None:
             self._name("training.schedule", sections["training"].schedule, self.known.schedules)
             sections["training"] = sections["training"].model_copy(update={"recipe": recipe})
-        whole = {
-            key: self.raw[key] for key in ("name", "task") if key in self.raw
-        } | {key: section for key, section in sections.items() if section is not None}
-        return self._build("", Spec, whole | {"options": options, "settings": settings})
+        whole = {key: self.raw[key] for key in ("name", "task") if key in self.raw} | {
+            key: section for key, section in sections.items() if section is not None
+        }
+        spec: Spec | None = self._build("", Spec, whole | {"options": options, "settings": settings})
+        return spec
 
     def _refuse_unavailable(self) -> None:
         for entry, remedy in NOT_AVAILABLE.items():
@@ -166,7 +169,9 @@ class _Reader:
             holder = self.raw.get(table, {}) if table else self.raw
             if not isinstance(holder, dict) or name not in holder or (value and holder[name] != value):
                 continue
-            self.problems.append(Problem(key, f"{value or name!r} is not available in this version; {remedy}"))
+            self.problems.append(
+                Problem(key, f"{value or name!r} is not available in this version; {remedy}")
+            )
             # Take it out, so that the rest can be checked without saying the same again.
             if table:
                 self.raw[table] = {k: v for k, v in holder.items() if k != name}
@@ -213,7 +218,9 @@ class _Reader:
             self.problems.extend(section.problems())
         return section
 
-    def _task(self, recipe: dict[str, Any], training: Training | None) -> tuple[dict[str, Any], dict[str, Any]]:
+    def _task(
+        self, recipe: dict[str, Any], training: Training | None
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
         """Check the task's name, options and recipe fields; return both with their defaults."""
         task, options = self.raw.get("task"), self.raw.get("options", {})
         if not isinstance(options, dict):
@@ -232,7 +239,10 @@ class _Reader:
         before = len(self.problems)
         checked_options = self._values("options", options, fields.options)
         # These two tables share their section's name space: an unknown key may be meant for either.
-        known = {**fields.recipe, **{name: Field(Any, None) for name in Training.model_fields if name != "recipe"}}
+        known = {
+            **fields.recipe,
+            **{name: Field(Any, None) for name in Training.model_fields if name != "recipe"},
+        }
         checked_recipe = self._values("training", recipe, known, choices=True)
         checked_recipe = {name: value for name, value in checked_recipe.items() if name in fields.recipe}
         wrong = {problem.key for problem in self.problems[before:]}
@@ -254,7 +264,9 @@ class _Reader:
             table = self.raw.get(name, {})
             if name not in chosen:
                 if table and self._settings_of(name):
-                    self.problems.append(Problem(name, "these settings have no use here: search names another"))
+                    self.problems.append(
+                        Problem(name, "these settings have no use here: search names another")
+                    )
                 continue
             if not isinstance(table, dict):
                 self.problems.append(Problem(name, f"{table!r} is not a table; write it as [{name}]"))
@@ -275,19 +287,21 @@ class _Reader:
             combinations *= len(value.choices) if isinstance(value, Choices) else 1
         if search.sampler == "grid":
             if grid is None:
-                self.problems.append(Problem("levels.count", "missing; a grid needs levels.count or levels.step"))
-            elif search.trials is not None:
-                size = len(grid) * combinations
                 self.problems.append(
-                    Problem("search.trials", f"{search.trials}, but this grid has {size} tickets; remove it")
+                    Problem("levels.count", "missing; a grid needs levels.count or levels.step")
                 )
+            elif search.trials is not None:
+                has = f"this grid has {len(grid) * combinations} tickets"
+                self.problems.append(Problem("search.trials", f"{search.trials}, but {has}; remove it"))
             return search
         size = None if grid is None else len(grid) * combinations
         trials = search.trials
         if trials is None:
             trials = max(2, min(DEFAULT_TRIALS, size or DEFAULT_TRIALS))
         elif size is not None and trials > size:
-            self.problems.append(Problem("search.trials", f"{trials} is more than the {size} levels there are"))
+            self.problems.append(
+                Problem("search.trials", f"{trials} is more than the {size} levels there are")
+            )
         if trials <= combinations:
             self.problems.append(
                 Problem("search.trials", f"{trials} leaves nothing beside the {combinations} runs at level 0")
@@ -337,7 +351,11 @@ class _Reader:
         if entry["type"] == "extra_forbidden":
             self._unknown(where, str(entry["loc"][-1]), model.model_fields)
         elif entry["type"] == "missing":
-            hints = {"levels.high": "such as 0.5", "name": "such as \"my-study\"", "task": "such as \"two_gaussians\""}
+            hints = {
+                "levels.high": "such as 0.5",
+                "name": 'such as "my-study"',
+                "task": 'such as "two_gaussians"',
+            }
             self.problems.append(Problem(where, f"missing; give it, {hints.get(where, 'it has no default')}"))
         elif entry["type"] == "string_pattern_mismatch":
             self.problems.append(Problem(where, f"{entry['input']!r} may hold only a-z, 0-9 and -"))

@@ -86,13 +86,13 @@ class Settings:
     """How a worker works; nothing here changes a result.
 
     Args:
-        device: where it trains, as torch names it.
+        device: where it trains, as torch names it, or `auto`.
         threads: of torch, on the CPU; None leaves torch's own choice.
         beat_seconds: between two signs of life.
         grace_seconds: silence after which a worker is taken for dead; the same for all workers.
     """
 
-    device: str = "cpu"
+    device: str = "auto"
     threads: int | None = None
     beat_seconds: float = 5.0
     grace_seconds: float = 60.0
@@ -213,7 +213,9 @@ class Training:
 
     def end(self) -> Ending:
         """Train the ticket and write down how it ended."""
-        log.info("ticket %d: level %g %s", self.ticket.number, self.ticket.level, dict(self.ticket.beside) or "")
+        log.info(
+            "ticket %d: level %g %s", self.ticket.number, self.ticket.level, dict(self.ticket.beside) or ""
+        )
         started = time.monotonic()
         self.heart.training = (self.ticket.number,)
         try:
@@ -297,7 +299,7 @@ class Training:
             for seed in self.ticket.seeds
         ]
         value, value_se = mean_and_se([result.value for result in results])
-        numbers = {
+        numbers: dict[str, float | None] = {
             Attribute.VALUE_SE: value_se,
             Attribute.TEST_ACCURACY: mean_of(results, "test_accuracy"),
             Attribute.TEST_LOSS: mean_of(results, "test_loss"),
@@ -370,12 +372,14 @@ def attempt(call: Callable[[], Result]) -> Result | None:
 
 
 def find_device(name: str) -> torch.device:
-    """Return a device.
+    """Return a device; `auto` is the first that is not the CPU, if there is one.
 
     Raises:
         UsageError: if it does not exist, listing those that do.
     """
     present = devices()
+    if name == "auto":
+        return torch.device(present[0])
     try:
         device = torch.device(name)
     except RuntimeError:

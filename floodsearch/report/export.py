@@ -16,7 +16,18 @@ from floodsearch.storage.studies import StoredStudy, read_trials
 Row = dict[str, Any]
 
 CURVE_COLUMNS = ("ticket", *(field.name for field in fields(EpochRecord)))
-TRIAL_COLUMNS = ("trial", "ticket", "attempt", "state", "level", "epochs", "seeds", "value", "cause", "reason")
+TRIAL_COLUMNS = (
+    "trial",
+    "ticket",
+    "attempt",
+    "state",
+    "level",
+    "epochs",
+    "seeds",
+    "value",
+    "cause",
+    "reason",
+)
 SEED_COLUMNS = tuple(field.name for field in fields(SeedResult) if field.name != "seed")
 
 

@@ -9,11 +9,12 @@ from floodsearch.records import BestLevel, StudyStatus, TicketCounts
 
 def best_text(best: BestLevel) -> str:
     """Return the answer in a few lines; the last one is to be pasted into a training loop."""
+    plain = best.baseline
     rows = [
-        (best.metric, _versus(best.value, best.value_se, best.baseline and best.baseline.value)),
+        (best.metric, _versus(best.value, best.value_se, plain.value if plain else None)),
         ("gain over level 0", _gain(best)),
-        ("test accuracy", _versus(best.test_accuracy, None, best.baseline and best.baseline.test_accuracy)),
-        ("test loss", _versus(best.test_loss, None, best.baseline and best.baseline.test_loss)),
+        ("test accuracy", _versus(best.test_accuracy, None, plain.test_accuracy if plain else None)),
+        ("test loss", _versus(best.test_loss, None, plain.test_loss if plain else None)),
         ("training accuracy", _number(best.train_accuracy)),
         ("tickets", counts_text(best.trials)),
         ("epochs", f"{best.epochs_run:,} of {best.epochs_exhaustive or 0:,} for an exhaustive search"),
@@ -59,7 +60,9 @@ def epochs_text(status: StudyStatus) -> str:
     """Return the epochs run, of how many, and how many were saved in a finished study."""
     text = f"{status.epochs_run:,} of {status.epochs_exhaustive:,}"
     saved = status.epochs_exhaustive - status.epochs_run
-    return f"{text}, {saved:,} saved" if status.finished and saved > 0 else text
+    # While workers are alive their last epochs may not be counted yet.
+    counted = status.finished and status.workers == 0
+    return f"{text}, {saved:,} saved" if counted and saved > 0 else text
 
 
 def counts_text(counts: TicketCounts) -> str:

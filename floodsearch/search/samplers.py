@@ -152,7 +152,9 @@ class RuleSampler(BaseSampler):
         self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
     ) -> Any:
         """Refuse a parameter that the space does not hold."""
-        raise ValueError(f"parameter {param_name!r} is not searched; known: {', '.join(self.space.distributions())}")
+        raise ValueError(
+            f"parameter {param_name!r} is not searched; known: {', '.join(self.space.distributions())}"
+        )
 
     def _tried(self, trial: FrozenTrial) -> Tried | None:
         parameters = {**trial.system_attrs.get("fixed_params", {}), **trial.params}
@@ -186,17 +188,18 @@ def _ask(sampler: BaseSampler, space: Space, tried: Sequence[Tried]) -> dict[str
     for one in tried:
         if not space.low <= one.level <= space.high:
             continue
-        trial = {"params": {"level": one.level, **one.beside}, "distributions": distributions}
-        if one.complete and one.score is not None:
-            study.add_trial(optuna.create_trial(value=one.score, **trial))
-        elif one.score is not None:
-            study.add_trial(
-                optuna.create_trial(
-                    state=TrialState.PRUNED, intermediate_values={one.epoch: one.score}, **trial
-                )
+        state = TrialState.RUNNING
+        if one.score is not None:
+            state = TrialState.COMPLETE if one.complete else TrialState.PRUNED
+        study.add_trial(
+            optuna.create_trial(
+                state=state,
+                value=one.score if one.complete else None,
+                params={"level": one.level, **one.beside},
+                distributions=distributions,
+                intermediate_values={} if one.score is None else {one.epoch: one.score},
             )
-        else:
-            study.add_trial(optuna.create_trial(state=TrialState.RUNNING, **trial))
+        )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         return dict(study.ask(distributions).params)

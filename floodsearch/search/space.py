@@ -39,7 +39,8 @@ class Space:
     def combinations(self) -> list[dict[str, Parameter]]:
         """Return every combination of the choices; one empty combination if there are none."""
         return [
-            dict(zip(self.choices, values, strict=True)) for values in itertools.product(*self.choices.values())
+            dict(zip(self.choices, values, strict=True))
+            for values in itertools.product(*self.choices.values())
         ]
 
     def distributions(self) -> dict[str, BaseDistribution]:

@@ -143,7 +143,12 @@ def _connect(url: URL, *, skip_table_creation: bool) -> RDBStorage:
         {"connect_args": {"timeout": 60}}
         if sqlite
         # One connection for the training and one for the heartbeat, with room for a moment of overlap.
-        else {"pool_pre_ping": True, "pool_size": 2, "max_overflow": 2, "connect_args": {"connect_timeout": 10}}
+        else {
+            "pool_pre_ping": True,
+            "pool_size": 2,
+            "max_overflow": 2,
+            "connect_args": {"connect_timeout": 10},
+        }
     )
     # Optuna passes URLs through str.format, so braces in a password must be escaped.
     text = url.render_as_string(hide_password=False).replace("{", "%7B").replace("}", "%7D")

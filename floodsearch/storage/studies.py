@@ -22,9 +22,7 @@ from floodsearch.spec import Spec, differences, from_json
 from floodsearch.storage import tables
 from floodsearch.storage.database import Database
 
-SPEC, UUID, VERSIONS, STOPPED = (
-    f"floodsearch:{name}" for name in ("spec", "uuid", "versions", "stopped")
-)
+SPEC, UUID, VERSIONS, STOPPED = (f"floodsearch:{name}" for name in ("spec", "uuid", "versions", "stopped"))
 LEASE_SECONDS = 60
 
 STATES: Mapping[TrialState, TicketState] = {
@@ -228,9 +226,7 @@ def _with_results(study: StoredStudy, records: list[TrialRecord]) -> list[TrialR
     ]
 
 
-def _results(
-    study: StoredStudy, trial: TrialRecord, curve: Sequence[EpochRecord]
-) -> tuple[SeedResult, ...]:
+def _results(study: StoredStudy, trial: TrialRecord, curve: Sequence[EpochRecord]) -> tuple[SeedResult, ...]:
     """Return what each seed came to; a seed whose last epoch could not be stored is left out."""
     found = []
     for seed in study.spec.training.seeds[: trial.seeds]:

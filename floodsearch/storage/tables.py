@@ -119,7 +119,9 @@ def write_curves(database: Database, study: str, ticket: int, records: Sequence[
     key = ("study", "ticket", "seed", "epoch")
     upsert = upsert.on_conflict_do_update(
         index_elements=key,
-        set_={column.name: upsert.excluded[column.name] for column in curves.columns if column.name not in key},
+        set_={
+            column.name: upsert.excluded[column.name] for column in curves.columns if column.name not in key
+        },
     )
     rows = [{"study": study, "ticket": ticket, **asdict(record)} for record in records]
     with database.write() as connection:
@@ -239,4 +241,3 @@ def release_lease(database: Database, study: str, name: str, holder: str) -> Non
     held = (leases.c.study == study) & (leases.c.name == name) & (leases.c.holder == holder)
     with database.write() as connection:
         connection.execute(delete(leases).where(held))
-

@@ -13,9 +13,7 @@ from floodsearch.tasks.task import Data, Recipe, Split, Task
 DIGITS_SIZES = (1000, 397, 400)
 
 
-def digits(
-    *, label_noise: float = 0.10, width: int = 256, depth: int = 2, batch_norm: bool = True
-) -> Task:
+def digits(*, label_noise: float = 0.10, width: int = 256, depth: int = 2, batch_norm: bool = True) -> Task:
     """Return scikit-learn's handwritten digits: 1,797 images of 8 x 8, ten classes, no download.
 
     The seed draws 1,000 training, 397 validation and 400 test images. `label_noise` is the share of labels

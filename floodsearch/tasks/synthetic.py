@@ -71,7 +71,9 @@ def spiral(
     def draw(n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         labels = _equal_classes(n)
         positive = int(labels.sum())
-        angle = torch.cat([torch.linspace(0, 4 * math.pi, n - positive), torch.linspace(0, 4 * math.pi, positive)])
+        angle = torch.cat(
+            [torch.linspace(0, 4 * math.pi, n - positive), torch.linspace(0, 4 * math.pi, positive)]
+        )
         # Class 1 winds at radius a, class 0 half a turn further out, at radius a + pi.
         radius = torch.where(labels.bool(), angle, angle + math.pi)
         arm = radius[:, None] * torch.stack([angle.cos(), angle.sin()], dim=1)

@@ -191,9 +191,7 @@ def find_task(reference: str) -> TaskFactory:
             "run it in Python to see the whole error"
         ) from error
     if not callable(factory):
-        raise TaskError(
-            f"{reference!r} is a {type(factory).__name__}, not a function that returns a Task"
-        )
+        raise TaskError(f"{reference!r} is a {type(factory).__name__}, not a function that returns a Task")
     return factory  # type: ignore[no-any-return]
 
 
