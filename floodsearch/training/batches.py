@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
+from floodsearch.tasks.streams import stream
 from floodsearch.tasks.task import Split
 
 
-def batches(split: Split, size: int, order: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield inputs and labels of one epoch, shuffled by `order`; the last batch may be smaller.
+def count(split: Split, size: int) -> int:
+    """Return the number of batches of one epoch."""
+    return math.ceil(len(split.inputs) / size)
+
+
+def batches(split: Split, size: int, seed: int, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield inputs and labels of one epoch, shuffled for (seed, epoch); the last batch may be smaller.
 
     A split that fits into one batch is yielded as it is: its order would change nothing but rounding.
     """
@@ -19,7 +26,7 @@ def batches(split: Split, size: int, order: torch.Generator) -> Iterator[tuple[T
     if n <= size:
         yield split.inputs, split.labels
         return
-    shuffled = torch.randperm(n, generator=order).to(split.inputs.device)
+    shuffled = torch.randperm(n, generator=stream(seed, "order", epoch)).to(split.inputs.device)
     for chosen in shuffled.split(size):
         yield split.inputs[chosen], split.labels[chosen]
 

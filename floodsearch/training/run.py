@@ -17,9 +17,10 @@ from floodsearch.errors import DivergedError
 from floodsearch.flooding import check_level, flood
 from floodsearch.records import EpochRecord
 from floodsearch.schedules import SCHEDULES, ScheduleState
-from floodsearch.tasks.streams import stream, stream_seed
+from floodsearch.tasks.streams import stream_seed
 from floodsearch.tasks.task import Split, Task
-from floodsearch.training.batches import batches, chunks
+from floodsearch.training.batches import batches, chunks, count
+from floodsearch.training.randomness import borrowed, seed_global
 
 EVALUATION_BATCH = 4096  # samples; bounds the memory of an evaluation and changes no result
 
@@ -72,9 +73,10 @@ class Run:
         self.train = data.train.to(device)
         self.validation = data.validation.to(device)
         self.test = data.test.to(device)
-        with torch.random.fork_rng():  # leave the caller's random state alone
-            torch.manual_seed(stream_seed(seed, "initialisation"))
+        with borrowed(device):
+            seed_global(stream_seed(seed, "initialisation"), device)
             self.model = task.model().to(device)
+        self.dropout_seed = stream_seed(seed, "dropout") >> 1  # room to add the number of the step
         self.optimizer = task.optimizer(self.model.parameters(), task.recipe)
         self.schedule = SCHEDULES[plan.schedule]
         self.schedule_state = ScheduleState(level=check_level(level))
@@ -104,17 +106,18 @@ class Run:
         level = self.schedule_state.level
         for group in self.optimizer.param_groups:
             group["lr"] = self.task.recipe.learning_rate_at(epoch)
-        order = stream(self.seed, "order", epoch)
-        dropout_seed = stream_seed(self.seed, "dropout", epoch)
         losses: list[Tensor] = []  # of each batch, (), left on the device: looking at one would wait for it
         sizes: list[int] = []
         correct = torch.zeros((), device=self.device)
         self.model.train()
-        with torch.random.fork_rng():
-            for step, (inputs, labels) in enumerate(batches(self.train, self.task.recipe.batch_size, order)):
-                # Dropout draws from torch's global generator. Seeding it for each step makes a run
-                # independent of whatever else trains in this process.
-                torch.manual_seed(dropout_seed + step)
+        size = self.task.recipe.batch_size
+        steps_before = (epoch - 1) * count(self.train, size)
+        with borrowed(self.device):
+            for step, (inputs, labels) in enumerate(
+                batches(self.train, size, self.seed, epoch), steps_before
+            ):
+                # Seeding each step makes a run independent of whatever else trains in this process.
+                seed_global(self.dropout_seed + step, self.device)
                 outputs = self.model(inputs)
                 loss = self.task.loss(outputs, labels)
                 self.optimizer.zero_grad(set_to_none=True)
@@ -178,7 +181,7 @@ class Run:
     def state(self) -> dict[str, Any]:
         """Return all that a new `Run` of the same task, plan, seed and device needs to go on from here.
 
-        No generator is in it: each epoch seeds its own from (seed, epoch).
+        No generator is in it: order and dropout are seeded from (seed, epoch) and (seed, step).
         """
         return {
             "epoch": self.epoch,
