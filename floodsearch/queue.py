@@ -6,19 +6,14 @@ training is lost and done again under another trial. This is the only module tha
 
 from __future__ import annotations
 
-import json
 import math
 import traceback
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import Any
 
 import optuna
-from optuna.exceptions import UpdateFinishedTrialError
-from optuna.storages._rdb import models
 from optuna.trial import TrialState
-from sqlalchemy import Connection, delete, select, update
 
 from floodsearch.analysis import latest
 from floodsearch.catalog import pruner_of, sampler_of
@@ -26,7 +21,7 @@ from floodsearch.errors import DivergedError, TicketLostError
 from floodsearch.records import Attribute, Decision, Parameter, TrialRecord, WorkerRecord
 from floodsearch.search.space import Space, tickets
 from floodsearch.spec import Spec
-from floodsearch.storage import tables
+from floodsearch.storage import tables, trials
 from floodsearch.storage.studies import StoredStudy, lease, read_trials
 
 ATTEMPTS = 3
@@ -34,6 +29,7 @@ ATTEMPTS = 3
 FAILURES_IN_A_ROW = 3
 """After this many tickets in a row that failed the study stops: the code is at fault, not the level."""
 SECONDS_PER_HOUR = 3600
+TRACEBACK_CHARACTERS = 4000
 
 
 @dataclass(frozen=True)
@@ -42,7 +38,9 @@ class Ticket:
 
     Args:
         number: of the ticket.
-        trial: Optuna's trial under which it is trained this time.
+        study: whose it is, with its spec as of when the ticket was taken.
+        asked: Optuna's object for the study, with its pruner.
+        trial_id: Optuna's trial under which it is trained this time.
         level: flood level, in the unit of the loss.
         beside: the parameters searched beside the level.
         epochs: how long each run is.
@@ -51,7 +49,9 @@ class Ticket:
     """
 
     number: int
-    trial: optuna.trial.Trial
+    study: StoredStudy
+    asked: optuna.Study
+    trial_id: int
     level: float
     beside: Mapping[str, Parameter]
     epochs: int
@@ -67,23 +67,23 @@ def fill(study: StoredStudy) -> int:
     """
     with lease(study.database, study.uuid, "fill"):
         study = study.reread()
-        trials = read_trials(study, results=False)
-        newest = latest(trials)
+        history = read_trials(study, results=False)
+        newest = latest(history)
         added = 0
         for number, parameters in enumerate(tickets(study.spec)):
             last = newest.get(number)
             if last is not None and last.state == "waiting":
                 _resize(study, last)
-            elif last is None or _again(last, trials, study.spec):
+            elif last is None or _again(last, history, study.spec):
                 _enqueue(study, number, parameters, last)
                 added += 1
         return added
 
 
-def _again(last: TrialRecord, trials: Iterable[TrialRecord], spec: Spec) -> bool:
+def _again(last: TrialRecord, history: Iterable[TrialRecord], spec: Spec) -> bool:
     """Return whether a ticket has to be trained once more, given its newest trial."""
     if last.state == "failed":
-        errors = sum(one.ticket == last.ticket and one.cause == "error" for one in trials)
+        errors = sum(one.ticket == last.ticket and one.cause == "error" for one in history)
         return errors < ATTEMPTS
     grown = last.epochs < spec.training.epochs or last.seeds < len(spec.training.seeds)
     return last.state == "complete" and grown
@@ -144,12 +144,14 @@ def take(study: StoredStudy, worker: int) -> Ticket | None:
             with lease(study.database, study.uuid, "propose"):
                 parameters = _suggest(trial, study.spec)
     except BaseException:
-        _hand_back(study, trial_id, worker)
+        _put_back(study, trial_id, worker)
         raise
     attributes = known.user_attrs
     return Ticket(
         number=attributes[Attribute.TICKET],
-        trial=trial,
+        study=study,
+        asked=asked,
+        trial_id=trial_id,
         level=float(parameters.pop("level")),
         beside=parameters,
         epochs=attributes[Attribute.EPOCHS],
@@ -164,145 +166,132 @@ def _suggest(trial: optuna.trial.Trial, spec: Spec) -> dict[str, Any]:
     return {"level": trial.suggest_float("level", 0.0, space.high), **beside}
 
 
-def report(ticket: Ticket, value: float, epoch: int) -> None:
-    """Show the recent mean of the metric at a rung to the pruner, the dashboard and `status`.
+def report(ticket: Ticket, values: Mapping[int, float]) -> None:
+    """Show recent means of the metric, by rung, to the pruner, the dashboard and `status`.
 
     Raises:
         TicketLostError: if the ticket is no longer this worker's.
     """
-    with _owned(ticket):
-        ticket.trial.report(value, epoch)
+    with ticket.study.database.write() as connection:
+        if trials.lock(connection, ticket.trial_id) != (TrialState.RUNNING, ticket.worker):
+            raise _lost(ticket)
+        trials.report(connection, ticket.trial_id, values)
 
 
-def judge(ticket: Ticket, pruner: str, epoch: int, value: float) -> Decision:
-    """Ask the study's pruner about the ticket at a rung. Level 0 is the baseline: it is never pruned."""
-    if ticket.level == 0 or pruner == "none":
-        return Decision(prune=False, reason="not judged")
-    prune = ticket.trial.should_prune()
-    told = f"by {pruner} at epoch {epoch}, with a recent mean of {value:.4g}"
+def judge(ticket: Ticket, epoch: int) -> Decision:
+    """Ask the study's pruner about a ticket that has reported up to a rung.
+
+    Level 0 is the baseline: it is never pruned.
+    """
+    if ticket.level == 0:
+        return Decision(prune=False, reason="level 0 is never pruned")
+    trial = ticket.study.database.optuna.get_trial(ticket.trial_id)
+    prune = ticket.asked.pruner.prune(ticket.asked, trial)
+    value = trial.intermediate_values.get(epoch, math.nan)
+    told = f"by {ticket.study.spec.search.pruner} at epoch {epoch}, with a recent mean of {value:.4g}"
     return Decision(prune=prune, reason=f"pruned {told}" if prune else f"kept {told}")
 
 
-def complete(ticket: Ticket, value: float, attributes: Mapping[str, float | None]) -> None:
+def complete(ticket: Ticket, value: float, attributes: Mapping[Attribute, float | None]) -> None:
     """Finish a ticket with its value, in the metric's unit, and a few numbers for the dashboard."""
-    with _owned(ticket):
-        for key, number in attributes.items():
-            if number is not None and math.isfinite(number):
-                ticket.trial.set_user_attr(key, number)
-        ticket.trial.study.tell(ticket.trial, value, skip_if_finished=True)
+    known = {
+        key: number for key, number in attributes.items() if number is not None and math.isfinite(number)
+    }
+    _end(ticket, TrialState.COMPLETE, known, value)
 
 
 def prune(ticket: Ticket, decision: Decision) -> None:
     """Finish a ticket that the pruner stopped; its last report is its value."""
-    _end(ticket, TrialState.PRUNED, "pruned", decision.reason)
+    _end(ticket, TrialState.PRUNED, {Attribute.CAUSE: "pruned", Attribute.REASON: decision.reason})
 
 
 def diverge(ticket: Ticket, error: DivergedError) -> None:
     """Finish a ticket whose loss is no longer finite; its level is not proposed again."""
-    _end(ticket, TrialState.PRUNED, "diverged", str(error))
+    _end(ticket, TrialState.PRUNED, {Attribute.CAUSE: "diverged", Attribute.REASON: str(error)})
 
 
-def fail(study: StoredStudy, ticket: Ticket, error: BaseException) -> None:
+def fail(ticket: Ticket, error: BaseException) -> None:
     """Finish a ticket whose code raised; it is tried again, and several in a row stop the study."""
     reason = f"{type(error).__name__}: {error}".splitlines()[0]
-    with _owned(ticket):
-        trace = "".join(traceback.format_exception(error))
-        ticket.trial.set_user_attr(Attribute.TRACEBACK, trace[-4000:])
-    _end(ticket, TrialState.FAIL, "error", reason)
-    if _failing(study):
-        study.stop(f"{FAILURES_IN_A_ROW} tickets in a row failed, the last with {reason}")
+    trace = "".join(traceback.format_exception(error))[-TRACEBACK_CHARACTERS:]
+    why = {Attribute.CAUSE: "error", Attribute.REASON: reason, Attribute.TRACEBACK: trace}
+    _end(ticket, TrialState.FAIL, why)
+    if _failing(ticket.study):
+        ticket.study.stop(f"{FAILURES_IN_A_ROW} tickets in a row failed, the last with {reason}")
+
+
+def _end(
+    ticket: Ticket, state: TrialState, attributes: Mapping[Attribute, object], value: float | None = None
+) -> None:
+    with ticket.study.database.write() as connection:
+        found = trials.lock(connection, ticket.trial_id)
+        if found == (state, ticket.worker):
+            return  # it worked the last time, and only the answer was lost
+        if found != (TrialState.RUNNING, ticket.worker):
+            raise _lost(ticket)
+        trials.annotate(connection, ticket.trial_id, attributes)
+        trials.finish(connection, ticket.trial_id, state, value)
+
+
+def _lost(ticket: Ticket) -> TicketLostError:
+    return TicketLostError(f"ticket {ticket.number} was taken from this worker, which was thought dead")
 
 
 def _failing(study: StoredStudy) -> bool:
-    trials = study.database.optuna.get_all_trials(study.id, deepcopy=False)
-    finished = [trial for trial in trials if trial.state.is_finished() and trial.datetime_complete]
-    finished.sort(key=lambda trial: (trial.datetime_complete, trial.number))
-    last = [trial for trial in finished if trial.user_attrs.get(Attribute.CAUSE) != "lost"][
-        -FAILURES_IN_A_ROW:
+    """Return whether the last trials that ended, lost ones aside, are errors of different tickets."""
+    ended = [
+        trial
+        for trial in study.database.optuna.get_all_trials(study.id, deepcopy=False)
+        if trial.datetime_complete is not None and trial.user_attrs.get(Attribute.CAUSE) != "lost"
     ]
+    ended.sort(key=lambda trial: (trial.datetime_complete, trial.number))
+    last = ended[-FAILURES_IN_A_ROW:]
     failed = {trial.user_attrs.get(Attribute.TICKET) for trial in last if trial.state == TrialState.FAIL}
     return len(failed) == FAILURES_IN_A_ROW
 
 
-def _end(ticket: Ticket, state: TrialState, cause: str, reason: str) -> None:
-    with _owned(ticket):
-        ticket.trial.set_user_attr(Attribute.CAUSE, cause)
-        ticket.trial.set_user_attr(Attribute.REASON, reason)
-        ticket.trial.study.tell(ticket.trial, state=state, skip_if_finished=True)
+def hand_back(ticket: Ticket) -> bool:
+    """Put a ticket back into the queue; return whether it was still this worker's to give.
+
+    The next worker starts from the beginning, so what was reported is forgotten.
+    """
+    return _put_back(ticket.study, ticket.trial_id, ticket.worker)
 
 
-class _owned:  # noqa: N801 - a context manager that is used like a function
-    """Turn Optuna's word for "someone else has finished this trial" into ours."""
-
-    def __init__(self, ticket: Ticket) -> None:
-        self.ticket = ticket
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, UpdateFinishedTrialError):
-            raise TicketLostError(
-                f"ticket {self.ticket.number} was taken from this worker, which was thought dead"
-            ) from None
-
-
-def hand_back(study: StoredStudy, ticket: Ticket) -> bool:
-    """Put a ticket back into the queue; return whether it was still this worker's to give."""
-    return _hand_back(study, ticket.trial._trial_id, ticket.worker)
-
-
-def _hand_back(study: StoredStudy, trial_id: int, worker: int) -> bool:
+def _put_back(study: StoredStudy, trial_id: int, worker: int) -> bool:
     with study.database.write() as connection:
-        if not _still_running(connection, trial_id, worker):
+        if trials.lock(connection, trial_id) != (TrialState.RUNNING, worker):
             return False
-        # The next worker starts from the beginning, so what was reported is not true of it yet.
-        values = models.TrialIntermediateValueModel
-        connection.execute(delete(values).where(values.trial_id == trial_id))
-        waiting = update(models.TrialModel).where(models.TrialModel.trial_id == trial_id)
-        connection.execute(waiting.values(state=TrialState.WAITING, datetime_start=None))
+        trials.put_back(connection, trial_id)
     return True
 
 
 def release(study: StoredStudy, worker: int, reason: str) -> list[int]:
     """Declare the tickets of a dead worker lost and queue them again; return the trial numbers."""
-    lost = []
-    for trial in study.database.optuna.get_all_trials(study.id, deepcopy=False, states=(TrialState.RUNNING,)):
-        if trial.user_attrs.get(Attribute.WORKER) == worker and _lose(study, trial._trial_id, worker, reason):
-            lost.append(trial.number)
+    lost = [
+        trial.number
+        for trial in _running(study)
+        if trial.user_attrs.get(Attribute.WORKER) == worker and _lose(study, trial._trial_id, worker, reason)
+    ]
     tables.bury_worker(study.database, worker)
     if lost:
         fill(study)
     return lost
 
 
+def _running(study: StoredStudy) -> list[optuna.trial.FrozenTrial]:
+    states = (TrialState.RUNNING,)
+    return study.database.optuna.get_all_trials(study.id, deepcopy=False, states=states)
+
+
 def _lose(study: StoredStudy, trial_id: int, worker: int | None, reason: str) -> bool:
     """Mark a running trial as lost, unless it has just ended or changed hands."""
-    attributes = models.TrialUserAttributeModel
     with study.database.write() as connection:
-        if not _still_running(connection, trial_id, worker):
+        if trials.lock(connection, trial_id) != (TrialState.RUNNING, worker):
             return False
-        for key, value in ((Attribute.CAUSE, "lost"), (Attribute.REASON, reason)):
-            row = {"trial_id": trial_id, "key": key.value, "value_json": json.dumps(value)}
-            add: Any = tables.UPSERT[connection.dialect.name](attributes)
-            connection.execute(add.values(row).on_conflict_do_nothing())
-        failed = update(models.TrialModel).where(models.TrialModel.trial_id == trial_id)
-        now = datetime.now(UTC).replace(tzinfo=None)  # Optuna stores naive UTC
-        connection.execute(failed.values(state=TrialState.FAIL, datetime_complete=now))
+        trials.annotate(connection, trial_id, {Attribute.CAUSE: "lost", Attribute.REASON: reason})
+        trials.finish(connection, trial_id, TrialState.FAIL, None)
     return True
-
-
-def _still_running(connection: Connection, trial_id: int, worker: int | None) -> bool:
-    """Lock a trial and return whether it runs and, if `worker` is given, in that worker's hands."""
-    trial, attributes = models.TrialModel, models.TrialUserAttributeModel
-    locked = select(trial.state).where(trial.trial_id == trial_id).with_for_update()
-    if connection.execute(locked).scalar_one() != TrialState.RUNNING:
-        return False
-    owned = select(attributes.value_json).where(
-        (attributes.trial_id == trial_id) & (attributes.key == Attribute.WORKER.value)
-    )
-    owner = connection.execute(owned).scalar_one_or_none()
-    return worker is None or (owner is not None and json.loads(owner) == worker)
 
 
 def closed(study: StoredStudy, workers: Iterable[WorkerRecord]) -> str | None:
@@ -359,12 +348,13 @@ class Reaper:
         for worker in workers:
             if worker.left is None and self._silent(("worker", worker.id), worker.last_beat, now):
                 lost += release(study, worker.id, f"worker {worker.id} on {worker.host} stopped beating")
-        for trial in database.optuna.get_all_trials(study.id, deepcopy=False, states=(TrialState.RUNNING,)):
+        for trial in _running(study):
             # Taken by a worker that died before it could sign, or that left without finishing it.
-            if trial.user_attrs.get(Attribute.WORKER) in present or Attribute.TICKET not in trial.user_attrs:
+            worker_id = trial.user_attrs.get(Attribute.WORKER)
+            if worker_id in present or Attribute.TICKET not in trial.user_attrs:
                 continue
             orphaned = self._silent(("trial", trial._trial_id), 0.0, now)
-            if orphaned and _lose(study, trial._trial_id, None, "no worker holds it"):
+            if orphaned and _lose(study, trial._trial_id, worker_id, "no worker holds it"):
                 lost.append(trial.number)
                 fill(study)
         return lost

@@ -209,7 +209,7 @@ class Training:
 
     def __init__(self, study: StoredStudy, ticket: Ticket, device: torch.device, heart: Heart) -> None:
         self.study, self.ticket, self.device, self.heart = study, ticket, device, heart
-        self.curve = Curve(study, ticket)
+        self.curve = Curve(ticket)
 
     def end(self) -> Ending:
         """Train the ticket and write down how it ended."""
@@ -242,7 +242,7 @@ class Training:
         except Exception as error:
             failed = error
             log.exception("ticket %d failed", self.ticket.number)
-            persistently(lambda: queue.fail(self.study, self.ticket, failed))
+            persistently(lambda: queue.fail(self.ticket, failed))
             return "failed"
 
     def _train(self) -> Ending:
@@ -270,7 +270,7 @@ class Training:
                     return "pruned"
             if self.heart.leave.wanted.is_set() and epoch < ticket.epochs:
                 self.curve.flush()
-                persistently(lambda: queue.hand_back(self.study, ticket))
+                persistently(lambda: queue.hand_back(ticket))
                 return "handed back"
             self.curve.flush_if_due()
         for run in runs:
@@ -279,18 +279,20 @@ class Training:
         return "complete"
 
     def _rung(self, epoch: int) -> Decision:
-        """Report the recent mean over all seeds, ask the pruner, and look at the budget."""
-        ticket, question = self.ticket, self.study.question
-        value, _ = mean_and_se([recent_mean(self.curve.of(seed), question, epoch) for seed in ticket.seeds])
-        attempt(lambda: queue.report(ticket, value, epoch))
-        if self.study.spec.budget != Budget():
+        """Note the recent mean over all seeds, ask the pruner, and look at the budget."""
+        question, spec = self.study.question, self.study.spec
+        seeds = self.ticket.seeds
+        value, _ = mean_and_se([recent_mean(self.curve.of(seed), question, epoch) for seed in seeds])
+        self.curve.reports[epoch] = value
+        if spec.budget != Budget():
             attempt(self.heart.beat)  # the budget counts the epochs of all workers up to now
             if (reason := attempt(lambda: _closed(self.study))) is not None:
                 self.heart.leave.ask(reason)
-        pruner = self.study.spec.search.pruner
-        return attempt(lambda: queue.judge(ticket, pruner, epoch, value)) or Decision(
-            prune=False, reason="the storage failed"
-        )
+        if spec.search.pruner != "none":
+            self.curve.flush()
+            if (decision := attempt(lambda: queue.judge(self.ticket, epoch))) is not None:
+                return decision
+        return Decision(prune=False, reason="not judged")
 
     def _complete(self) -> None:
         self.curve.flush(persistent=True)  # a complete ticket without its curve would have no value
@@ -299,7 +301,7 @@ class Training:
             for seed in self.ticket.seeds
         ]
         value, value_se = mean_and_se([result.value for result in results])
-        numbers: dict[str, float | None] = {
+        numbers = {
             Attribute.VALUE_SE: value_se,
             Attribute.TEST_ACCURACY: mean_of(results, "test_accuracy"),
             Attribute.TEST_LOSS: mean_of(results, "test_loss"),
@@ -308,12 +310,16 @@ class Training:
 
 
 class Curve:
-    """The epoch records of a ticket: all kept, and written to the database in bulk."""
+    """What a ticket has shown: all epoch records, and what is not in the database yet.
 
-    def __init__(self, study: StoredStudy, ticket: Ticket) -> None:
-        self.study, self.ticket = study, ticket
+    Both tables are written in bulk: one transaction each, instead of one a value.
+    """
+
+    def __init__(self, ticket: Ticket) -> None:
+        self.ticket = ticket
         self.records: dict[int, dict[int, EpochRecord]] = {seed: {} for seed in ticket.seeds}
         self.unwritten: dict[tuple[int, int], EpochRecord] = {}
+        self.reports: dict[int, float] = {}
         self.flushed = time.monotonic()
 
     def add(self, records: Sequence[EpochRecord]) -> None:
@@ -328,14 +334,17 @@ class Curve:
 
     def flush(self, *, persistent: bool = False) -> None:
         """Write what is new; where the storage fails it stays for the next time, or is tried for long."""
-        records = list(self.unwritten.values())
+        study, records, reports = self.ticket.study, list(self.unwritten.values()), dict(self.reports)
 
         def write() -> bool:
-            tables.write_curves(self.study.database, self.study.uuid, self.ticket.number, records)
+            tables.write_curves(study.database, study.uuid, self.ticket.number, records)
+            if reports:
+                queue.report(self.ticket, reports)
             return True
 
         if persistently(write) if persistent else attempt(write):
             self.unwritten.clear()
+            self.reports.clear()
         self.flushed = time.monotonic()
 
     def flush_if_due(self) -> None:

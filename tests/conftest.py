@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import copy
+import json
 import os
 import pwd
 import shutil
+import signal
 import socket
 import subprocess
+import sys
+import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -123,3 +127,98 @@ def database(storage_url: str) -> Iterator[Database]:
     opened = open_database(storage_url, create=True)
     yield opened
     opened.close()
+
+
+CROWD = """
+import json, os, sys, traceback
+source, count, arguments = sys.argv[1], int(sys.argv[2]), sys.argv[3:]
+names = {}
+exec(compile(source, "<crowd>", "exec"), names)
+start, go = os.pipe()
+pids, answers = [], []
+for index in range(count):
+    answer, to_parent = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        os.close(go)
+        os.read(start, 1)
+        status = 1
+        try:
+            with os.fdopen(to_parent, "w") as stream:
+                json.dump(names["main"](index, *arguments), stream)
+            status = 0
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            sys.stderr.flush()
+            os._exit(status)
+    os.close(to_parent)
+    pids.append(pid)
+    answers.append(os.fdopen(answer))
+print(json.dumps(pids), flush=True)
+os.close(go)
+texts = [stream.read() for stream in answers]
+statuses = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids]
+print(json.dumps([json.loads(text) if text else None for text in texts]))
+sys.exit(any(status > 0 for status in statuses))
+"""
+
+
+class Crowd:
+    """Several processes that begin at the same moment; each answers what its `main(index, ...)` returns."""
+
+    def __init__(self, code: str, count: int, *arguments: str, **environment: str) -> None:
+        # The imports of `code` are done once, before the processes part, which saves a second for each.
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", CROWD, code, str(count), *arguments],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, **environment},
+        )
+        assert self.process.stdout is not None
+        first = self.process.stdout.readline()
+        assert first, self.process.communicate()[1]
+        self.pids: list[int] = json.loads(first)
+
+    def answers(self, seconds: float = 120) -> list[Any]:
+        """Wait for all; the answer of a process that was killed is None. Fails if one of them raised."""
+        out, errors = self.process.communicate(timeout=seconds)
+        assert self.process.returncode == 0, errors
+        answers: list[Any] = json.loads(out)
+        return answers
+
+    def end(self) -> None:
+        """Kill what is left."""
+        if self.process.poll() is None:
+            for pid in self.pids:  # not yet waited for, so the pid is still theirs
+                os.kill(pid, signal.SIGKILL)
+            self.process.communicate(timeout=30)
+
+
+@pytest.fixture
+def crowd() -> Iterator[Callable[..., Crowd]]:
+    """Start `count` processes at once: `crowd(code, count, *arguments)`; `code` defines `main(index, ...)`."""
+    started: list[Crowd] = []
+
+    def start(code: str, count: int, *arguments: str, **environment: str) -> Crowd:
+        started.append(Crowd(code, count, *arguments, **environment))
+        return started[-1]
+
+    yield start
+    for one in started:
+        one.end()
+
+
+@pytest.fixture
+def eventually() -> Callable[..., Any]:
+    """Wait until a condition holds and return its value; the test fails if it takes longer than a minute."""
+
+    def wait(condition: Callable[[], Any], what: str = "the condition", seconds: float = 60) -> Any:
+        deadline = time.monotonic() + seconds
+        while not (value := condition()):
+            assert time.monotonic() < deadline, f"{what} did not come true within {seconds} s"
+            time.sleep(0.02)
+        return value
+
+    return wait

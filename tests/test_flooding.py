@@ -25,7 +25,7 @@ def scalar(value: float, dtype: torch.dtype = torch.float64) -> Tensor:
 
 
 def gradient(output: Tensor, at: Tensor) -> float:
-    return float(torch.autograd.grad(output, at)[0])
+    return torch.autograd.grad(output, at)[0].item()
 
 
 @pytest.mark.parametrize(
@@ -36,7 +36,7 @@ def test_above_the_level_it_is_the_loss_and_below_it_the_mirror_image(loss, valu
     """Above the level value and gradient are the loss's own; below it both are mirrored at the level."""
     at = scalar(loss)
     flooded = flood(at, LEVEL)
-    assert float(flooded) == pytest.approx(value, abs=1e-15)
+    assert flooded.item() == pytest.approx(value, abs=1e-15)
     assert gradient(flooded, at) == slope
 
 
@@ -90,7 +90,7 @@ def test_the_dtype_is_kept(dtype):
     flooded = flood(at, 0.25)
     flooded.backward()
     assert (flooded.dtype, flooded.device, flooded.shape) == (dtype, at.device, at.shape)
-    assert float(flooded) == 0.375  # eighths are exact in every one of these
+    assert flooded.item() == 0.375  # eighths are exact in every one of these
     assert at.grad is not None
     assert (at.grad.dtype, float(at.grad)) == (dtype, -1.0)
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Sequence
-from dataclasses import asdict, fields
+from dataclasses import fields
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import (
@@ -83,6 +84,7 @@ leases = Table(
 )
 
 CURVE_FIELDS = tuple(field.name for field in fields(EpochRecord))
+curve_values = attrgetter(*CURVE_FIELDS)
 UPSERT = {"sqlite": sqlite.insert, "postgresql": postgresql.insert}
 
 
@@ -123,7 +125,11 @@ def write_curves(database: Database, study: str, ticket: int, records: Sequence[
             column.name: upsert.excluded[column.name] for column in curves.columns if column.name not in key
         },
     )
-    rows = [{"study": study, "ticket": ticket, **asdict(record)} for record in records]
+    # dataclasses.asdict copies each value deeply, which takes longer than the write itself.
+    rows = [
+        {"study": study, "ticket": ticket, **dict(zip(CURVE_FIELDS, curve_values(record), strict=True))}
+        for record in records
+    ]
     with database.write() as connection:
         connection.execute(upsert, rows)
 
