@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import json
 import os
@@ -191,14 +192,15 @@ class Crowd:
     def end(self) -> None:
         """Kill what is left."""
         if self.process.poll() is None:
-            for pid in self.pids:  # not yet waited for, so the pid is still theirs
-                os.kill(pid, signal.SIGKILL)
+            for pid in self.pids:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
             self.process.communicate(timeout=30)
 
 
 @pytest.fixture
 def crowd() -> Iterator[Callable[..., Crowd]]:
-    """Start `count` processes at once: `crowd(code, count, *arguments)`; `code` defines `main(index, ...)`."""
+    """Start processes at once: `crowd(code, count, *arguments)`, where `code` defines `main(index, ...)`."""
     started: list[Crowd] = []
 
     def start(code: str, count: int, *arguments: str, **environment: str) -> Crowd:

@@ -276,18 +276,14 @@ def test_a_choice_beside_the_level_that_changed_is_a_difference():
 @repeatable
 @given(epochs=st.integers(1, 2000), validate_every=st.integers(1, 60))
 def test_a_trial_reports_at_about_25_validated_epochs(epochs, validate_every):
-    """The rungs ascend, are validated epochs, end with the last epoch, and are few: 37 at the very most.
-
-    Rounding the stride of n validations / 25 keeps it above n / 37.5, and all are kept below 38 of them.
-    """
+    """The rungs ascend, are validated epochs, end with the last epoch, and are 26 at the most."""
     assume(validate_every <= epochs)
     rungs = Training(epochs=epochs, validate_every=validate_every).report_epochs()
     validated = {*range(validate_every, epochs + 1, validate_every), epochs}
     assert list(rungs) == sorted(set(rungs))
     assert rungs[-1] == epochs
     assert set(rungs) <= validated
-    assert len(rungs) <= 38
-    assert len(rungs) >= min(len(validated), 17)
+    assert min(len(validated), 13) <= len(rungs) <= 26  # the largest stride skips every second of 26
 
 
 @pytest.mark.parametrize(("epochs", "validate_every", "expected"), [(500, 5, 25), (500, 1, 25), (100, 5, 20), (500, 20, 25)])

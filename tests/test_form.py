@@ -1,0 +1,208 @@
+"""The shape of the code: who may import whom, what stays light, what the documents promise."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import typer.main
+
+from floodsearch.catalog import known
+from floodsearch.cli import app
+from floodsearch.search.pruners import PRUNERS
+from floodsearch.search.samplers import SAMPLERS
+from floodsearch.studyfile import read
+from floodsearch.tasks import TASKS
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "floodsearch"
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+ROWS: list[dict[str, set[str]]] = [
+    # A file imports only from rows above its own. Each entry names the third-party packages it may import
+    # and, after a ">", the files of its own row that it may import.
+    {"errors": set(), "records": set()},
+    {
+        "flooding": {"torch"},
+        "schedules": set(),
+        "spec": {"pydantic"},
+        "studyfile": {"pydantic", ">spec"},
+        "analysis": {"numpy"},
+    },
+    {"tasks": {"torch", "numpy", "sklearn"}},
+    {"training": {"torch"}, "search": {"optuna", "numpy"}},
+    {"catalog": {"optuna", "numpy"}, "storage": {"optuna", "sqlalchemy"}},
+    {"queue": {"optuna"}},
+    {"worker": {"optuna", "sqlalchemy", "torch"}, "answers": set()},
+    {"launchers": set(), "report": {"pyarrow"}},
+    {"serve": {"optuna_dashboard"}},
+    {"cli": {"typer", "rich"}},
+    {"__main__": set()},
+]
+LIGHT = ["errors", "records", "schedules", "spec", "studyfile", "analysis", "catalog", "queue", "answers", "serve", "cli"]
+LIGHT += ["storage.database", "storage.studies", "storage.tables", "storage.trials", "report.text", "report.export"]
+LIGHT += ["search.space", "search.samplers", "search.pruners"]
+FORBIDDEN_NAMES = {"utils", "common", "helpers", "misc", "core", "base", "manager", "util"}
+
+
+def modules() -> Iterator[tuple[str, Path]]:
+    """Yield each module's dotted name without the package, and its file; the package itself is "" ."""
+    for path in sorted(PACKAGE.rglob("*.py")):
+        parts = path.relative_to(PACKAGE).with_suffix("").parts
+        yield ".".join(part for part in parts if part != "__init__"), path
+
+
+def imported(path: Path) -> set[str]:
+    """Return the dotted names that a file imports when it runs: TYPE_CHECKING blocks do not run."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    skipped = {
+        id(inner)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
+        for inner in ast.walk(node)
+    }
+    names: set[str] = set()
+    for node in ast.walk(tree):
+        if id(node) in skipped:
+            continue
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+def own_module(name: str, every: set[str]) -> str | None:
+    """Return which of our modules an imported name belongs to."""
+    parts = name.split(".")[1:]
+    while parts and ".".join(parts) not in every:
+        parts.pop()
+    return ".".join(parts) or None
+
+
+MODULES = dict(modules())
+ROW_OF = {name: index for index, row in enumerate(ROWS) for name in row}
+
+
+@pytest.mark.parametrize("name", [name for name in MODULES if name])
+def test_imports_go_only_to_rows_above(name: str) -> None:
+    """A file imports only from rows above its own, and third parties only where the table says so."""
+    room = name.split(".")[0]
+    allowed = ROWS[ROW_OF[room]][room]
+    for target in imported(MODULES[name]):
+        top = target.split(".")[0]
+        if top != "floodsearch":
+            assert top in sys.stdlib_module_names or top in allowed, f"{name} imports {target}"
+            continue
+        module = own_module(target, set(MODULES))
+        other = module.split(".")[0] if module else room
+        inside = other == room or f">{other}" in allowed
+        assert inside or ROW_OF[other] < ROW_OF[room], f"{name} imports {target}"
+
+
+def test_the_table_names_every_file() -> None:
+    """Each file and folder of the package stands in the table of rows, and nothing else does."""
+    assert {name.split(".")[0] for name in MODULES if name} == set(ROW_OF)
+
+
+def test_there_are_no_import_cycles() -> None:
+    """No module is imported, through others, by what it imports when it runs."""
+    edges = {
+        name: {module for target in imported(path) if (module := own_module(target, set(MODULES)))} - {name}
+        for name, path in MODULES.items()
+        if name
+    }
+    while leaves := [name for name, targets in edges.items() if not targets & edges.keys()]:
+        for leaf in leaves:
+            del edges[leaf]
+    assert not edges
+
+
+@pytest.mark.parametrize("name", LIGHT)
+def test_module_does_not_import_torch(name: str) -> None:
+    """A process that imports this module alone has not imported torch."""
+    code = f"import sys, floodsearch.{name}; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_no_drawer_modules() -> None:
+    """No module has a name that says nothing of what is in it."""
+    assert not {part for name in MODULES for part in name.split(".")} & FORBIDDEN_NAMES
+
+
+def test_the_command_line_is_frozen() -> None:
+    """Commands and options change on purpose only, and no command has more than five options."""
+    group = typer.main.get_command(app)
+    surface = {
+        name: sorted(option for one in command.params for option in one.opts if option.startswith("--"))
+        for name, command in group.commands.items()  # type: ignore[attr-defined]
+    }
+    assert surface == {
+        "launch": ["--devices", "--storage", "--workers"],
+        "work": ["--device", "--leave-on-eof", "--storage", "--threads", "--trust"],
+        "status": ["--json", "--storage"],
+        "best": ["--json", "--storage"],
+        "export": ["--curves", "--format", "--out", "--storage"],
+        "check": ["--json"],
+        "stop": ["--storage"],
+        "serve": ["--port", "--storage"],
+    }
+
+
+def test_readme_names_every_command_and_table_entry() -> None:
+    """The README mentions every command, task, sampler and pruner."""
+    group = typer.main.get_command(app)
+    for command in group.commands:  # type: ignore[attr-defined]
+        assert f"floodsearch {command}" in README
+    for name in (*TASKS, *SAMPLERS, *PRUNERS):
+        assert f"`{name}`" in README
+
+
+def test_readme_maps_every_file_of_the_package() -> None:
+    """The file map of the README has a line for each module."""
+    for name, path in MODULES.items():
+        if name and path.name != "__init__.py":
+            assert path.name in README, f"{path} is not in the README's map"
+
+
+def test_readme_links_resolve() -> None:
+    """Every relative link of a document leads to a file."""
+    for document in (ROOT / "README.md", ROOT / "studies" / "README.md"):
+        text = document.read_text(encoding="utf-8")
+        for link in re.findall(r"\]\(([^)#]+)[^)]*\)", text):
+            assert link.startswith("http") or (document.parent / link).exists(), f"{document}: {link}"
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "studies").glob("*.toml")), ids=lambda path: path.stem)
+def test_study_file_loads_and_is_described(path: Path) -> None:
+    """Every study file of the repository is valid, and the README beside it says what it asks."""
+    read(path, known())
+    assert f"`{path.name}`" in (path.parent / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_readme_example_of_a_study_file_is_valid(tmp_path: Path) -> None:
+    """The study file that the README shows can be launched as it stands."""
+    blocks = re.findall(r"```toml\n(.*?)```", README, flags=re.DOTALL)
+    assert blocks
+    for index, block in enumerate(blocks):
+        tomllib.loads(block)
+        path = tmp_path / f"{index}.toml"
+        path.write_text(block, encoding="utf-8")
+        read(path, known())
+
+
+def test_all_is_what_the_package_offers() -> None:
+    """Each public name resolves, and `dir` shows it."""
+    import floodsearch
+
+    for name in floodsearch.__all__:
+        assert getattr(floodsearch, name) is not None
+        assert name in dir(floodsearch)
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = floodsearch.nothing  # type: ignore[attr-defined]
