@@ -45,6 +45,7 @@ class Ticket:
         beside: the parameters searched beside the level.
         epochs: how long each run is.
         seeds: of its runs.
+        attempt: how often it was taken up, from 1; more than that after a loss, or when the study grew.
         worker: the id of the worker that holds it.
     """
 
@@ -56,6 +57,7 @@ class Ticket:
     beside: Mapping[str, Parameter]
     epochs: int
     seeds: tuple[int, ...]
+    attempt: int
     worker: int
 
 
@@ -156,6 +158,7 @@ def take(study: StoredStudy, worker: int) -> Ticket | None:
         beside=parameters,
         epochs=attributes[Attribute.EPOCHS],
         seeds=study.spec.training.seeds[: attributes[Attribute.SEEDS]],
+        attempt=attributes[Attribute.ATTEMPT],
         worker=worker,
     )
 

@@ -256,7 +256,12 @@ class Training:
             maximize=question.maximize,
         )
         task = task_of(self.study.spec, ticket.beside)
-        runs = [Run(task, plan, seed=seed, level=ticket.level, device=self.device) for seed in ticket.seeds]
+        self._recall()
+        runs = [
+            Run(task, plan, seed=seed, level=ticket.level, device=self.device)
+            for seed in ticket.seeds
+            if not self.curve.records[seed]
+        ]
         rungs = {*training.report_epochs(), ticket.epochs}
         for records in zip(*runs, strict=True):
             self.curve.add(records)
@@ -277,6 +282,19 @@ class Training:
             self.curve.add(run.tested())
         self._complete()
         return "complete"
+
+    def _recall(self) -> None:
+        """Take over the runs that an earlier trial of this ticket finished: only new seeds are trained."""
+        ticket = self.ticket
+        if ticket.attempt == 1:
+            return
+        study = self.study
+        known = persistently(lambda: tables.read_curves(study.database, study.uuid, {ticket.number}))
+        for seed in ticket.seeds:
+            records = {record.epoch: record for record in known.get(ticket.number, []) if record.seed == seed}
+            last = records.get(ticket.epochs)
+            if last is not None and last.test_loss is not None:
+                self.curve.records[seed] = records
 
     def _rung(self, epoch: int) -> Decision:
         """Note the recent mean over all seeds, ask the pruner, and look at the budget."""

@@ -260,7 +260,7 @@ def test_an_unknown_name_is_refused_with_the_valid_ones(changes, key, value, val
         ({"options": {"width": 8.5}}, "options.width", ("8.5", "integer")),
         ({"options": {"batch_norm": 1}}, "options.batch_norm", ("1", "boolean")),
         ({"options": {"dimensions": 0}}, "options", ("dimensions must be at least 1, but is 0",)),
-        ({"options": {"width": {"choices": [8, 16]}}}, "options.width", ("choices", "integer")),
+        ({"options": {"dimensions": {"choices": [8, 16]}}}, "options.dimensions", ("choices", "integer")),
         # Recipe.
         ({"training": {"batch_size": 0}}, "training.batch_size", ("batch_size must be at least 1, but is 0",)),
         ({"training": {"batch_size": "all"}}, "training.batch_size", ("'all'", "integer")),

@@ -1,0 +1,333 @@
+"""The command line as a user meets it: real processes, real databases."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet
+import pytest
+
+from floodsearch import queue
+from floodsearch.spec import Spec
+from floodsearch.storage import tables
+from floodsearch.storage.database import open_database
+from floodsearch.storage.studies import put_study
+from floodsearch.worker import Leave, Settings, work
+
+FILE = """
+name = "tiny"
+task = "two_gaussians"
+[options]
+width = 8
+depth = 1
+[levels]
+high = 0.5
+count = 3
+[training]
+epochs = 10
+seeds = 2
+validate_every = 2
+"""
+
+
+def floodsearch(*arguments: str | Path, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run a command in a folder, as a user would."""
+    return subprocess.run(
+        [sys.executable, "-m", "floodsearch", *map(str, arguments)],
+        cwd=cwd,
+        env={**os.environ, "COLUMNS": "200", **environment},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
+def refused(*arguments: str | Path, cwd: Path, **environment: str) -> str:
+    """Run a command that is wrong use: status 2, nothing on stdout, no traceback; return the message."""
+    before = sorted(path.name for path in cwd.iterdir())
+    ended = floodsearch(*arguments, cwd=cwd, **environment)
+    assert (ended.returncode, ended.stdout) == (2, ""), ended
+    assert "Traceback" not in ended.stderr
+    created = {path.name for path in cwd.iterdir()} - set(before) - {"__pycache__"}
+    assert not created, f"{created} was created"
+    return ended.stderr
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Give a folder in which the study `tiny` was launched with two workers and is finished."""
+    folder = tmp_path_factory.mktemp("finished")
+    (folder / "tiny.toml").write_text(FILE)
+    ended = floodsearch("launch", "tiny.toml", "--workers", "2", "--devices", "cpu", cwd=folder)
+    assert ended.returncode == 0, ended.stderr
+    assert "tiny: the best flood level is" in ended.stdout
+    assert ended.stdout.rstrip().splitlines()[-1].strip().startswith("loss = ")
+    assert "logs in floodsearch-logs/tiny" in ended.stderr
+    return folder
+
+
+def test_best_json_has_every_field_of_the_answer(finished: Path) -> None:
+    """`best --json` is one object with every promised field; what is not known is null."""
+    answer = json.loads(floodsearch("best", "tiny", "--json", cwd=finished).stdout)
+    assert {"study", "level", "parameters", "interval", "tied", "value", "value_se", "test_accuracy"} <= answer.keys()
+    assert {"test_loss", "train_accuracy", "baseline", "gain", "gain_se", "verdict", "trials"} <= answer.keys()
+    assert {"epochs_run", "epochs_exhaustive", "cost", "finished"} <= answer.keys()
+    assert answer["baseline"].keys() >= {"value", "test_accuracy", "test_loss"}
+    assert answer["trials"] == {"complete": 3, "pruned": 0, "failed": 0, "running": 0, "waiting": 0}
+    assert answer["epochs_run"] == answer["epochs_exhaustive"] == 3 * 2 * 10
+    assert (answer["cost"], answer["finished"], answer["verdict"], answer["interval"]) == (1.0, True, None, None)
+
+
+def test_best_ends_with_the_line_to_paste(finished: Path) -> None:
+    """The last line of `best` is code: it floods at the level, or says that there is none."""
+    level = json.loads(floodsearch("best", "tiny", "--json", cwd=finished).stdout)["level"]
+    last = floodsearch("best", "tiny", cwd=finished).stdout.rstrip().splitlines()[-1].strip()
+    expected = f"loss = (loss - {level:g}).abs() + {level:g}" if level else "loss = loss  # level 0: no flooding"
+    assert last == expected
+
+
+def test_status_shows_all_studies_or_one(finished: Path) -> None:
+    """`status` lists every study, `status NAME` one, and `--json` gives the same to scripts."""
+    everything = floodsearch("status", cwd=finished).stdout
+    assert everything == floodsearch("status", "tiny", cwd=finished).stdout
+    assert "tiny: finished" in everything
+    assert "3 complete" in everything
+    listed = json.loads(floodsearch("status", "--json", cwd=finished).stdout)
+    assert listed == [json.loads(floodsearch("status", "tiny", "--json", cwd=finished).stdout)]
+    assert listed[0]["workers"] == 0
+
+
+def test_launching_a_finished_study_again_trains_nothing(finished: Path) -> None:
+    """A second launch prints the same answer and starts no worker."""
+    first = floodsearch("best", "tiny", cwd=finished).stdout
+    again = floodsearch("launch", "tiny.toml", cwd=finished)
+    assert (again.returncode, again.stdout) == (0, first)
+    assert "workers on" not in again.stderr
+
+
+def test_a_changed_file_is_refused_with_its_differences(finished: Path, tmp_path: Path) -> None:
+    """A file of the same name with other settings is refused, each difference with both values."""
+    changed = FILE.replace("width = 8", "width = 9").replace("high = 0.5", "high = 0.4")
+    (tmp_path / "tiny.toml").write_text(changed)
+    url = f"sqlite:///{finished}/floodsearch.db"
+    message = refused("launch", "tiny.toml", "--storage", url, cwd=tmp_path)
+    assert "options.width: 8 before, 9 now" in message
+    assert "levels.high: 0.5 before, 0.4 now" in message
+
+
+def test_more_seeds_extend_a_finished_study(tmp_path: Path) -> None:
+    """Growing `seeds` trains the new seeds only, and the answer covers all of them."""
+    (tmp_path / "tiny.toml").write_text(FILE)
+    assert floodsearch("launch", "tiny.toml", "--devices", "cpu", cwd=tmp_path).returncode == 0
+    (tmp_path / "tiny.toml").write_text(FILE.replace("seeds = 2", "seeds = 3"))
+    assert floodsearch("launch", "tiny.toml", "--devices", "cpu", cwd=tmp_path).returncode == 0
+    answer = json.loads(floodsearch("best", "tiny", "--json", cwd=tmp_path).stdout)
+    assert answer["seeds"] == 3
+    assert answer["epochs_run"] == 3 * 3 * 10
+    assert answer["trials"]["complete"] == 3
+
+
+def test_export_gives_the_same_data_in_every_format(finished: Path) -> None:
+    """Trials and curves are the same in CSV, JSON and Parquet, one row a trial or a seed and epoch."""
+    for flags, rows in (((), 3), (("--curves",), 3 * 2 * 10)):
+        from_json = json.loads(floodsearch("export", "tiny", "--format", "json", *flags, cwd=finished).stdout)
+        text = floodsearch("export", "tiny", "--format", "csv", *flags, cwd=finished).stdout
+        from_csv = list(csv.DictReader(io.StringIO(text)))
+        floodsearch("export", "tiny", "--format", "parquet", *flags, "--out", "tiny.parquet", cwd=finished)
+        from_parquet = pyarrow.parquet.read_table(finished / "tiny.parquet").to_pylist()
+        (finished / "tiny.parquet").unlink()
+        assert len(from_json) == len(from_csv) == rows
+        assert from_json == from_parquet
+        assert [row["level"] for row in from_csv] == [str(row["level"]) for row in from_json]
+
+
+def test_environment_names_the_storage(finished: Path, tmp_path: Path) -> None:
+    """FLOODSEARCH_STORAGE is used where `--storage` is not given."""
+    url = f"sqlite:///{finished}/floodsearch.db"
+    assert floodsearch("status", cwd=tmp_path, FLOODSEARCH_STORAGE=url).stdout.startswith("tiny: finished")
+
+
+def test_check_shows_every_default_and_the_cost(tmp_path: Path) -> None:
+    """`check` resolves the whole study, creates nothing, and says what it would cost at most."""
+    (tmp_path / "tiny.toml").write_text(FILE)
+    shown = floodsearch("check", "tiny.toml", cwd=tmp_path).stdout
+    assert "search.sampler = \"grid\"" in shown
+    assert "training.recipe.learning_rate = 0.001" in shown
+    assert "3 tickets x 2 seeds x 10 epochs = 60 epochs at most" in shown
+    content = json.loads(floodsearch("check", "tiny.toml", "--json", cwd=tmp_path).stdout)
+    assert (content["tickets"], content["epochs_exhaustive"]) == (3, 60)
+    assert [path.name for path in tmp_path.iterdir()] == ["tiny.toml"]
+
+
+def test_a_file_with_many_problems_shows_all_of_them(tmp_path: Path) -> None:
+    """Every problem of a study file is one line with its key, the value and the fix."""
+    wrong = FILE.replace("width = 8", "widht = 8").replace("epochs = 10", "epochs = 0").replace("0.5", "-0.5")
+    (tmp_path / "wrong.toml").write_text(wrong)
+    for command in ("launch", "check", "work"):
+        message = refused(command, "wrong.toml", cwd=tmp_path)
+        assert "wrong.toml has 3 problems" in message
+        assert "options.widht: unknown key, did you mean 'width'?" in message
+        assert "training.epochs: 0 should be greater than or equal to 1" in message
+        assert "levels.high: -0.5 should be greater than 0" in message
+
+
+WRONG_USE: dict[str, tuple[list[str], str]] = {
+    "unknown command": (["lanch", "tiny.toml"], "lanch"),
+    "unknown option": (["status", "--jsn"], "--jsn"),
+    "missing argument": (["best"], "STUDY|NAME"),
+    "missing file": (["launch", "nothing.toml"], "does not exist"),
+    "folder as file": (["launch", "."], "cannot be read"),
+    "no workers": (["launch", "tiny.toml", "--workers", "0"], "--workers is 0; give 1 or more"),
+    "unknown device": (["launch", "tiny.toml", "--devices", "tpu:7"], "this machine has"),
+    "absent device": (["launch", "tiny.toml", "--devices", "cuda:99"], "this machine has"),
+    "unknown scheme": (["launch", "tiny.toml", "--storage", "mysql://u:secret@h/d"], "not supported; use sqlite"),
+    "garbage URL": (["status", "--storage", "nonsense"], "cannot be read; write sqlite:///PATH"),
+    "no database": (["best", "tiny"], "does not exist; launch a study first"),
+    "no folder": (["launch", "tiny.toml", "--storage", "sqlite:////nowhere/x.db"], "folder /nowhere does not exist"),
+    "unknown format": (["export", "tiny", "--format", "xls"], "use csv, json, parquet"),
+    "unreachable": (["status", "--storage", "postgresql://u:secret@127.0.0.1:1/d"], "u:***@127.0.0.1:1/d cannot be opened"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG_USE)
+def test_wrong_use_is_one_clear_line(case: str, tmp_path: Path) -> None:
+    """Wrong use ends with status 2 and one line that says what to do; nothing is created, no secret shown."""
+    (tmp_path / "tiny.toml").write_text(FILE)
+    arguments, expected = WRONG_USE[case]
+    message = refused(*arguments, cwd=tmp_path)
+    assert any(part in message for part in expected.split("|")), message
+    assert "secret" not in message
+
+
+def test_an_unknown_study_lists_those_that_exist(finished: Path) -> None:
+    """A name that is not there is answered with those that are."""
+    for command in ("best", "status", "export", "stop", "work"):
+        assert "no study named 'other'" in (message := refused(command, "other", cwd=finished))
+        assert "studies there: tiny" in message
+
+
+def test_debug_shows_the_traceback(tmp_path: Path) -> None:
+    """A traceback appears with `--debug` only."""
+    ended = floodsearch("--debug", "best", "tiny", cwd=tmp_path)
+    assert "Traceback" in ended.stderr
+
+
+@pytest.fixture
+def own_task(tmp_path: Path) -> Path:
+    """Give a folder with a task of the user's own and its study file."""
+    (tmp_path / "my_task.py").write_text(
+        "from floodsearch.tasks.synthetic import two_gaussians\n"
+        "def task(*, width: int = 8):\n    return two_gaussians(width=width, depth=1)\n"
+    )
+    content = FILE.replace('"two_gaussians"', '"my_task:task"').replace("depth = 1", "")
+    (tmp_path / "mine.toml").write_text(content)
+    return tmp_path
+
+
+def test_a_task_of_the_users_own_is_searched(own_task: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """A module beside the study file is found from any folder, and launch trusts it for its workers."""
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    ended = floodsearch("launch", own_task / "mine.toml", "--devices", "cpu", "--workers", "1", cwd=elsewhere)
+    assert ended.returncode == 0, ended.stderr
+    assert "3 complete" in ended.stdout
+
+
+def test_work_refuses_code_that_only_the_database_names(own_task: Path) -> None:
+    """Without `--trust` or the study file a worker imports nothing that the database names."""
+    (own_task / "evil.py").write_text("open('executed', 'w').close()\n")
+    url = f"sqlite:///{own_task}/floodsearch.db"
+    database = open_database(url, create=True)
+    content = {"name": "tiny", "task": "evil:task", "levels": {"high": 0.5, "count": 3}}
+    queue.fill(put_study(database, Spec.model_validate(content)))
+    database.close()
+    message = refused("work", "tiny", "--device", "cpu", cwd=own_task)
+    assert "add --trust evil" in message
+    assert not (own_task / "executed").exists()
+
+
+def test_work_by_name_with_trust_and_by_file(own_task: Path) -> None:
+    """`work NAME --trust MODULE` and `work STUDY.toml` both train a study of the user's own code."""
+    spec = floodsearch("check", "mine.toml", "--json", cwd=own_task).stdout
+    content: dict[str, Any] = {k: v for k, v in json.loads(spec).items() if k in Spec.model_fields}
+    database = open_database(f"sqlite:///{own_task}/floodsearch.db", create=True)
+    study = put_study(database, Spec.model_validate_json(json.dumps(content)))
+    queue.fill(study)
+    by_name = floodsearch("work", "tiny", "--trust", "my_task", "--device", "cpu", cwd=own_task)
+    assert by_name.returncode == 0, by_name.stderr
+    assert "leaving: all tickets are finished" in by_name.stderr
+    assert floodsearch("work", "mine.toml", "--device", "cpu", cwd=own_task).returncode == 0
+    assert {worker.left is not None for worker in tables.read_workers(database, study.uuid)} == {True}
+    database.close()
+
+
+def test_stop_keeps_the_queue_and_launch_goes_on(tmp_path: Path) -> None:
+    """A stopped study hands out no ticket and says so; launching it again finishes it."""
+    (tmp_path / "tiny.toml").write_text(FILE)
+    database = open_database(f"sqlite:///{tmp_path}/floodsearch.db", create=True)
+    content = json.loads(floodsearch("check", "tiny.toml", "--json", cwd=tmp_path).stdout)
+    spec = Spec.model_validate_json(json.dumps({k: v for k, v in content.items() if k in Spec.model_fields}))
+    study = put_study(database, spec)
+    queue.fill(study)
+    assert floodsearch("stop", "tiny", cwd=tmp_path).returncode == 0
+    assert work(study, Settings(device="cpu"), Leave()).reason == "stopped by floodsearch stop"
+    assert "stopped by floodsearch stop" in floodsearch("status", cwd=tmp_path).stdout
+    asked = floodsearch("best", "tiny", cwd=tmp_path)
+    assert asked.returncode == 1
+    assert "no complete ticket yet: 0 running, 3 waiting" in asked.stderr
+    assert floodsearch("launch", "tiny.toml", "--devices", "cpu", cwd=tmp_path).returncode == 0
+    database.close()
+
+
+@pytest.fixture
+def serving() -> Iterator[Callable[..., int]]:
+    """Start a server command on a free loopback port and wait until it answers; end it afterwards."""
+    started: list[subprocess.Popen[bytes]] = []
+
+    def start(*command: str, cwd: Path) -> int:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port: int = probe.getsockname()[1]
+        started.append(subprocess.Popen([*command, "--port", str(port)], cwd=cwd, stderr=subprocess.DEVNULL))
+        while started[-1].poll() is None:
+            with socket.socket() as client:
+                if client.connect_ex(("127.0.0.1", port)) == 0:
+                    return port
+        raise AssertionError(f"{command} ended")
+
+    yield start
+    for process in started:
+        process.send_signal(signal.SIGINT)
+        process.wait(30)
+
+
+def test_serve_and_plain_optuna_dashboard_show_the_study(finished: Path, serving: Callable[..., int]) -> None:
+    """The study is in our dashboard, and in Optuna's own started on the plain URL."""
+    ours = (sys.executable, "-m", "floodsearch", "serve")
+    plain = (str(Path(sys.executable).with_name("optuna-dashboard")), "sqlite:///floodsearch.db")
+    for command in (ours, plain):
+        port = serving(*command, cwd=finished)
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/api/studies") as response:
+            names = [study["study_name"] for study in json.load(response)["study_summaries"]]
+        assert names == ["tiny"]
+
+
+def test_serve_on_a_taken_port_is_one_line(finished: Path) -> None:
+    """A port that is taken is answered with another to choose."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        ended = floodsearch("serve", "--port", str(taken.getsockname()[1]), cwd=finished)
+    assert ended.returncode == 2
+    assert "choose another --port" in ended.stderr
