@@ -158,9 +158,10 @@ def best_level(
     counts = count(trials)
     complete = comparable(trials)
     if not complete:
+        then = "ask again later" if counts.unfinished else f"floodsearch status {question.study} shows why"
         raise NoAnswerError(
             f"study {question.study!r} has no complete ticket yet: {counts.running} running, "
-            f"{counts.waiting} waiting, {counts.pruned} pruned, {counts.failed} failed; ask again later"
+            f"{counts.waiting} waiting, {counts.pruned} pruned, {counts.failed} failed; {then}"
         )
     sign = 1.0 if question.maximize else -1.0
     best = max(complete, key=lambda trial: (sign * _value(trial), -(trial.level or 0.0)))

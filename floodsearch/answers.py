@@ -13,8 +13,6 @@ from floodsearch.storage.database import open_database
 from floodsearch.storage.studies import StoredStudy, find_study, read_trials
 
 DEFAULT_STORAGE = "sqlite:///floodsearch.db"
-ALIVE_SECONDS = 60.0
-"""A worker that has been silent for longer does not count as alive."""
 
 
 def best(name: str, *, storage: str = DEFAULT_STORAGE) -> BestLevel:
@@ -57,7 +55,7 @@ def status(study: StoredStudy) -> StudyStatus:
     trials = read_trials(study, results=False)
     workers = tables.read_workers(study.database, study.uuid)
     now = tables.now(study.database)
-    alive = [one for one in workers if one.left is None and now - one.last_beat < ALIVE_SECONDS]
+    alive = [one for one in workers if one.left is None and now - one.last_beat < queue.GRACE_SECONDS]
     counts = count(trials)
     finished = _finished(study, trials, workers)
     sign = 1.0 if study.question.maximize else -1.0

@@ -21,7 +21,10 @@ import typer
 from floodsearch.errors import FloodsearchError, UsageError
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from floodsearch.launchers.local import Launch
+    from floodsearch.records import StudyStatus
     from floodsearch.storage.database import Database
     from floodsearch.storage.studies import StoredStudy
 
@@ -79,13 +82,11 @@ def launch(
     _import_from_here(study.parent)
     spec = read(study, known())
     crew = Crew.of(devices, workers, available_cores())
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
     with _opened(storage, create=True) as database:
         stored = put_study(database, spec)
         queue.fill(stored)
         signal.signal(signal.SIGTERM, _terminate)
-        trust = [spec.task.partition(":")[0]] if ":" in spec.task else []
-        launched = Launch(stored, storage, crew, environment, trust)
+        launched = Launch(stored, storage, crew)
         try:
             with launched:
                 _show(launched)
@@ -328,9 +329,10 @@ def _name_and_module(path: Path) -> tuple[str, str]:
 
 def _show(launched: Launch) -> None:
     """Show live progress: a line that changes in a terminal, plain lines elsewhere."""
+    import time
+
     from rich.console import Console
     from rich.live import Live
-    from rich.text import Text
 
     from floodsearch.report.text import progress_text
 
@@ -341,16 +343,33 @@ def _show(launched: Launch) -> None:
     if console.is_terminal:
         with Live(console=console, refresh_per_second=4) as live:
             for status in launched.watch():
-                live.update(Text(progress_text(status)))
+                live.update(_view(status))
         return
-    import time
-
     shown, last = "", 0.0
     for status in launched.watch():
         line = progress_text(status)
         if line != shown and (time.monotonic() - last >= PLAIN_SECONDS or status.finished):
             _say(line)
             shown, last = line, time.monotonic()
+
+
+def _view(status: StudyStatus) -> Table:
+    """Return a bar over the epochs of all tickets, and a line of numbers under it."""
+    from rich.progress_bar import ProgressBar
+    from rich.table import Table
+    from rich.text import Text
+
+    from floodsearch.report.text import progress_text
+
+    ended = status.trials.total - status.trials.unfinished
+    bar = Table.grid(padding=(0, 1))
+    done = status.epochs_exhaustive if status.finished else status.epochs_run
+    progress = ProgressBar(total=status.epochs_exhaustive, completed=done, width=40)
+    bar.add_row(status.name, progress, f"{ended} of {status.trials.total} tickets")
+    view = Table.grid()
+    view.add_row(bar)
+    view.add_row(Text(progress_text(status), style="dim"))
+    return view
 
 
 def _flattened(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

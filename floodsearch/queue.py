@@ -28,6 +28,8 @@ ATTEMPTS = 3
 """How often a ticket is trained that ends in an error of the user's code."""
 FAILURES_IN_A_ROW = 3
 """After this many tickets in a row that failed the study stops: the code is at fault, not the level."""
+GRACE_SECONDS = 60.0
+"""Silence after which a worker is taken for dead."""
 SECONDS_PER_HOUR = 3600
 TRACEBACK_CHARACTERS = 4000
 

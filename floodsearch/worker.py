@@ -95,7 +95,7 @@ class Settings:
     device: str = "auto"
     threads: int | None = None
     beat_seconds: float = 5.0
-    grace_seconds: float = 60.0
+    grace_seconds: float = queue.GRACE_SECONDS
 
 
 @dataclass(frozen=True)
@@ -225,6 +225,7 @@ class Training:
             ending = "lost"
         finally:
             self.heart.training = ()
+        attempt(self.heart.beat)  # so that the epochs of this ticket are counted with it
         log.info("ticket %d: %s after %.1f s", self.ticket.number, ending, time.monotonic() - started)
         return ending
 

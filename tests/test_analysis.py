@@ -79,15 +79,17 @@ def test_a_value_is_the_mean_over_the_last_window():
     assert recent_mean(curve({10: 0.3}, "val_loss"), LOSS_QUESTION, 10) == 0.3
 
 
-@repeatable
-@given(epoch=st.integers(1, 600), percent=st.integers(1, 100))
-def test_the_window_is_exact(epoch, percent):
+@pytest.mark.parametrize("epoch", [1, 10, 25, 100])
+def test_the_window_is_exact(epoch):
     """No rounding moves an epoch over the edge of the window, for any window of whole percents."""
-    question = replace(QUESTION, window=percent / 100)
-    start = epoch * (1 - Fraction(percent, 100))
-    inside = [one for one in range(1, epoch + 1) if one > start]
-    expected = sum(inside) / len(inside)
-    assert recent_mean(curve({one: float(one) for one in range(1, epoch + 1)}), question, epoch) == expected
+    records = curve({one: float(one) for one in range(1, epoch + 1)})
+    wrong = []
+    for percent in range(1, 101):
+        first = math.floor(epoch * (1 - Fraction(percent, 100))) + 1
+        value = recent_mean(records, replace(QUESTION, window=percent / 100), epoch)
+        if value != (first + epoch) / 2:
+            wrong.append(percent)
+    assert wrong == []
 
 
 def test_an_empty_window_is_refused():

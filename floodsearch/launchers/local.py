@@ -12,7 +12,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -100,7 +100,7 @@ def launch(
     try:
         stored = put_study(database, spec)
         queue.fill(stored)
-        with Launch(stored, storage, crew, environment=dict(os.environ)) as launched:
+        with Launch(stored, storage, crew) as launched:
             for _ in launched.watch():
                 pass
         return answer(stored)
@@ -132,16 +132,12 @@ class Launch:
         study: what they train; its queue is filled.
         storage: the URL, handed to the workers through their environment: arguments show in `ps`.
         crew: how many and where.
-        environment: what the workers' environment begins with.
-        trust: modules that workers may import although only the database names them.
         logs: the folder for one log file a worker.
     """
 
     study: StoredStudy
     storage: str
     crew: Crew
-    environment: Mapping[str, str]
-    trust: Sequence[str] = ()
     logs: Path = LOGS
     slots: list[Slot] = field(default_factory=list)
 
@@ -163,8 +159,11 @@ class Launch:
     def _start(self, device: str, log: Path) -> subprocess.Popen[bytes]:
         command = [sys.executable, "-m", "floodsearch", "work", self.study.name, "--leave-on-eof"]
         command += ["--device", device]
-        command += [part for module in self.trust for part in ("--trust", module)]
-        environment = {**self.environment, "FLOODSEARCH_STORAGE": self.storage}
+        if ":" in (task := self.study.spec.task):  # whoever launches a study file trusts what it names
+            command += ["--trust", task.partition(":")[0]]
+        # Workers find the modules that this process finds, and read the URL where `ps` does not show it.
+        path = os.pathsep.join(folder for folder in sys.path if folder)
+        environment = {**os.environ, "PYTHONPATH": path, "FLOODSEARCH_STORAGE": self.storage}
         if device == "cpu":
             command += ["--threads", str(self.crew.threads)]
             # Libraries beside torch size their thread pools from this, before any code of ours runs.
