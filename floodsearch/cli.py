@@ -137,8 +137,8 @@ def work(
                 f"study {name!r} trains code of {module!r}, which only the database names; "
                 f"if you trust it, add --trust {module}, or give the study file instead of the name"
             )
-        farewell = train(study, Settings(device=device, threads=threads), leave)
-        log.info("leaving: %s", farewell.reason)
+        reason = train(study, Settings(device=device, threads=threads), leave)
+        log.info("leaving: %s", reason)
     if leave.signal is not None:
         raise typer.Exit(INTERRUPTED if leave.signal == signal.SIGINT else HANDED_BACK)
 

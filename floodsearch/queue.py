@@ -320,6 +320,10 @@ def seconds_worked(workers: Iterable[WorkerRecord]) -> float:
     return total
 
 
+Observed = tuple[str, int]
+"""A worker or a trial, by its id."""
+
+
 class Reaper:
     """Finds workers that stopped beating and queues their tickets again.
 
@@ -334,7 +338,7 @@ class Reaper:
 
     def __init__(self, study: StoredStudy, holder: str, *, grace_seconds: float) -> None:
         self.study, self.holder, self.grace_seconds = study, holder, grace_seconds
-        self.seen: dict[tuple[str, int], tuple[float, float]] = {}
+        self.seen: dict[Observed, tuple[float, float]] = {}  # the beat, and since when it is the last
 
     def forget(self) -> None:
         """Start all observations again, after an error of the storage."""
@@ -348,25 +352,31 @@ class Reaper:
             return []
         now = tables.now(database)
         workers = tables.read_workers(database, study.uuid)
-        present = {worker.id for worker in workers if worker.left is None}
+        holding = {
+            (worker.id, ticket) for worker in workers if worker.left is None for ticket in worker.training
+        }
+        before, self.seen = self.seen, {}  # what is not seen this time was well in between
         lost: list[int] = []
         for worker in workers:
-            if worker.left is None and self._silent(("worker", worker.id), worker.last_beat, now):
+            if worker.left is None and self._silent(before, ("worker", worker.id), worker.last_beat, now):
                 lost += release(study, worker.id, f"worker {worker.id} on {worker.host} stopped beating")
         for trial in _running(study):
-            # Taken by a worker that died before it could sign, or that left without finishing it.
+            # Taken by a worker that died before it could sign, that never heard of its success, or that
+            # left without finishing it.
             worker_id = trial.user_attrs.get(Attribute.WORKER)
-            if worker_id in present or Attribute.TICKET not in trial.user_attrs:
+            ticket = trial.user_attrs.get(Attribute.TICKET)
+            if ticket is None or (worker_id, ticket) in holding:
                 continue
-            orphaned = self._silent(("trial", trial._trial_id), 0.0, now)
+            orphaned = self._silent(before, ("trial", trial._trial_id), 0.0, now)
             if orphaned and _lose(study, trial._trial_id, worker_id, "no worker holds it"):
                 lost.append(trial.number)
                 fill(study)
         return lost
 
-    def _silent(self, key: tuple[str, int], beat: float, now: float) -> bool:
-        last, since = self.seen.get(key, (math.nan, now))
-        if last != beat:
-            self.seen[key] = (beat, now)
-            return False
-        return now - since >= self.grace_seconds
+    def _silent(
+        self, before: Mapping[Observed, tuple[float, float]], key: Observed, beat: float, now: float
+    ) -> bool:
+        """Return whether the same beat was seen a grace ago, and note it for the next time."""
+        last, since = before.get(key, (math.nan, now))
+        self.seen[key] = (beat, since if last == beat else now)
+        return last == beat and now - since >= self.grace_seconds

@@ -98,14 +98,6 @@ class Settings:
     grace_seconds: float = queue.GRACE_SECONDS
 
 
-@dataclass(frozen=True)
-class Farewell:
-    """How a worker ended: `handed_back` tells how many tickets it had to put back."""
-
-    reason: str
-    handed_back: int = 0
-
-
 @dataclass
 class Heart:
     """The thread that beats for a worker, counts its epochs, watches the study and reaps the dead.
@@ -156,10 +148,13 @@ class Heart:
         )
 
 
-def work(study: StoredStudy, settings: Settings, leave: Leave) -> Farewell:
+def work(study: StoredStudy, settings: Settings, leave: Leave) -> str:
     """Train tickets of a study until none is left, it is closed, or there is a reason to leave.
 
     A worker without a ticket waits while others train: a ticket may come back from one that dies.
+
+    Returns:
+        Why it left.
 
     Raises:
         UsageError: if the device does not exist.
@@ -176,20 +171,19 @@ def work(study: StoredStudy, settings: Settings, leave: Leave) -> Farewell:
         versions=versions() | {"platform": platform.platform()},
     )
     log.info("worker %d trains study %s on %s", worker, study.name, device)
-    handed_back = 0
     with Heart(study, worker, settings, leave) as heart:
         while not leave.wanted.is_set():
             study = persistently(study.reread)
             if (reason := persistently(lambda: _closed(study))) is not None:  # noqa: B023 - called at once
-                return Farewell(reason, handed_back)
+                return reason
             ticket = persistently(lambda: queue.take(study, worker))  # noqa: B023 - called at once
             if ticket is not None:
-                handed_back += Training(study, ticket, device, heart).end() == "handed back"
+                Training(study, ticket, device, heart).end()
             elif not persistently(lambda: queue.fill(study)):  # noqa: B023 - called at once
                 if not _others_train(study):
-                    return Farewell("all tickets are finished", handed_back)
+                    return "all tickets are finished"
                 leave.wanted.wait(min(1.0, settings.beat_seconds))
-    return Farewell(leave.reason or "asked to leave", handed_back)
+    return leave.reason or "asked to leave"
 
 
 def _closed(study: StoredStudy) -> str | None:
@@ -218,6 +212,7 @@ class Training:
         )
         started = time.monotonic()
         self.heart.training = (self.ticket.number,)
+        attempt(self.heart.beat)  # says what it trains now, and counts the epochs of the ticket before
         try:
             ending = self._end()
         except TicketLostError as error:
@@ -225,7 +220,6 @@ class Training:
             ending = "lost"
         finally:
             self.heart.training = ()
-        attempt(self.heart.beat)  # so that the epochs of this ticket are counted with it
         log.info("ticket %d: %s after %.1f s", self.ticket.number, ending, time.monotonic() - started)
         return ending
 

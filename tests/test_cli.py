@@ -281,7 +281,7 @@ def test_stop_keeps_the_queue_and_launch_goes_on(tmp_path: Path) -> None:
     study = put_study(database, spec)
     queue.fill(study)
     assert floodsearch("stop", "tiny", cwd=tmp_path).returncode == 0
-    assert work(study, Settings(device="cpu"), Leave()).reason == "stopped by floodsearch stop"
+    assert work(study, Settings(device="cpu"), Leave()) == "stopped by floodsearch stop"
     assert "stopped by floodsearch stop" in floodsearch("status", cwd=tmp_path).stdout
     asked = floodsearch("best", "tiny", cwd=tmp_path)
     assert asked.returncode == 1
