@@ -96,10 +96,13 @@ def _again(last: TrialRecord, history: Iterable[TrialRecord], spec: Spec) -> boo
 def _resize(study: StoredStudy, waiting: TrialRecord) -> None:
     """Let a waiting ticket have the epochs and seeds that the study has grown to."""
     size = _size(study.spec)
-    if size != {Attribute.EPOCHS: waiting.epochs, Attribute.SEEDS: waiting.seeds}:
-        trial_id = study.database.optuna.get_trial_id_from_study_id_trial_number(study.id, waiting.number)
-        for key, value in size.items():
-            study.database.optuna.set_trial_user_attr(trial_id, key, value)
+    if size == {Attribute.EPOCHS: waiting.epochs, Attribute.SEEDS: waiting.seeds}:
+        return
+    trial_id = study.database.optuna.get_trial_id_from_study_id_trial_number(study.id, waiting.number)
+    with study.database.write() as connection:
+        # One that was taken in this moment is trained at its old size; it is queued again when it ends.
+        if trials.lock(connection, trial_id)[0] == TrialState.WAITING:
+            trials.annotate(connection, trial_id, size)
 
 
 def _enqueue(
@@ -108,23 +111,20 @@ def _enqueue(
     # A level that was proposed for an open ticket stays its level.
     fixed = dict(last.parameters) if last is not None and last.parameters else parameters
     attributes = {
-        Attribute.TICKET.value: number,
-        Attribute.ATTEMPT.value: 1 if last is None else last.attempt + 1,
+        Attribute.TICKET: number,
+        Attribute.ATTEMPT: 1 if last is None else last.attempt + 1,
         **_size(study.spec),
     }
     template = optuna.create_trial(
         state=TrialState.WAITING,
-        user_attrs=attributes,
+        user_attrs={key.value: value for key, value in attributes.items()},
         system_attrs={} if fixed is None else {"fixed_params": dict(fixed)},
     )
     study.database.optuna.create_new_trial(study.id, template)
 
 
-def _size(spec: Spec) -> dict[str, int]:
-    return {
-        Attribute.EPOCHS.value: spec.training.epochs,
-        Attribute.SEEDS.value: len(spec.training.seeds),
-    }
+def _size(spec: Spec) -> dict[Attribute, int]:
+    return {Attribute.EPOCHS: spec.training.epochs, Attribute.SEEDS: len(spec.training.seeds)}
 
 
 def take(study: StoredStudy, worker: int) -> Ticket | None:
@@ -133,15 +133,17 @@ def take(study: StoredStudy, worker: int) -> Ticket | None:
     Taking is atomic: no ticket is in two hands. A sampler is asked under a lease, one worker at a time, so
     that no two propose the same.
     """
-    asked = study.optuna(sampler_of(study.spec), pruner_of(study.spec))
-    # Optuna's own atomic pop. Private, but `ask()` invents a trial when the queue is empty.
-    trial_id = asked._pop_waiting_trial_id()
+    with study.database.write() as connection:
+        trial_id = trials.claim(connection, study.id, worker)
     if trial_id is None:
         return None
-    study.database.optuna.set_trial_user_attr(trial_id, Attribute.WORKER, worker)
     try:
-        trial = optuna.trial.Trial(asked, trial_id)
         known = study.database.optuna.get_trial(trial_id)
+        attributes = known.user_attrs
+        if attributes[Attribute.SEEDS] > len(study.spec.training.seeds):
+            study = study.reread()  # it has grown since this worker looked
+        asked = study.optuna(sampler_of(study.spec), pruner_of(study.spec))
+        trial = optuna.trial.Trial(asked, trial_id)
         if "fixed_params" in known.system_attrs or "level" in known.params:
             parameters = _suggest(trial, study.spec)
         else:
@@ -150,7 +152,6 @@ def take(study: StoredStudy, worker: int) -> Ticket | None:
     except BaseException:
         _put_back(study, trial_id, worker)
         raise
-    attributes = known.user_attrs
     return Ticket(
         number=attributes[Attribute.TICKET],
         study=study,
@@ -361,8 +362,7 @@ class Reaper:
             if worker.left is None and self._silent(before, ("worker", worker.id), worker.last_beat, now):
                 lost += release(study, worker.id, f"worker {worker.id} on {worker.host} stopped beating")
         for trial in _running(study):
-            # Taken by a worker that died before it could sign, that never heard of its success, or that
-            # left without finishing it.
+            # Taken by a worker that never heard of its success, or left without finishing it.
             worker_id = trial.user_attrs.get(Attribute.WORKER)
             ticket = trial.user_attrs.get(Attribute.TICKET)
             if ticket is None or (worker_id, ticket) in holding:

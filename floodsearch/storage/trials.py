@@ -25,6 +25,29 @@ REPORT = models.TrialIntermediateValueModel
 VALUE = models.TrialValueModel
 
 
+def claim(connection: Connection, study_id: int, worker: int) -> int | None:
+    """Let the first waiting ticket of a study run, signed by a worker; return its trial, or None.
+
+    SQLite's BEGIN IMMEDIATE lets one process in at a time; PostgreSQL skips what another is claiming.
+    Waiting trials without a ticket, added with Optuna or a dashboard, are left alone.
+    """
+    waiting = (
+        select(TRIAL.trial_id)
+        .join(ATTRIBUTE, ATTRIBUTE.trial_id == TRIAL.trial_id)
+        .where(TRIAL.study_id == study_id, TRIAL.state == TrialState.WAITING)
+        .where(ATTRIBUTE.key == Attribute.TICKET.value)
+        .order_by(TRIAL.number)
+        .limit(1)
+        .with_for_update(skip_locked=True, of=TRIAL)
+    )
+    trial_id: int | None = connection.execute(waiting).scalar_one_or_none()
+    if trial_id is not None:
+        started = update(TRIAL).where(TRIAL.trial_id == trial_id)
+        connection.execute(started.values(state=TrialState.RUNNING, datetime_start=_now()))
+        annotate(connection, trial_id, {Attribute.WORKER: worker})
+    return trial_id
+
+
 def lock(connection: Connection, trial_id: int) -> tuple[TrialState, int | None]:
     """Lock a trial until the transaction ends; return its state and the worker that signed it."""
     locked = select(TRIAL.state).where(TRIAL.trial_id == trial_id).with_for_update()
@@ -68,16 +91,22 @@ def finish(connection: Connection, trial_id: int, state: TrialState, value: floa
         stored, kind = VALUE.value_to_stored_repr(value)
         row = {"trial_id": trial_id, "objective": 0, "value": stored, "value_type": kind}
         _upsert(connection, VALUE, [row], key=("trial_id", "objective"))
-    now = datetime.now(UTC).replace(tzinfo=None)  # Optuna stores naive UTC
     ended = update(TRIAL).where(TRIAL.trial_id == trial_id)
-    connection.execute(ended.values(state=state, datetime_complete=now))
+    connection.execute(ended.values(state=state, datetime_complete=_now()))
 
 
 def put_back(connection: Connection, trial_id: int) -> None:
     """Let a locked trial wait again, as if it had never run; its parameters stay."""
     connection.execute(delete(REPORT).where(REPORT.trial_id == trial_id))
+    signed = (ATTRIBUTE.trial_id == trial_id) & (ATTRIBUTE.key == Attribute.WORKER.value)
+    connection.execute(delete(ATTRIBUTE).where(signed))
     again = update(TRIAL).where(TRIAL.trial_id == trial_id)
     connection.execute(again.values(state=TrialState.WAITING, datetime_start=None))
+
+
+def _now() -> datetime:
+    """Return the time as Optuna stores it: UTC, without a zone."""
+    return datetime.now(UTC).replace(tzinfo=None)
 
 
 def _upsert(connection: Connection, model: Any, rows: list[dict[str, Any]], key: tuple[str, ...]) -> None:
