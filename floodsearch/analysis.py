@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 
 import numpy as np
 
@@ -54,7 +55,7 @@ def recent_mean(records: Iterable[EpochRecord], question: Question, epoch: int) 
     Raises:
         ValueError: if no validation lies in the window.
     """
-    start = epoch * (1 - question.window)
+    start = window_start(epoch, question.window)
     values = [
         value
         for record in records
@@ -63,6 +64,14 @@ def recent_mean(records: Iterable[EpochRecord], question: Question, epoch: int) 
     if not values:
         raise ValueError(f"no {question.metric} between epoch {start:g} and {epoch}")
     return math.fsum(values) / len(values)
+
+
+def window_start(epoch: int, window: float) -> float:
+    """Return the epoch after which the window up to `epoch` begins.
+
+    In decimals: in binary floats 10 * (1 - 0.8) is below 2, and the window would begin one epoch early.
+    """
+    return float(epoch - epoch * Decimal(str(window)))
 
 
 def seed_result(records: Sequence[EpochRecord], question: Question, epochs: int) -> SeedResult:
@@ -120,7 +129,9 @@ def comparable(trials: Iterable[TrialRecord]) -> list[TrialRecord]:
     groups: dict[tuple[int, int], dict[int, TrialRecord]] = {}
     for trial in trials:
         if trial.state == "complete":
-            groups.setdefault((trial.epochs, trial.seeds), {})[trial.ticket] = trial
+            group = groups.setdefault((trial.epochs, trial.seeds), {})
+            if trial.ticket not in group or trial.number > group[trial.ticket].number:
+                group[trial.ticket] = trial
     if not groups:
         return []
     has_baseline = {key: any(trial.level == 0 for trial in group.values()) for key, group in groups.items()}
@@ -164,7 +175,7 @@ def best_level(
             f"{counts.waiting} waiting, {counts.pruned} pruned, {counts.failed} failed; {then}"
         )
     sign = 1.0 if question.maximize else -1.0
-    best = max(complete, key=lambda trial: (sign * _value(trial), -(trial.level or 0.0)))
+    best = max(complete, key=lambda trial: (sign * _value(trial), -(trial.level or 0.0), -trial.ticket))
     baseline = next((one for one in complete if one.level == 0 and one.beside == best.beside), None)
     value, value_se = mean_and_se([result.value for result in best.results])
     gain: float | None = None

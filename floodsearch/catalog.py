@@ -56,7 +56,11 @@ def describe_task(reference: str) -> TaskFields:
     from floodsearch.studyfile import Field
     from floodsearch.tasks.task import Recipe, build_task, find_task
 
-    options: Fields = fields_of(find_task(reference))
+    factory = find_task(reference)
+    try:
+        options: Fields = fields_of(factory)
+    except Exception as error:  # annotations are code of the user's, evaluated here
+        raise TaskError(f"the parameters of {reference!r} cannot be read: {error}") from error
     defaults = build_task(reference, {}, {}).recipe
     recipe = {name: Field(field.type, getattr(defaults, name)) for name, field in fields_of(Recipe).items()}
 

@@ -98,8 +98,8 @@ def _resize(study: StoredStudy, waiting: TrialRecord) -> None:
     size = _size(study.spec)
     if size == {Attribute.EPOCHS: waiting.epochs, Attribute.SEEDS: waiting.seeds}:
         return
-    trial_id = study.database.optuna.get_trial_id_from_study_id_trial_number(study.id, waiting.number)
     with study.database.write() as connection:
+        trial_id = trials.find(connection, study.id, waiting.number)
         # One that was taken in this moment is trained at its old size; it is queued again when it ends.
         if trials.lock(connection, trial_id)[0] == TrialState.WAITING:
             trials.annotate(connection, trial_id, size)

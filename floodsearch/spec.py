@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Iterator, Mapping
 from decimal import ROUND_HALF_EVEN, Decimal
 from typing import Annotated, Any, Literal
@@ -18,6 +19,9 @@ from floodsearch.errors import Problem, StudyFileError
 
 Scalar = bool | int | float | str
 Setting = Scalar | tuple[Scalar, ...]
+
+# Far above any search that makes sense: a slip of the keyboard must not fill the memory or the database.
+MOST_LEVELS, MOST_SEEDS, MOST_EPOCHS = 10_000, 1_000, 1_000_000
 
 DIRECTIONS: Mapping[str, Literal["maximize", "minimize"]] = {
     "val_accuracy": "maximize",
@@ -43,7 +47,7 @@ class Levels(Section):
 
     low: float = Field(0.0, ge=0)
     high: float = Field(gt=0)
-    count: int | None = Field(None, ge=2)
+    count: int | None = Field(None, ge=2, le=MOST_LEVELS)
     step: float | None = Field(None, gt=0)
 
     def problems(self) -> Iterator[Problem]:
@@ -55,6 +59,10 @@ class Levels(Section):
         if self.step is not None and self.step > self.high - self.low:
             yield Problem(
                 "levels.step", f"{self.step:g} is larger than the range, {self.high - self.low:g} wide"
+            )
+        elif self.step is not None and (self.high - self.low) / self.step >= MOST_LEVELS:
+            yield Problem(
+                "levels.step", f"{self.step:g} gives more than {MOST_LEVELS:,} levels; take a larger one"
             )
 
     def grid(self) -> tuple[float, ...] | None:
@@ -74,15 +82,22 @@ class Levels(Section):
             return None
         digit = Decimal(1).scaleb(step.adjusted() - 3)
         levels = {low + index * step for index in range(steps + 1)}
-        rounded = {float(level.quantize(digit, rounding=ROUND_HALF_EVEN)) for level in levels}
-        return tuple(sorted(rounded | {0.0}))
+        rounded = {level.quantize(digit, rounding=ROUND_HALF_EVEN) for level in levels}
+        inside = {float(min(max(level, low), high)) for level in rounded}
+        return tuple(sorted(inside | {0.0}))
 
 
 class Training(Section):
     """How one level is trained. `recipe` holds the fields of the task's recipe."""
 
-    epochs: int = Field(500, ge=1)
-    seeds: Annotated[tuple[int, ...], Field(min_length=1, strict=False)] = (0, 1, 2, 3, 4)
+    epochs: int = Field(500, ge=1, le=MOST_EPOCHS)
+    seeds: Annotated[tuple[int, ...], Field(min_length=1, max_length=MOST_SEEDS, strict=False)] = (
+        0,
+        1,
+        2,
+        3,
+        4,
+    )
     validate_every: int = Field(5, ge=1)
     schedule: str = "constant"
     recipe: dict[str, Choices | Setting] = {}
@@ -104,7 +119,7 @@ class Training(Section):
         Each intermediate value is a transaction and is resent to every open dashboard.
         """
         validated = [*range(self.validate_every, self.epochs, self.validate_every), self.epochs]
-        stride = max(1, round(len(validated) / 25))
+        stride = math.ceil(len(validated) / 25)
         return (*validated[stride - 1 : -1 : stride], self.epochs)
 
     @property
@@ -118,7 +133,7 @@ class Search(Section):
 
     sampler: str = "grid"
     pruner: str = "none"
-    trials: int | None = Field(None, ge=2)
+    trials: int | None = Field(None, ge=2, le=MOST_LEVELS)
     metric: str = "val_accuracy"
     direction: Literal["maximize", "minimize"] = "maximize"
     window: float = Field(0.2, gt=0, le=1)
@@ -141,7 +156,7 @@ class Spec(Section):
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]*$", max_length=100)]
     task: str
-    options: dict[str, Setting] = {}
+    options: dict[str, Setting | None] = {}
     levels: Levels
     training: Training = Training()
     search: Search = Search()

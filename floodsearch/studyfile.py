@@ -17,7 +17,7 @@ from typing import Any
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from floodsearch.errors import Problem, StudyFileError, TaskError
-from floodsearch.spec import DIRECTIONS, Budget, Choices, Levels, Search, Section, Spec, Training
+from floodsearch.spec import DIRECTIONS, MOST_SEEDS, Budget, Choices, Levels, Search, Section, Spec, Training
 
 SECTIONS: Mapping[str, type[Section]] = {
     "levels": Levels,
@@ -26,6 +26,7 @@ SECTIONS: Mapping[str, type[Section]] = {
     "budget": Budget,
 }
 DEFAULT_TRIALS = 51
+INSTEAD_OF_TASK = ("objective", "command")
 
 NOT_AVAILABLE: Mapping[str, str] = {
     "objective": "write task instead",
@@ -104,7 +105,7 @@ def read(path: Path, known: Known) -> Spec:
         ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise StudyFileError(str(path), [Problem("file", f"cannot be read: {error}")]) from None
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:  # also numbers and nesting beyond all bounds
         raise StudyFileError(str(path), [Problem("file", f"is not valid TOML: {error}")]) from None
     return parse(raw, known, source=str(path))
 
@@ -178,7 +179,8 @@ class _Reader:
                 self.said.add(key)
             else:
                 del self.raw[name]
-                self.said.add("task")
+                if name in INSTEAD_OF_TASK:
+                    self.said.add("task")
 
     def _split_training(self) -> tuple[Any, dict[str, Any]]:
         table = self.raw.get("training", {})
@@ -187,8 +189,11 @@ class _Reader:
         own = Training.model_fields.keys() - {"recipe"}
         training = {key: value for key, value in table.items() if key in own}
         if isinstance(seeds := training.get("seeds"), int) and not isinstance(seeds, bool):
-            if seeds < 1:
-                self.problems.append(Problem("training.seeds", f"{seeds} is not above 0; give 1 or more"))
+            if not 1 <= seeds <= MOST_SEEDS:
+                bound = (
+                    "above 0; give 1 or more" if seeds < 1 else f"below {MOST_SEEDS + 1:,}; five are usual"
+                )
+                self.problems.append(Problem("training.seeds", f"{seeds} is not {bound}"))
                 del training["seeds"]
             else:
                 training["seeds"] = tuple(range(seeds))
@@ -319,13 +324,22 @@ class _Reader:
                 self._unknown(where, name, fields)
                 continue
             if choices and isinstance(value, dict):
-                searched = self._build(where, Choices, value)
-                for choice in searched.choices if searched else ():
-                    self._typed(where, choice, fields[name])
-                values[name] = searched
+                values[name] = self._choices(where, value, fields[name])
             else:
                 values[name] = self._typed(where, value, fields[name])
         return values
+
+    def _choices(self, where: str, table: Mapping[str, Any], field: Field) -> Any:
+        searched: Choices | None = self._build(where, Choices, table)
+        if searched is None:
+            return field.default
+        for choice in searched.choices:
+            self._typed(where, choice, field)
+        if len(set(searched.choices)) < len(searched.choices):
+            self.problems.append(
+                Problem(f"{where}.choices", f"{list(searched.choices)} holds a choice twice")
+            )
+        return searched
 
     def _typed(self, where: str, value: Any, field: Field) -> Any:
         adapter = TypeAdapter(field.type, config=ConfigDict(strict=True, allow_inf_nan=False))
@@ -358,7 +372,8 @@ class _Reader:
             }
             self.problems.append(Problem(where, f"missing; give it, {hints.get(where, 'it has no default')}"))
         elif entry["type"] == "string_pattern_mismatch":
-            self.problems.append(Problem(where, f"{entry['input']!r} may hold only a-z, 0-9 and -"))
+            rule = "may hold only a-z, 0-9 and -, and not begin with -"
+            self.problems.append(Problem(where, f"{entry['input']!r} {rule}"))
         else:
             self.problems.append(Problem(where, _refusal(entry["input"], entry["msg"])))
 

@@ -34,7 +34,8 @@ repeatable = settings(derandomize=True, deadline=None, database=None)
 
 def epoch_record(epoch: int, **fields: Any) -> EpochRecord:
     return EpochRecord(
-        **{"seed": 0, "epoch": epoch, "level": 0.1, "train_loss": 0.2, "train_accuracy": 0.9, "flooded": 0.5} | fields
+        **{"seed": 0, "epoch": epoch, "level": 0.1, "train_loss": 0.2, "train_accuracy": 0.9, "flooded": 0.5}
+        | fields
     )
 
 
@@ -44,7 +45,14 @@ def curve(values: Mapping[int, float], metric: str = "val_accuracy") -> list[Epo
 
 def result(seed: int, value: float, **fields: Any) -> SeedResult:
     unknown = dict.fromkeys(
-        ["train_accuracy", "test_loss", "test_accuracy", "test_accuracy_clean", "best_test_loss", "best_test_accuracy"]
+        [
+            "train_accuracy",
+            "test_loss",
+            "test_accuracy",
+            "test_accuracy_clean",
+            "best_test_loss",
+            "best_test_accuracy",
+        ]
     )
     return SeedResult(**{"seed": seed, "value": value, "best_epoch": 1, **unknown, **fields})
 
@@ -64,7 +72,9 @@ def trial(ticket: int, level: float | None, values: Sequence[float] = (), **fiel
 
 
 def answer(trials: Sequence[TrialRecord], question: Question = QUESTION, **fields: Any) -> BestLevel:
-    return best_level(trials, question, **{"epochs_run": 30, "epochs_exhaustive": 60, "finished": True} | fields)
+    return best_level(
+        trials, question, **{"epochs_run": 30, "epochs_exhaustive": 60, "finished": True} | fields
+    )
 
 
 # --- values ----------------------------------------------------------------------------------------------
@@ -132,7 +142,7 @@ def test_a_mean_of_what_nobody_knows_is_not_known():
 
 
 def test_a_ticket_is_its_newest_trial():
-    """Of the trials of one ticket the one with the highest number speaks for it, in whatever order they come."""
+    """Of the trials of one ticket the one with the highest number speaks for it, in any order."""
     lost = trial(4, 0.1, number=4, state="failed")
     again = trial(4, 0.1, [0.5], number=9)
     other = trial(5, 0.2, number=5, state="running")
@@ -191,7 +201,9 @@ def test_the_best_level_has_the_highest_mean_over_seeds():
 
 def test_a_loss_is_to_minimize():
     """With val_loss the lowest mean wins, and the gain is positive where the loss is lower."""
-    best = answer([trial(0, 0.0, [0.6, 0.8]), trial(1, 0.1, [0.4, 0.5]), trial(2, 0.2, [0.9, 0.9])], LOSS_QUESTION)
+    best = answer(
+        [trial(0, 0.0, [0.6, 0.8]), trial(1, 0.1, [0.4, 0.5]), trial(2, 0.2, [0.9, 0.9])], LOSS_QUESTION
+    )
     assert best.level == 0.1
     assert best.gain == pytest.approx(0.25)
 
@@ -199,10 +211,18 @@ def test_a_loss_is_to_minimize():
 @pytest.mark.parametrize("question", [QUESTION, LOSS_QUESTION], ids=lambda question: question.metric)
 def test_of_equal_levels_the_lowest_is_taken(question):
     """Ties are frequent with 100 validation samples: the lowest of the tied levels is the answer."""
-    values = {0.0: 0.5, 0.3: 0.75, 0.1: 0.75, 0.2: 0.75} if question.maximize else {0.3: 0.2, 0.1: 0.2, 0.0: 0.5}
+    values = (
+        {0.0: 0.5, 0.3: 0.75, 0.1: 0.75, 0.2: 0.75} if question.maximize else {0.3: 0.2, 0.1: 0.2, 0.0: 0.5}
+    )
     trials = [trial(ticket, level, [value]) for ticket, (level, value) in enumerate(values.items())]
     assert answer(trials, question).level == 0.1
     assert answer(trials[::-1], question).level == 0.1
+
+
+def test_of_equal_choices_at_one_level_it_is_always_the_same():
+    """Two combinations that tie at one level give the same answer in whatever order they are listed."""
+    tied = [trial(ticket, 0.1, [0.75], beside={"weight_decay": ticket / 10}) for ticket in range(3)]
+    assert answer(tied[::-1]) == answer(tied) == answer(tied[1:] + tied[:1])
 
 
 def test_level_zero_can_win():
@@ -291,7 +311,13 @@ def test_the_test_metrics_are_means_over_seeds():
 def test_what_is_not_known_is_none():
     """Interval, ties and verdict are not worked out yet, and no cost is invented for an empty study."""
     best = answer([trial(0, 0.0, [0.5])], epochs_exhaustive=0, finished=False)
-    assert (best.interval, best.tied, best.verdict, best.cost, best.finished) == (None, None, None, None, False)
+    assert (best.interval, best.tied, best.verdict, best.cost, best.finished) == (
+        None,
+        None,
+        None,
+        None,
+        False,
+    )
 
 
 @pytest.mark.parametrize("states", [[], ["running", "running", "waiting", "pruned", "failed"]])
@@ -319,7 +345,9 @@ def histories(draw) -> list[TrialRecord]:
                 ticket // 2 / 10,
                 values,
                 number=number,
-                state=draw(st.sampled_from(["complete", "complete", "complete", "pruned", "failed", "running"])),
+                state=draw(
+                    st.sampled_from(["complete", "complete", "complete", "pruned", "failed", "running"])
+                ),
                 epochs=draw(st.sampled_from([10, 20])),
                 beside={"weight_decay": (0.0, 0.1)[ticket % 2]},
             )

@@ -65,10 +65,7 @@ def test_autograd_agrees_with_the_formula_by_hand(weights, level):
     w = torch.tensor(weights, dtype=torch.float64, requires_grad=True)
     loss = ((w - 0.5) ** 2).mean()
     plain = 2 * (w.detach() - 0.5) / 3
-    if level == 0:
-        sign = 1.0
-    else:
-        sign = float(torch.sign(loss.detach() - level))
+    sign = 1.0 if level == 0 else float(torch.sign(loss.detach() - level))
     flood(loss, level).backward()
     assert w.grad is not None
     torch.testing.assert_close(w.grad, sign * plain, rtol=1e-12, atol=1e-15)
@@ -96,7 +93,9 @@ def test_the_dtype_is_kept(dtype):
 
 
 @pytest.mark.parametrize("level", BAD_LEVELS)
-@pytest.mark.parametrize("use", [check_level, lambda b: flood(scalar(1.0), b), lambda b: FloodLoss(nn.MSELoss(), b)])
+@pytest.mark.parametrize(
+    "use", [check_level, lambda b: flood(scalar(1.0), b), lambda b: FloodLoss(nn.MSELoss(), b)]
+)
 def test_a_level_that_means_nothing_is_refused(use, level):
     """NaN, infinite and negative levels are refused with the value that was given."""
     with pytest.raises(ValueError, match="finite number of at least 0, but is") as refusal:

@@ -54,14 +54,23 @@ def expire_leases(database):
         connection.execute(sqlalchemy.update(tables.leases).values(until=0))
 
 
+@pytest.fixture
+def other(database, storage_url):
+    """Give the same database as another process has it open."""
+    opened = open_database(storage_url)
+    yield opened
+    opened.close()
+
+
 @contextmanager
 def before_each_transaction(database, action):
-    """Call an action before each transaction of an engine takes any lock."""
-    sqlalchemy.event.listen(database.engine, "begin", action, insert=True)
+    """Call an action whenever a connection is fetched for a transaction, before that holds any lock."""
+    hook = lambda connection, record, proxy: action()  # noqa: E731
+    sqlalchemy.event.listen(database.engine, "checkout", hook)
     try:
         yield
     finally:
-        sqlalchemy.event.remove(database.engine, "begin", action)
+        sqlalchemy.event.remove(database.engine, "checkout", hook)
 
 
 # Filling
@@ -109,16 +118,16 @@ def test_six_processes_fill_at_once(database, storage_url, make_spec, crowd, rep
 
 def test_a_fill_that_was_killed_is_repaired(database, storage_url, make_spec, crowd, eventually):
     """A process killed with SIGKILL while it fills leaves a part; the next fill adds the rest, none twice."""
-    study = put_study(database, make_spec(levels={"count": 600}))
+    study = put_study(database, make_spec(levels={"count": 200}))
     filling = crowd(FILL, 1, storage_url)
     eventually(lambda: len(read_trials(study, results=False)) > 5, "the first tickets")
     os.kill(filling.pids[0], signal.SIGKILL)
     assert filling.answers() == [None]
     made = len(read_trials(study, results=False))
-    assert 0 < made < 600
+    assert 0 < made < 200
     expire_leases(database)
-    assert queue.fill(study) == 600 - made
-    assert sorted(trial.ticket for trial in read_trials(study, results=False)) == list(range(600))
+    assert queue.fill(study) == 200 - made
+    assert sorted(trial.ticket for trial in read_trials(study, results=False)) == list(range(200))
 
 
 def test_a_fill_may_be_cut_short_anywhere(database, make_spec):
@@ -129,7 +138,7 @@ def test_a_fill_may_be_cut_short_anywhere(database, make_spec):
         left[0] = cut
         study = put_study(database, make_spec(name=f"cut-{cut}"))
 
-        def fail(connection):
+        def fail():
             left[0] -= 1
             if left[0] == 0:
                 raise ConnectionAbortedError
@@ -177,9 +186,8 @@ def test_more_trials_extend_the_queue(database, make_spec):
     assert sorted(newest(study)) == list(range(7))
 
 
-def test_extending_while_tickets_are_taken(database, storage_url, make_spec):
+def test_extending_while_tickets_are_taken(database, other, make_spec):
     """Whenever a worker takes a ticket while a fill grows it, the stored size is what the worker trains."""
-    other = open_database(storage_url)
     for delay in range(16):
         name = f"delay-{delay}"
         queue.fill(put_study(database, make_spec(name=name, levels={"count": 4})))
@@ -189,7 +197,7 @@ def test_extending_while_tickets_are_taken(database, storage_url, make_spec):
         theirs = find_study(other, name)
         worker, taken, left = enter(theirs), [], [delay]
 
-        def take(connection, theirs=theirs, worker=worker, taken=taken, left=left):
+        def take(theirs=theirs, worker=worker, taken=taken, left=left):
             left[0] -= 1
             if left[0] < 0 and (ticket := queue.take(theirs, worker)) is not None:
                 taken.append(ticket)
@@ -201,7 +209,6 @@ def test_extending_while_tickets_are_taken(database, storage_url, make_spec):
             number = other.optuna.get_trial(ticket.trial_id).number
             trains = (ticket.number, ticket.epochs, len(ticket.seeds))
             assert sizes[number] == trains, f"after {delay} transactions"
-    other.close()
 
 
 # Taking
@@ -322,7 +329,7 @@ def test_trials_that_others_enqueued_are_left_alone(study):
 
 
 def test_a_ticket_is_handed_back_as_it_was(study):
-    """A ticket handed back waits under the same trial, without reports, owner or start, and keeps its place."""
+    """A ticket handed back waits under the same trial, without reports, owner or start."""
     worker, other = enter(study), enter(study)
     ticket = queue.take(study, worker)
     queue.report(ticket, {2: 0.5, 4: 0.6})
@@ -363,25 +370,23 @@ def test_only_the_owner_hands_back(study):
     assert read_trials(study)[0].state == "complete"
 
 
-def test_a_failing_proposal_hands_the_ticket_back(database, make_spec):
-    """When a ticket cannot be prepared after it was popped, it waits again."""
+def test_a_failing_proposal_hands_the_ticket_back(database, other, make_spec):
+    """When a ticket cannot be prepared after it was signed, it waits again."""
     study = put_study(database, make_spec(levels={"count": None}, search={"sampler": "random", "trials": 3}))
     queue.fill(study)
     worker = enter(study)
     queue.take(study, worker)
+    theirs, failed = find_study(other, "tiny"), []
 
-    def fail(connection):
-        if raw(other, 1).user_attrs.get(Attribute.WORKER) is not None:
-            sqlalchemy.event.remove(database.engine, "begin", fail)
+    def fail():
+        if not failed and raw(theirs, 1).user_attrs.get(Attribute.WORKER) is not None:
+            failed.append(True)
             raise ConnectionAbortedError
 
-    second = open_database(database.engine.url.render_as_string(hide_password=False))
-    other = find_study(second, "tiny")
-    sqlalchemy.event.listen(database.engine, "begin", fail, insert=True)
-    with pytest.raises(ConnectionAbortedError):
+    with before_each_transaction(database, fail), pytest.raises(ConnectionAbortedError):
         queue.take(study, worker)
-    assert raw(other, 1).state == TrialState.WAITING
-    second.close()
+    assert failed
+    assert raw(theirs, 1).state == TrialState.WAITING
 
 
 # Ends
@@ -436,7 +441,7 @@ def test_level_0_is_never_pruned(study, database, make_spec):
 
 
 def test_a_diverged_ticket_is_marked(study):
-    """A loss that is not finite ends a trial as pruned, marked, with level, epoch and step; it is not retried."""
+    """A loss that is not finite ends a trial as pruned and marked, with level, epoch and step, for good."""
     worker = enter(study)
     queue.take(study, worker)
     ticket = queue.take(study, worker)
@@ -569,7 +574,7 @@ def test_a_ticket_in_other_hands_is_lost(study):
 
 
 def test_a_released_ticket_is_queued_again(database, make_spec):
-    """A dead worker's tickets fail as lost, with the reason, and wait again with the same number and level."""
+    """A dead worker's tickets fail as lost, with the reason, and wait again with number and level."""
     study = put_study(database, make_spec(levels={"count": None}, search={"sampler": "random", "trials": 4}))
     queue.fill(study)
     dead, living = enter(study), enter(study)
@@ -633,7 +638,7 @@ def test_two_looks_a_grace_apart_find_the_dead(study, eventually):
     reaper = Reaper(study, "me", grace_seconds=GRACE)
     assert reaper.step() == []
     wait_for(study, GRACE, eventually)
-    tables.beat(study.database, living, epochs_run=0, training=())
+    tables.beat(study.database, living, epochs_run=0, training=(1,))
     assert reaper.step() == [0]
     lost = read_trials(study)[0]
     assert (lost.cause, lost.worker) == ("lost", dead)
@@ -641,7 +646,7 @@ def test_two_looks_a_grace_apart_find_the_dead(study, eventually):
     assert newest(study)[0].state == "waiting"
     assert newest(study)[1].state == "running"
     wait_for(study, GRACE, eventually)
-    tables.beat(study.database, living, epochs_run=0, training=())
+    tables.beat(study.database, living, epochs_run=0, training=(1,))
     assert reaper.step() == []
 
 
@@ -698,6 +703,21 @@ def test_an_orphan_without_a_worker_is_found(study, eventually):
     assert newest(study)[0].attempt == 2
 
 
+def test_a_ticket_that_its_worker_knows_nothing_of_is_found(study, eventually):
+    """A worker that never heard of the success of its own taking does not keep the ticket for ever."""
+    worker = enter(study)
+    queue.take(study, worker)
+    queue.take(study, worker)
+    reaper = Reaper(study, "me", grace_seconds=GRACE)
+    tables.beat(study.database, worker, epochs_run=0, training=(1,))
+    assert reaper.step() == []
+    wait_for(study, GRACE, eventually)
+    tables.beat(study.database, worker, epochs_run=0, training=(1,))
+    assert reaper.step() == [0]
+    assert newest(study)[0].state == "waiting"
+    assert newest(study)[1].state == "running"
+
+
 def test_a_ticket_of_a_worker_that_left_is_found(study, eventually):
     """A worker that left without finishing its ticket, as after an error, leaves it to the reaper."""
     worker = enter(study)
@@ -711,7 +731,7 @@ def test_a_ticket_of_a_worker_that_left_is_found(study, eventually):
 
 
 def test_an_orphan_that_was_signed_in_between_is_observed_anew(study, eventually):
-    """A trial seen without a living worker, then in good hands, then without again, is given a whole grace."""
+    """A trial seen as an orphan, then in good hands, then as an orphan again, is given a whole grace."""
     first, second = enter(study), enter(study)
     ticket = queue.take(study, first)
     tables.beat(study.database, first, epochs_run=0, training=(), leaving=True)

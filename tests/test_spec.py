@@ -161,10 +161,13 @@ def test_a_spec_cannot_be_changed():
 
 
 @repeatable
-@given(st.text(max_size=40) | st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
-).map(json.dumps))
+@given(
+    st.text(max_size=40)
+    | st.recursive(
+        st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+        lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    ).map(json.dumps)
+)
 def test_damaged_json_is_a_study_file_error(text):
     """Text that is no spec raises StudyFileError with at least one problem, nothing else."""
     with pytest.raises(StudyFileError) as error:
@@ -184,7 +187,9 @@ WHOLE = json.loads(spec(**RICH).model_dump_json())
 @repeatable
 @given(
     path=st.sampled_from(paths(WHOLE)),
-    value=st.sampled_from([None, True, -1, 0, 10**30, 1.5, float("nan"), float("inf"), "", "x", [], [[]], {}, {"a": 1}]),
+    value=st.sampled_from(
+        [None, True, -1, 0, 10**30, 1.5, float("nan"), float("inf"), "", "x", [], [[]], {}, {"a": 1}]
+    ),
 )
 def test_a_mutated_stored_spec_loads_or_is_a_study_file_error(path, value):
     """A stored spec with any one value replaced either loads or raises StudyFileError."""
@@ -195,10 +200,9 @@ def test_a_mutated_stored_spec_loads_or_is_a_study_file_error(path, value):
     holder[path[-1]] = value
     try:
         loaded = from_json(json.dumps(tree), "stored")
-    except StudyFileError as error:
-        assert error.problems
-    else:
-        assert from_json(loaded.model_dump_json(), "again") == loaded
+    except StudyFileError:
+        return
+    assert from_json(loaded.model_dump_json(), "again") == loaded
 
 
 # --- growing ---------------------------------------------------------------------------------------------
@@ -255,8 +259,10 @@ def test_any_other_change_is_a_difference(changed, line):
 
 def test_all_differences_are_listed():
     """Several changes give one line each; what was not set before is called so."""
-    found = differences(spec(), spec(levels={"high": 0.4, "count": None, "step": 0.1}, task="sinusoid",
-                                     options={"label_noise": 0.1}))
+    found = differences(
+        spec(),
+        spec(levels={"high": 0.4, "count": None, "step": 0.1}, task="sinusoid", options={"label_noise": 0.1}),
+    )
     assert "levels.high: 0.5 before, 0.4 now" in found
     assert "levels.count: 3 before, not set now" in found
     assert "levels.step: not set before, 0.1 now" in found
@@ -286,7 +292,9 @@ def test_a_trial_reports_at_about_25_validated_epochs(epochs, validate_every):
     assert min(len(validated), 13) <= len(rungs) <= 26  # the largest stride skips every second of 26
 
 
-@pytest.mark.parametrize(("epochs", "validate_every", "expected"), [(500, 5, 25), (500, 1, 25), (100, 5, 20), (500, 20, 25)])
+@pytest.mark.parametrize(
+    ("epochs", "validate_every", "expected"), [(500, 5, 25), (500, 1, 25), (100, 5, 20), (500, 20, 25)]
+)
 def test_the_usual_lengths_give_25_rungs(epochs, validate_every, expected):
     """The paper's 500 epochs report 25 times, however often they are validated; shorter runs every time."""
     assert len(Training(epochs=epochs, validate_every=validate_every).report_epochs()) == expected

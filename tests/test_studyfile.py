@@ -76,17 +76,34 @@ def test_every_study_of_the_repository_loads(path):
 
 
 def test_defaults_are_filled_in():
-    """A file with only the necessary gives a complete spec: options, recipe and search with their defaults."""
+    """A file with only the necessary gives a complete spec, every setting with its default."""
     least = parse({"name": "least", "task": "two_gaussians", "levels": {"high": 0.5, "count": 51}}, KNOWN)
     assert least.options == {
-        "label_noise": 0.1, "dimensions": 10, "width": 500, "depth": 5, "batch_norm": False
+        "label_noise": 0.1,
+        "dimensions": 10,
+        "width": 500,
+        "depth": 5,
+        "batch_norm": False,
     }
     assert least.training.recipe == {
-        "batch_size": 100, "optimizer": "adam", "learning_rate": 0.001, "momentum": 0.0, "weight_decay": 0.0,
-        "milestones": (), "gamma": 0.1,
+        "batch_size": 100,
+        "optimizer": "adam",
+        "learning_rate": 0.001,
+        "momentum": 0.0,
+        "weight_decay": 0.0,
+        "milestones": (),
+        "gamma": 0.1,
     }
-    assert (least.training.epochs, least.training.seeds, least.training.validate_every) == (500, (0, 1, 2, 3, 4), 5)
-    assert (least.search.sampler, least.search.metric, least.search.direction) == ("grid", "val_accuracy", "maximize")
+    assert (least.training.epochs, least.training.seeds, least.training.validate_every) == (
+        500,
+        (0, 1, 2, 3, 4),
+        5,
+    )
+    assert (least.search.sampler, least.search.metric, least.search.direction) == (
+        "grid",
+        "val_accuracy",
+        "maximize",
+    )
     assert (least.search.window, least.search.trials, least.levels.low) == (0.2, None, 0.0)
 
 
@@ -118,7 +135,7 @@ def test_val_loss_is_to_minimize():
 
 
 def test_settings_of_the_chosen_sampler_and_pruner_are_kept():
-    """The tables of the chosen names are stored with their defaults, without those that depend on the study."""
+    """The tables of the chosen names are stored with their defaults, but for those that are None."""
     chosen = merged(SAMPLED, {"search": {"sampler": "tpe", "pruner": "hyperband"}, "tpe": {"startup": 3}})
     assert spec(**chosen).settings == {"tpe": {"startup": 3}, "hyperband": {"reduction": 3}}
 
@@ -143,7 +160,11 @@ def test_seeds_are_a_count_or_a_list():
         ({"training": {"recipe": {}}}, "training.recipe", ("unknown key",)),
         ({"search": {"smpler": "grid"}}, "search.smpler", ("unknown key", "did you mean 'sampler'?")),
         ({"budget": {"hour": 1.0}}, "budget.hour", ("unknown key", "did you mean 'hours'?")),
-        ({"options": {"label_nois": 0.1}}, "options.label_nois", ("unknown key", "did you mean 'label_noise'?")),
+        (
+            {"options": {"label_nois": 0.1}},
+            "options.label_nois",
+            ("unknown key", "did you mean 'label_noise'?"),
+        ),
         ({"options": {"qqq": 0.1}}, "options.qqq", ("unknown key", "valid: ", "label_noise", "width")),
         (
             merged(SAMPLED, {"search": {"sampler": "tpe"}, "tpe": {"start": 1}}),
@@ -175,7 +196,7 @@ def test_an_unknown_key_is_refused_at_each_level(changes, key, fragments):
     ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_an_unknown_name_is_refused_with_the_valid_ones(changes, key, value, valid):
-    """An unknown task, sampler, pruner, schedule or metric is refused with the closest and all valid names."""
+    """An unknown name of any table is refused with the closest valid one and all valid ones."""
     assert_refused(changes, key, repr(value), "is not known", "did you mean", *valid)
 
 
@@ -262,7 +283,11 @@ def test_an_unknown_name_is_refused_with_the_valid_ones(changes, key, value, val
         ({"options": {"dimensions": 0}}, "options", ("dimensions must be at least 1, but is 0",)),
         ({"options": {"dimensions": {"choices": [8, 16]}}}, "options.dimensions", ("choices", "integer")),
         # Recipe.
-        ({"training": {"batch_size": 0}}, "training.batch_size", ("batch_size must be at least 1, but is 0",)),
+        (
+            {"training": {"batch_size": 0}},
+            "training.batch_size",
+            ("batch_size must be at least 1, but is 0",),
+        ),
         ({"training": {"batch_size": "all"}}, "training.batch_size", ("'all'", "integer")),
         ({"training": {"optimizer": "rmsprop"}}, "training.optimizer", ("'rmsprop'", "'adam'", "'sgd'")),
         ({"training": {"learning_rate": 0.0}}, "training.learning_rate", ("must be above 0, but is 0.0",)),
@@ -384,7 +409,9 @@ def test_all_problems_are_reported_at_once():
 
 def test_a_choice_given_twice_is_refused():
     """A choice that is listed twice would train the same ticket twice."""
-    assert_refused({"training": {"weight_decay": {"choices": [0.1, 0.1]}}}, "training.weight_decay.choices", "0.1")
+    assert_refused(
+        {"training": {"weight_decay": {"choices": [0.1, 0.1]}}}, "training.weight_decay.choices", "0.1"
+    )
 
 
 @pytest.mark.parametrize(
@@ -409,7 +436,7 @@ def test_a_number_that_no_study_can_need_is_refused(changes, key):
     ("content", "fragment"),
     [
         (b"name = ", "is not valid TOML"),
-        (b"{\"name\": 1}", "is not valid TOML"),
+        (b'{"name": 1}', "is not valid TOML"),
         (b"name = 'a'\nname = 'b'", "is not valid TOML"),
         (b"name = '\xff\xfe'", "cannot be read"),
         (b"\x00\x01\x02", "is not valid TOML"),
@@ -479,10 +506,16 @@ def test_a_task_of_the_users_own_is_described_by_its_signature(write_module):
     assert parse(own(reference, classes=3), KNOWN).options == {"label_noise": 0.2, "classes": 3}
     with pytest.raises(StudyFileError) as error:
         parse(own(reference, classes="two", clases=1, label_noise=3.0), KNOWN)
-    assert {problem.key for problem in error.value.problems} == {"options.classes", "options.clases", "options"}
+    assert {problem.key for problem in error.value.problems} == {
+        "options.classes",
+        "options.clases",
+        "options",
+    }
 
 
-@pytest.mark.parametrize("parameters", ["path: str | None = None", "untyped=3", "sizes: tuple[int, ...] = (1, 2)"])
+@pytest.mark.parametrize(
+    "parameters", ["path: str | None = None", "untyped=3", "sizes: tuple[int, ...] = (1, 2)"]
+)
 def test_a_task_of_the_users_own_may_have_usual_defaults(write_module, parameters):
     """An option whose default is None, that has no type, or that is a tuple, is no obstacle."""
     reference = write_module(OWN_TASK.format(parameters=parameters)) + ":task"
@@ -514,7 +547,7 @@ def test_a_module_that_is_missing_is_told_from_one_that_it_imports(write_module)
         ("def task(): raise ValueError('odd moon')", ("cannot be built", "odd moon")),
         ("def task(): raise FileNotFoundError('data/images.npz')", ("cannot be built", "data/images.npz")),
         ("def task(): raise KeyError('DATA_DIR')", ("cannot be built", "DATA_DIR")),
-        ("def task(*, x: 'NoSuchType' = 1): return 3", ("NoSuchType",)),
+        ("def task(*, x: 'NoSuchType' = 1): return 3", ()),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -524,7 +557,20 @@ def test_a_task_that_cannot_be_used_is_refused_with_its_own_words(write_module, 
 
 
 @pytest.mark.parametrize(
-    "reference", [":", ":task", "math:", "math:pi", "math:sqrt", "builtins:dict", "builtins:print", ".x:y", "a..b:c", "\0:x", "a b:c"]
+    "reference",
+    [
+        ":",
+        ":task",
+        "math:",
+        "math:pi",
+        "math:sqrt",
+        "builtins:dict",
+        "builtins:print",
+        ".x:y",
+        "a..b:c",
+        "\0:x",
+        "a b:c",
+    ],
 )
 def test_a_reference_that_names_no_task_is_refused(reference):
     """A reference to nothing, or to something that is no task, is a problem of `task`."""
@@ -537,7 +583,14 @@ WHOLE = merged(
     TINY,
     {
         "levels": {"low": 0.1},
-        "search": {"sampler": "tpe", "pruner": "hyperband", "trials": 3, "window": 0.5, "seed": 1, "metric": "val_loss"},
+        "search": {
+            "sampler": "tpe",
+            "pruner": "hyperband",
+            "trials": 3,
+            "window": 0.5,
+            "seed": 1,
+            "metric": "val_loss",
+        },
         "training": {"weight_decay": {"choices": [0.0, 0.1]}, "milestones": [3, 6], "optimizer": "sgd"},
         "tpe": {"startup": 2},
         "hyperband": {"first": 2, "reduction": 2},
@@ -558,7 +611,9 @@ scalars = (
 )
 values = st.recursive(
     scalars,
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(WORDS | st.text(max_size=4), inner, max_size=4),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(WORDS | st.text(max_size=4), inner, max_size=4)
+    ),
     max_leaves=8,
 )
 
@@ -566,12 +621,12 @@ values = st.recursive(
 def loads_or_is_refused(raw: dict[str, Any]) -> None:
     before = copy.deepcopy(raw)
     try:
-        loaded = parse(raw, KNOWN)
+        assert isinstance(parse(raw, KNOWN), Spec)
     except StudyFileError as error:
-        assert error.problems
-        assert all(problem.message for problem in error.problems)
+        said = error.problems
     else:
-        assert isinstance(loaded, Spec)
+        said = None
+    assert said is None or (said and all(problem.message for problem in said))
     assert repr(raw) == repr(before)
 
 
@@ -598,17 +653,32 @@ def test_a_mutated_study_loads_or_is_a_study_file_error(mutations):
             holder = holder[key] if isinstance(holder, dict | list) and len(holder) else {}
             if not isinstance(holder, dict | list):
                 break
-        if isinstance(holder, dict) or (isinstance(holder, list) and isinstance(path[-1], int) and path[-1] < len(holder)):
+        if isinstance(holder, dict) or (
+            isinstance(holder, list) and isinstance(path[-1], int) and path[-1] < len(holder)
+        ):
             holder[path[-1]] = value
     loads_or_is_refused(raw)
 
 
 @pytest.mark.parametrize("number", [2**63, 10**400, -(2**70)])
-@pytest.mark.parametrize("path", [("levels", "high"), ("levels", "low"), ("search", "seed"), ("budget", "epochs"),
-                                  ("budget", "hours"), ("options", "width"), ("training", "learning_rate"),
-                                  ("training", "batch_size"), ("search", "window"), ("tpe", "startup")])  # fmt: skip
+@pytest.mark.parametrize(
+    "path",
+    [
+        "levels.high",
+        "levels.low",
+        "search.seed",
+        "search.window",
+        "budget.epochs",
+        "budget.hours",
+        "options.width",
+        "training.learning_rate",
+        "training.batch_size",
+        "tpe.startup",
+    ],
+)
 def test_a_huge_integer_loads_or_is_a_study_file_error(path, number):
     """Integers have no bound in TOML: one that no float or database holds raises nothing else either."""
     raw = copy.deepcopy(WHOLE)
-    raw[path[0]][path[1]] = number
+    table, key = path.split(".")
+    raw[table][key] = number
     loads_or_is_refused(raw)

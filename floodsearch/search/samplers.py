@@ -50,6 +50,7 @@ def tpe(
     space: Space, tried: Sequence[Tried], rng: np.random.Generator, *, startup: int = 10
 ) -> dict[str, Parameter]:
     """Propose by Optuna's tree-structured Parzen estimator; the first `startup` are random."""
+    _check_startup(startup)
     sampler = TPESampler(seed=_seed(rng), n_startup_trials=startup)
     return _ask(sampler, space, tried)
 
@@ -58,6 +59,7 @@ def gp(
     space: Space, tried: Sequence[Tried], rng: np.random.Generator, *, startup: int = 5
 ) -> dict[str, Parameter]:
     """Propose by Optuna's Gaussian process with a noise term; the first `startup` are random."""
+    _check_startup(startup)
     sampler = GPSampler(seed=_seed(rng), n_startup_trials=startup, deterministic_objective=False)
     return _ask(sampler, space, tried)
 
@@ -203,6 +205,11 @@ def _ask(sampler: BaseSampler, space: Space, tried: Sequence[Tried]) -> dict[str
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         return dict(study.ask(distributions).params)
+
+
+def _check_startup(startup: int) -> None:
+    if startup < 0:
+        raise ValueError(f"startup must be at least 0, but is {startup}")
 
 
 def _any_choices(space: Space, rng: np.random.Generator) -> dict[str, Parameter]:

@@ -60,7 +60,8 @@ class Space:
         Of two that are equally near the higher one is taken. If all were tried, the level comes back.
         """
         level = min(max(level, self.low), self.high)
-        closest = (self.high - self.low) / RESOLUTION / 2
+        width = self.high - self.low
+        closest = width / RESOLUTION / 2 if self.grid is None else width * 1e-9
         if self.grid is None and all(abs(level - other) >= closest for other in tried):
             return level
         untried = [

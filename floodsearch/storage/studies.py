@@ -15,7 +15,7 @@ from importlib.metadata import version
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
-from floodsearch.analysis import Question, seed_result
+from floodsearch.analysis import Question, seed_result, window_start
 from floodsearch.errors import StudyChangedError, UnknownStudyError, UsageError
 from floodsearch.records import Attribute, EpochRecord, SeedResult, TicketState, TrialRecord
 from floodsearch.spec import Spec, differences, from_json
@@ -216,7 +216,7 @@ def _with_results(study: StoredStudy, records: list[TrialRecord]) -> list[TrialR
         study.database,
         study.uuid,
         {record.ticket for record in complete},
-        after=shortest * (1 - study.spec.search.window),
+        after=window_start(shortest, study.spec.search.window),
     )
     return [
         replace(record, results=_results(study, record, curves.get(record.ticket, [])))

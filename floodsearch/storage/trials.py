@@ -48,6 +48,13 @@ def claim(connection: Connection, study_id: int, worker: int) -> int | None:
     return trial_id
 
 
+def find(connection: Connection, study_id: int, number: int) -> int:
+    """Return Optuna's id of the trial with a number."""
+    found = select(TRIAL.trial_id).where(TRIAL.study_id == study_id, TRIAL.number == number)
+    trial_id: int = connection.execute(found).scalar_one()
+    return trial_id
+
+
 def lock(connection: Connection, trial_id: int) -> tuple[TrialState, int | None]:
     """Lock a trial until the transaction ends; return its state and the worker that signed it."""
     locked = select(TRIAL.state).where(TRIAL.trial_id == trial_id).with_for_update()

@@ -148,12 +148,12 @@ def two_gaussians_bayes_cross_entropy(*, label_noise: float = 0.0, dimensions: i
     """Return the lowest possible cross-entropy in nats, on labels with noise.
 
     The expected entropy of the posterior. By symmetry it is enough to integrate over class 1, whose
-    log-odds are normal with mean d / 2 and variance d; Gauss-Legendre over twelve deviations.
+    log-odds are normal with mean d / 2 and variance d. The trapezoidal rule over twelve deviations: for a
+    smooth integrand that vanishes at both ends it is exact to rounding.
     """
     mean, deviation = dimensions / 2, math.sqrt(dimensions)
-    nodes, weights = np.polynomial.legendre.leggauss(400)
-    z = mean + 12 * deviation * nodes
+    z, step = np.linspace(mean - 12 * deviation, mean + 12 * deviation, 10_001, retstep=True)
     density = np.exp(-0.5 * ((z - mean) / deviation) ** 2) / (deviation * math.sqrt(2 * math.pi))
     posterior = label_noise + (1 - 2 * label_noise) / (1 + np.exp(-z))
     entropy = -sum(p * np.log(np.clip(p, 1e-300, None)) for p in (posterior, 1 - posterior))
-    return float(np.sum(12 * deviation * weights * density * entropy))
+    return float(np.sum(density * entropy) * step)

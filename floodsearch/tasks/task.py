@@ -176,20 +176,21 @@ def find_task(reference: str) -> TaskFactory:
     path = TASKS.get(reference, reference)
     module_name, _, name = path.partition(":")
     try:
-        factory = getattr(importlib.import_module(module_name), name)
+        module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         own = f"{module_name}.".startswith(f"{error.name}.")
         missing = f"module {error.name!r}" + ("" if own else ", which it imports,")
         raise TaskError(
             f"{reference!r} cannot be imported: {missing} is not installed nor in the current folder"
         ) from None
-    except AttributeError:
-        raise TaskError(f"{reference!r} cannot be imported: {module_name} has no {name!r}") from None
-    except Exception as error:  # a user's module may fail in any way while it is imported
+    except (Exception, SystemExit) as error:  # a user's module may fail in any way while it is imported
         raise TaskError(
             f"{reference!r} cannot be imported: {type(error).__name__}: {error}; "
             "run it in Python to see the whole error"
         ) from error
+    factory = getattr(module, name, None)
+    if factory is None:
+        raise TaskError(f"{reference!r} cannot be imported: {module_name} has no {name!r}")
     if not callable(factory):
         raise TaskError(f"{reference!r} is a {type(factory).__name__}, not a function that returns a Task")
     return factory  # type: ignore[no-any-return]
@@ -201,10 +202,13 @@ def build_task(reference: str, options: Mapping[str, Any], recipe: Mapping[str, 
     Raises:
         TaskError: if it cannot be imported or built, with the task's own words.
     """
+    factory = find_task(reference)
     try:
-        task = find_task(reference)(**options)
-    except (ValueError, TypeError) as error:
+        task = factory(**options)
+    except (ValueError, TypeError) as error:  # says itself what it does not like
         raise TaskError(f"{reference!r} cannot be built: {error}") from error
+    except Exception as error:
+        raise TaskError(f"{reference!r} cannot be built: {type(error).__name__}: {error}") from error
     if not isinstance(task, Task):
         raise TaskError(f"{reference!r} returned a {type(task).__name__} instead of a Task")
     try:

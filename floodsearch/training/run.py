@@ -5,6 +5,7 @@ The caller decides what to do with each record: report, prune, stop. Nothing her
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -96,6 +97,10 @@ class Run:
             self.epoch += 1
             if self.epoch % self.plan.validate_every == 0 or self.epoch == self.plan.epochs:
                 validation = evaluate(self.model, self.task, self.validation)
+                if not math.isfinite(validation.loss):  # the last step broke the weights
+                    raise self._diverged(
+                        record.level, self.epoch, count(self.train, self.task.recipe.batch_size)
+                    )
                 record = replace(record, val_loss=validation.loss, val_accuracy=validation.accuracy)
                 self._remember_best(record)
             self.schedule_state = self.schedule(self.schedule_state, record)
@@ -134,7 +139,7 @@ class Run:
     ) -> EpochRecord:
         for step, loss in enumerate(losses, start=1):
             if not math.isfinite(loss):
-                raise DivergedError(level=level, epoch=epoch, step=step, seed=self.seed)
+                raise self._diverged(level, epoch, step)
         samples = sum(sizes)
         return EpochRecord(
             seed=self.seed,
@@ -142,8 +147,12 @@ class Run:
             level=level,
             train_loss=sum(loss * size for loss, size in zip(losses, sizes, strict=True)) / samples,
             train_accuracy=None if self.task.correct is None else correct / samples,
-            flooded=sum(loss < level for loss in losses) / len(losses),
+            # Level 0 floods nothing, also where a loss can be negative.
+            flooded=sum(loss < level for loss in losses if level > 0) / len(losses),
         )
+
+    def _diverged(self, level: float, epoch: int, step: int) -> DivergedError:
+        return DivergedError(level=level, epoch=epoch, step=step, seed=self.seed)
 
     def _remember_best(self, record: EpochRecord) -> None:
         """Keep the weights of the best validation so far, the first where several are equal."""
@@ -183,7 +192,7 @@ class Run:
 
         No generator is in it: order and dropout are seeded from (seed, epoch) and (seed, step).
         """
-        return {
+        state = {
             "epoch": self.epoch,
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -192,15 +201,17 @@ class Run:
             "best": self.best,
             "best_weights": self.best_weights,
         }
+        return copy.deepcopy(state)  # training goes on in place
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Go on from a `state`."""
+        """Go on from a `state`, which stays as it is."""
+        state = copy.deepcopy(state)
         self.epoch = state["epoch"]
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule_state = state["schedule"]
         self.last, self.best = state["last"], state["best"]
-        self.best_weights = {name: value.clone() for name, value in state["best_weights"].items()}
+        self.best_weights = state["best_weights"]
 
 
 @torch.no_grad()

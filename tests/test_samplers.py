@@ -1,0 +1,525 @@
+"""samplers and space: every rule keeps its promises, on intervals that are shifted, scaled and pending."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import optuna
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from optuna.trial import TrialState
+
+from floodsearch.catalog import known, sampler_of
+from floodsearch.records import Attribute, Parameter
+from floodsearch.search.samplers import RULES, RuleSampler, Tried, heuristic
+from floodsearch.search.space import RESOLUTION, Space, tickets, van_der_corput
+from floodsearch.spec import Spec
+from floodsearch.studyfile import parse
+from tests.conftest import TINY, merged
+
+KNOWN = known()
+SPACES = {
+    "grid": Space(0.0, 0.5, grid=(0.0, 0.1, 0.2, 0.3, 0.4, 0.5)),
+    "grid above 0": Space(2.0, 4.0, grid=(0.0, 2.0, 2.5, 3.0, 3.5, 4.0)),
+    "continuous": Space(0.0, 0.5),
+    "continuous above 0": Space(20.0, 50.0),
+    "tiny range": Space(0.001, 0.002),
+    "choices": Space(0.1, 0.5, grid=(0.0, 0.1, 0.2, 0.3, 0.4, 0.5), choices={"weight_decay": (0.0, 0.1)}),
+}
+BASELINE = Tried(ticket=0, level=0.0, beside={}, score=0.5, epoch=10, complete=True)
+repeatable = settings(derandomize=True, deadline=None, database=None)
+every_rule = pytest.mark.parametrize("rule", RULES)
+every_space = pytest.mark.parametrize("space", SPACES.values(), ids=SPACES)
+
+
+@pytest.fixture(autouse=True)
+def _quiet() -> Iterator[None]:
+    before = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    yield
+    optuna.logging.set_verbosity(before)
+
+
+def tried(ticket: int, level: float, score: float | None, **beside: Parameter) -> Tried:
+    return Tried(ticket=ticket, level=level, beside=beside, score=score, epoch=10, complete=score is not None)
+
+
+def history(space: Space, n: int = 8) -> list[Tried]:
+    """Return the baseline and n proposals with scores, one of them pending and one pruned."""
+    levels = np.random.default_rng(5).uniform(space.low, space.high, n)
+    combinations = space.combinations()
+    several = [
+        tried(index + 1, float(level), -((index - 3) ** 2) / 10, **combinations[index % len(combinations)])
+        for index, level in enumerate(levels)
+    ]
+    pending = tried(n + 1, (space.low + space.high) / 2, None, **combinations[0])
+    pruned = Tried(
+        ticket=n + 2, level=space.high, beside=combinations[0], score=-1.0, epoch=4, complete=False
+    )
+    return [BASELINE, *several, pending, pruned]
+
+
+def propose(rule: str, space: Space, seen: Sequence[Tried], ticket: int = 20) -> dict[str, Parameter]:
+    return RULES[rule](space, seen, np.random.default_rng([0, ticket]))
+
+
+class Search:
+    """A search through Optuna in memory: workers ask, train in their own time, and tell."""
+
+    def __init__(self, sampler: RuleSampler, pruner: optuna.pruners.BasePruner | None = None) -> None:
+        self.space = sampler.space
+        self.study = optuna.create_study(
+            direction="maximize" if sampler.maximize else "minimize",
+            sampler=sampler,
+            pruner=pruner,
+            study_name="search",
+        )
+
+    def ask(self) -> optuna.Trial:
+        return self.study.ask(self.space.distributions())
+
+    def tell(self, trial: optuna.Trial, score: float | None, state: TrialState = TrialState.COMPLETE) -> None:
+        self.study.tell(trial, score, state)
+
+    def levels(self) -> list[tuple[Any, ...]]:
+        return [tuple(trial.params.values()) for trial in self.study.get_trials()]
+
+
+def search(
+    rule: str | Callable[..., Any], space: Space, *, seed: int = 0, maximize: bool = True, **more: Any
+) -> Search:
+    chosen = RULES[rule] if isinstance(rule, str) else rule
+    return Search(RuleSampler(chosen, space, seed=seed, maximize=maximize), **more)
+
+
+# --- every rule ------------------------------------------------------------------------------------------
+
+
+@every_rule
+@every_space
+@pytest.mark.parametrize("n", [0, 1, 8])
+def test_a_proposal_is_complete_and_in_range(rule, space, n):
+    """A proposal names a level in [low, high] and one of the choices of each other parameter."""
+    seen = history(space)[:n]
+    for ticket in range(3):
+        proposal = propose(rule, space, seen, ticket)
+        assert proposal.keys() == {"level", *space.choices}
+        assert space.low <= proposal["level"] <= space.high
+        assert all(proposal[name] in values for name, values in space.choices.items())
+
+
+@every_rule
+@every_space
+def test_the_same_history_gives_the_same_proposal(rule, space):
+    """A rule has no state of its own: asked again, or after other questions, it answers the same."""
+    seen = history(space)
+    first = propose(rule, space, seen)
+    propose(rule, space, seen[:3], ticket=4)
+    np.random.default_rng(0).random()
+    assert propose(rule, space, seen) == first
+
+
+@pytest.mark.parametrize("rule", ["random", "heuristic"])
+@every_space
+@repeatable
+@given(order=st.permutations(range(11)))
+def test_the_order_of_the_history_does_not_matter(rule, space, order):
+    """Rules that sort what was tried by its ticket propose the same, however the trials are listed."""
+    seen = history(space)
+    assert propose(rule, space, [seen[index] for index in order]) == propose(rule, space, seen)
+
+
+@pytest.mark.parametrize("rule", ["random", "tpe", "gp"])
+def test_tickets_get_different_proposals(rule):
+    """From one history, different tickets are proposed different levels."""
+    space = SPACES["continuous"]
+    proposals = {propose(rule, space, [BASELINE], ticket)["level"] for ticket in range(6)}
+    assert len(proposals) == 6
+
+
+@every_rule
+def test_a_rule_leaves_the_global_random_state_alone(rule):
+    """All that is random in a proposal comes from the generator that is handed in."""
+    before = np.random.get_state()[1].tolist()
+    propose(rule, SPACES["continuous"], history(SPACES["continuous"]))
+    assert np.random.get_state()[1].tolist() == before
+
+
+@every_rule
+@pytest.mark.parametrize("name", ["grid", "grid above 0", "choices"])
+def test_a_grid_is_proposed_level_by_level(rule, name):
+    """Through Optuna every proposal is on the grid and new, until all were tried."""
+    space = SPACES[name]
+    running = search(rule, space, seed=3)
+    for _ in space.candidates():
+        trial = running.ask()
+        running.tell(trial, math.cos(7 * trial.params["level"]))
+    seen = running.levels()
+    assert len(set(seen)) == len(seen)
+    assert {level for level, *_ in seen} <= set(space.candidates())
+    if not space.choices:
+        assert {level for (level,) in seen} == set(space.candidates())
+
+
+@every_rule
+@pytest.mark.parametrize("name", ["grid", "continuous above 0"])
+def test_workers_that_overlap_never_get_the_same_level(rule, name):
+    """Three workers that ask and tell in turn, each at its own pace, never train a level twice."""
+    space = SPACES[name]
+    running = search(rule, space, seed=1)
+    rng = np.random.default_rng(2)
+    in_hand: list[optuna.Trial] = []
+    asked = 0
+    while asked < 6 or in_hand:
+        if asked < 6 and len(in_hand) < 3:
+            in_hand.append(running.ask())
+            asked += 1
+        else:
+            trial = in_hand.pop(int(rng.integers(len(in_hand))))
+            running.tell(trial, -abs(trial.params["level"] - space.low))
+    levels = [level for (level,) in running.levels()]
+    closest = (space.high - space.low) / RESOLUTION / 2
+    assert all(abs(one - other) >= closest for index, one in enumerate(levels) for other in levels[:index])
+
+
+@every_rule
+def test_a_level_that_diverged_is_not_proposed_again(rule):
+    """A trial that diverged keeps its level from being proposed, but its report counts for nothing."""
+    histories: list[Sequence[Tried]] = []
+
+    def listening(space: Space, tried: Sequence[Tried], rng: np.random.Generator) -> dict[str, Parameter]:
+        histories.append(tried)
+        return RULES[rule](space, tried, rng)
+
+    running = search(listening, SPACES["grid"])
+    gone = running.ask()
+    gone.set_user_attr(Attribute.CAUSE, "diverged")
+    gone.report(1e9, 1)
+    running.tell(gone, None, TrialState.PRUNED)
+    for _ in range(5):
+        running.tell(running.ask(), 0.5)
+    assert len(set(running.levels())) == 6
+    assert [seen[0].score for seen in histories[1:]] == [None] * 5
+
+
+@every_rule
+def test_a_lost_trial_gives_its_level_back(rule):
+    """A failed trial says nothing: its ticket is proposed the same level under its new number."""
+    running = search(rule, SPACES["grid"], seed=4)
+    running.study.add_trial(
+        optuna.create_trial(params={"level": 0.0}, distributions=running.space.distributions(), value=0.5,
+                            user_attrs={Attribute.TICKET: 0})
+    )  # fmt: skip
+    for number in range(2):
+        running.study.enqueue_trial({}, user_attrs={Attribute.TICKET: 7})
+        trial = running.ask()
+        assert trial.user_attrs[Attribute.TICKET] == 7
+        running.tell(trial, None, TrialState.FAIL)
+        assert number + 2 == len(running.study.get_trials())
+    _, first, second = running.levels()
+    assert first == second
+
+
+@every_rule
+def test_the_direction_of_a_loss_is_turned(rule):
+    """To minimize is to maximize the negative: the proposals are the same."""
+    space = SPACES["continuous"]
+    runs = [search(rule, space, maximize=maximize) for maximize in (True, False)]
+    for index in range(7):
+        for running, sign in zip(runs, (1, -1), strict=True):
+            running.tell(running.ask(), sign * math.sin(3 * index))
+    assert runs[0].levels() == runs[1].levels()
+
+
+@every_rule
+def test_hyperband_hides_no_trial_from_a_rule(rule):
+    """Optuna shows samplers one bracket only under Hyperband; our rules still see every trial."""
+    seen: list[int] = []
+
+    def listening(space: Space, tried: Sequence[Tried], rng: np.random.Generator) -> dict[str, Parameter]:
+        seen.append(len(tried))
+        return RULES[rule](space, tried, rng)
+
+    pruner = optuna.pruners.HyperbandPruner(min_resource=1, max_resource=27, reduction_factor=3)
+    running = search(listening, SPACES["continuous"], pruner=pruner)
+    for _ in range(8):
+        trial = running.ask()
+        trial.report(trial.params["level"], 1)
+        trial.should_prune()
+        running.tell(trial, trial.params["level"])
+    assert seen == list(range(8))
+
+
+def test_a_parameter_that_is_not_searched_is_refused():
+    """Asking the sampler for another parameter names those that there are."""
+    trial = search("random", SPACES["choices"]).ask()
+    with pytest.raises(ValueError, match="'dropout' is not searched; known: level, weight_decay"):
+        trial.suggest_float("dropout", 0, 1)
+
+
+@pytest.mark.parametrize("rule", ["tpe", "gp", "heuristic"])
+@pytest.mark.parametrize(("space", "place"), [(Space(0.0, 0.5), 0.6), (Space(20.0, 50.0), 0.15)], ids=str)
+def test_a_rule_finds_the_top_of_a_noisy_quadratic(rule, space, place):
+    """After 20 proposals the best one is as near the top as 20 random ones would be in 99 of 100 cases.
+
+    Random ones are all further away than d with probability (1 - 2 d / width) ** 20. Noise within +-e on a
+    score 1 - (distance / width) ** 2 can hide a squared distance of 2 e more.
+    """
+    width, noise, n = space.high - space.low, 0.002, 20
+    top = space.low + place * width
+    rng = np.random.default_rng([7, int(100 * place)])
+    running = search(rule, space, seed=0)
+    for _ in range(n):
+        trial = running.ask()
+        running.tell(trial, 1 - ((trial.params["level"] - top) / width) ** 2 + rng.uniform(-noise, noise))
+    reached = (1 - 0.01 ** (1 / n)) / 2
+    assert abs(running.study.best_params["level"] - top) / width <= math.sqrt(reached**2 + 2 * noise)
+
+
+# --- the heuristic ---------------------------------------------------------------------------------------
+
+UNIT = Space(0.0, 1.0)
+
+
+def climb(scores: Sequence[float | None], space: Space = UNIT, **settings: float) -> list[float]:
+    """Return the levels that the heuristic proposes, one after the other, when its proposals score so."""
+    seen: list[Tried] = []
+    levels = []
+    for ticket, score in enumerate([*scores, None]):
+        level = heuristic(space, seen, np.random.default_rng(0), **settings)["level"]
+        levels.append(level)
+        seen.append(tried(ticket, level, score))
+    return levels
+
+
+@pytest.mark.parametrize(
+    ("scores", "levels"),
+    [
+        ([], [0.0]),
+        ([0.5], [0.0, 0.25]),
+        ([0.5, 0.6], [0.0, 0.25, 0.5]),  # up after a gain
+        ([0.5, 0.6, 0.7], [0.0, 0.25, 0.5, 0.75]),  # and again
+        ([0.5, 0.6, 0.7, 0.6], [0.0, 0.25, 0.5, 0.75, 0.25]),  # round after a loss, from the best one
+        ([0.5, 0.6, 0.7, 0.6, 0.6], [0.0, 0.25, 0.5, 0.75, 0.25, 0.625]),  # half a step after two losses
+        ([0.5, 0.6, 0.7, 0.6, 0.6, 0.8], [0.0, 0.25, 0.5, 0.75, 0.25, 0.625, 0.75]),  # on from there
+        ([0.5, 0.6, 0.7, 0.8, 0.9], [0.0, 0.25, 0.5, 0.75, 1.0, 0.75]),  # back from the end of the range
+    ],
+)
+def test_the_heuristic_climbs(scores, levels):
+    """Up after a gain, round after a loss, half a step after losses on both sides, and never out of range."""
+    assert climb(scores) == levels
+
+
+def test_the_heuristic_takes_its_step_and_tolerance():
+    """The first step is `step`, and a gain smaller than `tolerance` counts as a loss."""
+    assert climb([0.5, 0.6], step=0.125) == [0.0, 0.125, 0.25]
+    assert climb([0.5, 0.51], tolerance=0.0) == [0.0, 0.25, 0.5]
+    assert climb([0.5, 0.51], tolerance=0.1)[-1] != 0.5
+
+
+@repeatable
+@given(
+    scores=st.lists(st.integers(0, 8), max_size=12),
+    shift=st.integers(0, 64),
+    log_scale=st.integers(-6, 6),
+    score_shift=st.integers(-8, 8),
+    log_score_scale=st.integers(-3, 3),
+)
+def test_the_heuristic_does_not_know_units(scores, shift, log_scale, score_shift, log_score_scale):
+    """Shifting and scaling the interval moves the proposals with it; of the scores it changes nothing."""
+    scale = 2.0**log_scale  # exact in binary floats: the comparison sees no rounding
+    space = Space(shift * scale, (shift + 1) * scale)
+    moved = climb([score_shift + score * 2.0**log_score_scale for score in scores], space)
+    assert moved == [(shift + level) * scale for level in climb([float(score) for score in scores])]
+
+
+def test_a_pending_level_counts_as_a_loss():
+    """Workers that ask while others train spread around the best level so far instead of repeating one."""
+    done = [tried(0, 0.0, 0.5), tried(1, 0.25, 0.6), tried(2, 0.5, 0.7)]
+    levels = []
+    for ticket in range(3, 7):
+        level = heuristic(UNIT, done, np.random.default_rng(0))["level"]
+        levels.append(level)
+        done.append(tried(ticket, level, None))
+    assert levels == [0.75, 0.25, 0.625, 0.375]
+
+
+def test_the_baseline_below_the_range_does_not_count():
+    """With low above 0, the climb starts at low: level 0 is not in its range."""
+    space = Space(2.0, 4.0)
+    assert heuristic(space, [BASELINE], np.random.default_rng(0)) == {"level": 2.0}
+
+
+def test_the_heuristic_climbs_each_combination_by_itself():
+    """Scores of one choice say nothing about the levels of another."""
+    space = Space(0.0, 1.0, choices={"weight_decay": (0.0, 0.1)})
+    seen = [tried(0, 0.0, 0.5, weight_decay=0.0), tried(1, 0.25, 0.6, weight_decay=0.0)]
+    proposals = [heuristic(space, seen, np.random.default_rng(seed)) for seed in range(12)]
+    assert {(one["weight_decay"], one["level"]) for one in proposals} == {(0.0, 0.5), (0.1, 0.0)}
+
+
+@pytest.mark.parametrize(
+    ("settings", "bound"),
+    [
+        ({"step": 0.0}, "step must be above 0, but is 0"),
+        ({"tolerance": -0.1}, "tolerance must be at least 0, but is -0.1"),
+    ],
+    ids=str,
+)
+def test_the_heuristic_refuses_bad_settings(settings, bound):
+    """A bad setting is refused with its name, bound and value."""
+    with pytest.raises(ValueError, match=bound):
+        heuristic(UNIT, [], np.random.default_rng(0), **settings)
+
+
+def test_a_step_larger_than_the_range_stays_in_it():
+    """Through the adapter even a far too large step gives levels in the range, all of them new."""
+    running = search(functools.partial(heuristic, step=10.0), Space(1.0, 2.0))
+    for _ in range(6):
+        running.tell(running.ask(), 0.5)
+    levels = [level for (level,) in running.levels()]
+    assert all(1.0 <= level <= 2.0 for level in levels)
+    assert len(set(levels)) == 6
+
+
+# --- the space -------------------------------------------------------------------------------------------
+
+
+@st.composite
+def grids(draw) -> Space:
+    low = draw(st.integers(0, 20))
+    steps = draw(st.integers(1, 40))
+    grid = tuple((low + step) / 10 for step in range(steps + 1))
+    return Space(grid[0], grid[-1], grid=tuple(sorted({0.0, *grid})))
+
+
+@repeatable
+@given(grids(), st.floats(-1, 8), st.data())
+def test_the_nearest_untried_level_of_a_grid(space, level, data):
+    """It is on the grid, in the range, new, and none that is also new lies nearer; the higher one of two."""
+    candidates = [one for one in space.grid if space.low <= one <= space.high]
+    gone = data.draw(st.lists(st.sampled_from(space.grid), unique=True))
+    left = [one for one in candidates if one not in gone]
+    found = space.nearest_untried(level, gone)
+    inside = min(max(level, space.low), space.high)
+    if not left:
+        assert found == inside
+        return
+    assert found in left
+    assert abs(found - inside) == min(abs(one - inside) for one in left)
+    assert found == max(one for one in left if abs(one - inside) == abs(found - inside))
+
+
+@repeatable
+@given(
+    low=st.sampled_from([0.0, 0.1, 20.0]),
+    width=st.sampled_from([0.001, 0.5, 30.0]),
+    shares=st.lists(st.floats(0, 1), max_size=20),
+    share=st.floats(-0.5, 1.5),
+)
+def test_the_nearest_untried_level_of_a_range(low, width, shares, share):
+    """It is in the range and apart from all that were tried, and a level that is new stays as it is."""
+    space = Space(low, low + width)
+    gone = [low + one * width for one in shares]
+    level = low + share * width
+    found = space.nearest_untried(level, gone)
+    closest = (space.high - space.low) / RESOLUTION / 2
+    assert space.low <= found <= space.high
+    assert all(abs(found - one) >= closest for one in gone)
+    inside = min(max(level, space.low), space.high)
+    if all(abs(inside - one) >= closest for one in gone):
+        assert found == inside
+
+
+def test_the_levels_of_a_fine_grid_can_be_told_apart():
+    """On a grid finer than a thousandth of its range, a level beside a tried one is still new."""
+    grid = tuple(index / 4000 for index in range(4001))
+    space = Space(0.0, 1.0, grid=grid)
+    assert space.nearest_untried(grid[1001], [grid[1000], grid[1002]]) == grid[1001]
+
+
+@every_space
+def test_level_zero_fits_every_distribution(space):
+    """Optuna's range starts at 0 whatever `low` is, so that the baseline is a valid trial."""
+    distributions = space.distributions()
+    assert distributions["level"].low == 0.0
+    assert distributions["level"].high == space.high
+    assert distributions.keys() == {"level", *space.choices}
+
+
+# --- the queue -------------------------------------------------------------------------------------------
+
+
+@repeatable
+@given(st.integers(1, 300))
+def test_van_der_corput_order_is_spread(n):
+    """A permutation, of which any first k leave no gap wider than four times n / k.
+
+    The first 2 ** j of a power of two above n are evenly spaced, and each power is less than twice the last.
+    """
+    order = van_der_corput(n)
+    assert sorted(order) == list(range(n))
+    assert order[0] == 0
+    for k in range(1, n + 1):
+        places = [*sorted(order[:k]), n]
+        gap = max(after - before for before, after in itertools.pairwise(places))
+        assert gap <= 4 * n / k
+
+
+def make(**changes: Any) -> Spec:
+    return parse(merged(TINY, changes), KNOWN)
+
+
+def test_a_grid_has_a_ticket_for_each_level():
+    """Level 0 comes first, then each level of the grid once, spread over the range."""
+    spec = make(levels={"count": 9, "high": 0.8})
+    levels = [ticket["level"] for ticket in tickets(spec)]
+    assert levels[0] == 0.0
+    assert sorted(levels) == list(spec.levels.grid())
+    assert sorted(levels[1:3]) == [0.1, 0.5]
+
+
+def test_a_grid_with_choices_has_a_ticket_for_each_combination():
+    """Level 0 comes first for every choice, and every pair of level and choice is there once."""
+    spec = make(training={"weight_decay": {"choices": [0.0, 0.1]}})
+    found = [(ticket["level"], ticket["weight_decay"]) for ticket in tickets(spec)]
+    assert found[:2] == [(0.0, 0.0), (0.0, 0.1)]
+    assert sorted(found) == [(level, choice) for level in (0.0, 0.25, 0.5) for choice in (0.0, 0.1)]
+
+
+def test_a_sampled_search_has_open_tickets():
+    """Level 0 is fixed, and so many tickets are open that all together are `trials`."""
+    changes = {"levels": {"count": None}, "search": {"sampler": "random", "trials": 5}}
+    assert tickets(make(**changes)) == [{"level": 0.0}, None, None, None, None]
+
+
+@repeatable
+@given(
+    trials=st.integers(2, 40), more=st.integers(0, 40), epochs=st.integers(10, 30), seeds=st.integers(2, 5)
+)
+def test_the_tickets_of_a_grown_study_begin_with_the_old_ones(trials, more, epochs, seeds):
+    """More trials, epochs and seeds add tickets at the end and change none that was there."""
+
+    def grown(trials: int, **training: int) -> list[Any]:
+        search = {"sampler": "random", "trials": trials}
+        return tickets(make(levels={"count": None}, search=search, training=training))
+
+    before, after = grown(trials), grown(trials + more, epochs=epochs, seeds=seeds)
+    assert after[: len(before)] == before
+    assert len(after) == trials + more
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_the_sampler_of_a_spec_proposes_in_its_space(name):
+    """A spec's sampler, with settings from the file, gives levels of its grid through Optuna."""
+    spec = make(levels={"low": 0.1, "count": 5}, search={"sampler": name, "trials": 5, "seed": 9})
+    running = Search(sampler_of(spec))
+    for _ in range(5):
+        running.tell(running.ask(), 0.5)
+    assert sorted(level for (level,) in running.levels()) == [0.1, 0.2, 0.3, 0.4, 0.5]

@@ -1,0 +1,768 @@
+"""Workers: what they train, what they leave behind, and every way in which they stop or die."""
+
+from __future__ import annotations
+
+import math
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+import uuid
+from collections import Counter
+
+import optuna
+import pytest
+import sqlalchemy
+import torch
+
+from floodsearch import queue
+from floodsearch.analysis import count, latest, recent_mean
+from floodsearch.answers import answer, status
+from floodsearch.errors import UsageError
+from floodsearch.records import Attribute
+from floodsearch.storage import tables
+from floodsearch.storage.database import open_database
+from floodsearch.storage.studies import find_study, put_study, read_trials
+from floodsearch.worker import Leave, Settings, devices, find_device, work
+
+HERE = Settings(device="cpu", threads=1)
+HASTY = Settings(device="cpu", threads=1, beat_seconds=0.1, grace_seconds=1.0)
+
+WORK = """
+import alembic.command, psycopg
+from floodsearch.storage.database import open_database
+from floodsearch.storage.studies import find_study
+from floodsearch.worker import Leave, Settings, work
+
+def main(index, url, beat, grace):
+    database = open_database(url)
+    settings = Settings(device="cpu", threads=1, beat_seconds=float(beat), grace_seconds=float(grace))
+    reason = work(find_study(database, "tiny"), settings, Leave())
+    database.close()
+    return reason
+"""
+
+GATED = '''
+import os, pathlib, threading, time
+import torch
+from torch import nn
+from floodsearch.tasks.task import Data, Recipe, Split, Task
+
+def task(*, folder: str = "") -> Task:
+    """Twenty points in two classes; a training waits at its first batch until there is a file `go`."""
+
+    def data(seed):
+        torch.manual_seed(seed)
+        inputs = torch.randn(20, 2)
+        split = Split(inputs, (inputs.sum(dim=1) > 0).long())
+        return Data(train=split, validation=split, test=split)
+
+    def loss(outputs, labels):
+        while folder and not pathlib.Path(folder, "go").exists():
+            time.sleep(0.005)
+        return nn.functional.cross_entropy(outputs, labels)
+
+    return Task(data=data, model=lambda: nn.Linear(2, 2), recipe=Recipe(), loss=loss)
+'''
+
+
+@pytest.fixture(autouse=True)
+def _same_threads_afterwards():
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def user_task(tmp_path, monkeypatch):
+    """Write a module with a task of the user's own, importable here and by workers; give its reference."""
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+
+    def write(source=GATED):
+        module = f"users_{uuid.uuid4().hex}"
+        (tmp_path / f"{module}.py").write_text(source)
+        return f"{module}:task"
+
+    return write
+
+
+@pytest.fixture
+def gate(tmp_path):
+    """Give the folder in which the file `go` opens the gate of the gated task."""
+    folder = tmp_path / "gate"
+    folder.mkdir()
+    yield folder
+    (folder / "go").touch()  # let nobody wait for ever
+
+
+@pytest.fixture
+def make_gated(database, make_spec, user_task, gate):
+    """Put a study of the gated task, filled."""
+
+    def make(**changes):
+        options = {"label_noise": None, "width": None, "depth": None, "folder": str(gate)}
+        study = put_study(database, make_spec(task=user_task(), options=options, **changes))
+        queue.fill(study)
+        return study
+
+    return make
+
+
+class Thread(threading.Thread):
+    """A worker as a thread of this process, with the database open for itself."""
+
+    def __init__(self, url, settings=HASTY, name="worker"):
+        super().__init__(name=name)
+        self.url, self.settings, self.leave, self.reason = url, settings, Leave(), None
+        self.start()
+
+    def run(self):
+        database = open_database(self.url)
+        try:
+            self.reason = work(find_study(database, "tiny"), self.settings, self.leave)
+        finally:
+            database.close()
+
+    def end(self):
+        self.join(120)
+        assert not self.is_alive()
+        return self.reason
+
+
+@pytest.fixture
+def thread(storage_url, gate):
+    started = []
+
+    def start(**options):
+        started.append(Thread(storage_url, **options))
+        return started[-1]
+
+    yield start
+    for one in started:
+        one.leave.ask("the test is over")
+    (gate / "go").touch()
+    for one in started:
+        one.join(60)
+
+
+def put(database, spec):
+    study = put_study(database, spec)
+    queue.fill(study)
+    return study
+
+
+def run_here(study, settings=HERE):
+    return work(study, settings, Leave())
+
+
+def states(study):
+    return {
+        ticket: trial.state for ticket, trial in sorted(latest(read_trials(study, results=False)).items())
+    }
+
+
+def values(study):
+    return {trial.level: trial.value for trial in latest(read_trials(study)).values()}
+
+
+def epochs_run(study):
+    return sum(worker.epochs_run for worker in tables.read_workers(study.database, study.uuid))
+
+
+def running(study):
+    return count(read_trials(study, results=False)).running
+
+
+# What a worker leaves behind
+
+
+def test_a_worker_trains_every_ticket(database, make_spec):
+    """All tickets end complete, with values that follow from the stored curves, and the worker leaves."""
+    study = put(database, make_spec())
+    assert run_here(study) == "all tickets are finished"
+    trials = read_trials(study)
+    assert [(trial.ticket, trial.state) for trial in trials] == [(n, "complete") for n in range(3)]
+    curves = tables.read_curves(database, study.uuid)
+    for trial in trials:
+        by_seed = {
+            seed: [record for record in curves[trial.ticket] if record.seed == seed] for seed in (0, 1)
+        }
+        means = [recent_mean(records, study.question, 10) for records in by_seed.values()]
+        assert trial.value == pytest.approx(math.fsum(means) / 2, abs=1e-12)
+        assert [result.value for result in trial.results] == means
+    [worker] = tables.read_workers(database, study.uuid)
+    assert (worker.pid, worker.device, worker.training) == (os.getpid(), "cpu", ())
+    assert worker.left is not None
+    assert {"floodsearch", "optuna", "torch", "python", "platform"} <= worker.versions.keys()
+    assert status(study).workers == 0
+    assert answer(study).finished
+
+
+def test_curves_are_complete_and_tested_twice(database, make_spec):
+    """Each run has one record an epoch; it is validated when due and tested at the last and best epochs only."""
+    study = put(database, make_spec())
+    run_here(study)
+    curves = tables.read_curves(database, study.uuid)
+    assert sorted(curves) == [0, 1, 2]
+    for trial in read_trials(study):
+        assert [(one.seed, one.epoch) for one in curves[trial.ticket]] == [
+            (seed, epoch) for seed in (0, 1) for epoch in range(1, 11)
+        ]
+        for seed in (0, 1):
+            run = [record for record in curves[trial.ticket] if record.seed == seed]
+            assert {record.level for record in run} == {trial.level}
+            validated = [record for record in run if record.val_accuracy is not None]
+            assert [record.epoch for record in validated] == [2, 4, 6, 8, 10]
+            best = max(validated, key=lambda record: (record.val_accuracy, -record.epoch))
+            tested = {record.epoch for record in run if record.test_loss is not None}
+            assert tested == {best.epoch, 10}
+            [result] = [one for one in trial.results if one.seed == seed]
+            assert result.test_accuracy == run[-1].test_accuracy
+
+
+def test_every_trained_epoch_is_counted(database, make_spec):
+    """The worker counts tickets x seeds x epochs, and trials report at the rungs and nowhere else."""
+    spec = make_spec(training={"validate_every": 3})
+    study = put(database, spec)
+    run_here(study)
+    assert epochs_run(study) == 3 * 2 * 10
+    assert answer(study).epochs_run == answer(study).epochs_exhaustive == 60
+    for trial in database.optuna.get_all_trials(study.id):
+        assert sorted(trial.intermediate_values) == list(spec.training.report_epochs()) == [3, 6, 9, 10]
+        assert trial.intermediate_values[10] == trial.value
+
+
+def test_nothing_is_left_to_train(database, make_spec):
+    """A worker on a finished study leaves at once and trains nothing."""
+    study = put(database, make_spec())
+    run_here(study)
+    assert run_here(study) == "all tickets are finished"
+    assert epochs_run(study) == 60
+    assert len(read_trials(study)) == 3
+
+
+def test_the_number_of_workers_changes_no_value(database, storage_url, make_spec, crowd, tmp_path):
+    """Two processes find the same value for every level, to the last bit, as one does."""
+    spec = make_spec(levels={"count": 6})
+    alone = open_database(f"sqlite:///{tmp_path}/alone.db", create=True)
+    study = put(alone, spec)
+    run_here(study)
+    expected = values(study)
+    alone.close()
+
+    study = put(database, spec)
+    reasons = crowd(WORK, 2, storage_url, "5", "60").answers()
+    assert reasons == ["all tickets are finished"] * 2
+    assert values(study) == expected
+    assert epochs_run(study) == 6 * 2 * 10
+    assert len(read_trials(study)) == 6
+
+
+def test_more_seeds_train_the_new_ones_only(database, make_spec):
+    """A study that gets a third seed has the values of one that had three, for a third of the cost."""
+    whole = put(database, make_spec(name="whole", training={"seeds": 3}))
+    run_here(whole)
+    run_here(put(database, make_spec()))
+    grown = put(database, make_spec(training={"seeds": 3}))
+    run_here(grown)
+    assert values(grown) == values(whole)
+    assert epochs_run(grown) == epochs_run(whole) == 90
+    curves = tables.read_curves(database, grown.uuid)
+    assert curves == tables.read_curves(database, whole.uuid)
+
+
+def test_more_epochs_train_again(database, make_spec):
+    """A study that gets more epochs has the curves of one that was as long from the start."""
+    long = put(database, make_spec(name="long", training={"epochs": 14}))
+    run_here(long)
+    run_here(put(database, make_spec()))
+    grown = put(database, make_spec(training={"epochs": 14}))
+    run_here(grown)
+    assert values(grown) == values(long)
+    assert tables.read_curves(database, grown.uuid) == tables.read_curves(database, long.uuid)
+
+
+@pytest.mark.parametrize("sampler", ["random", "heuristic"])
+def test_a_sampled_search_ends(database, make_spec, sampler):
+    """A sampler's open tickets are proposed one by one; the levels all differ and none is left out."""
+    study = put(database, make_spec(levels={"count": None}, search={"sampler": sampler, "trials": 5}))
+    run_here(study)
+    levels = sorted(values(study))
+    assert len(levels) == 5
+    assert levels[0] == 0
+    assert set(states(study).values()) == {"complete"}
+
+
+# Ends of trials
+
+
+@pytest.mark.parametrize(
+    "pruner",
+    [{"median": {"startup": 2}}, {"hyperband": {"first": 2, "reduction": 2}}],
+    ids=lambda p: next(iter(p)),
+)
+def test_pruners_prune(database, make_spec, pruner):
+    """Poor levels are stopped at a rung, with the rule's reason and the last report as value; level 0 never."""
+    [name] = pruner
+    study = put(
+        database,
+        make_spec(
+            levels={"high": 4.0, "count": 12},
+            training={"epochs": 20, "learning_rate": 0.05},
+            search={"pruner": name},
+            **pruner,
+        ),
+    )
+    run_here(study)
+    trials = read_trials(study)
+    pruned = [trial for trial in trials if trial.state == "pruned"]
+    assert pruned
+    assert {trial.state for trial in trials} == {"complete", "pruned"}
+    assert trials[0].state == "complete"
+    rungs = study.spec.training.report_epochs()
+    for trial in pruned:
+        assert trial.cause == "pruned"
+        assert f"pruned by {name} at epoch {trial.epoch}" in trial.reason
+        assert trial.epoch in rungs[:-1]
+        curve = tables.read_curves(database, study.uuid, {trial.ticket})[trial.ticket]
+        assert max(record.epoch for record in curve) == trial.epoch
+        reports = database.optuna.get_all_trials(study.id)[trial.number].intermediate_values
+        assert trial.value == reports[max(reports)]
+    saved = sum((20 - trial.epoch) * 2 for trial in pruned)
+    assert epochs_run(study) == 12 * 2 * 20 - saved
+
+
+def test_an_error_of_the_users_code_stops_the_study(database, make_spec, user_task):
+    """A task that raises is tried, its traceback kept, and after three tickets in a row the study stops."""
+    source = GATED.replace(
+        "return nn.functional", "raise ArithmeticError('my own bug')\n        return nn.functional"
+    )
+    options = {"label_noise": None, "width": None, "depth": None}
+    study = put(database, make_spec(task=user_task(source), options=options, levels={"count": 5}))
+    reason = run_here(study)
+    assert "3 tickets in a row failed" in reason
+    assert "ArithmeticError: my own bug" in reason
+    assert study.stopped() == reason
+    trials = database.optuna.get_all_trials(study.id)
+    failed = [trial for trial in trials if trial.state == optuna.trial.TrialState.FAIL]
+    assert len(failed) == 3
+    for trial in failed:
+        assert trial.user_attrs["cause"] == "error"
+        assert "raise ArithmeticError" in trial.user_attrs["traceback"]
+    assert count(read_trials(study)).waiting == 2
+
+
+FLAKY = GATED.replace(
+    "return nn.functional",
+    """for attempt in range(3):
+            try:
+                pathlib.Path(folder, f"failed-{attempt}").open("x").close()
+            except FileExistsError:
+                continue
+            raise RuntimeError("the disk hiccuped")
+        return nn.functional""",
+)
+
+
+def test_a_ticket_that_failed_is_tried_again(database, make_spec, user_task, gate):
+    """A task that fails twice and then works is complete in the end, and the study goes on."""
+    (gate / "go").touch()
+    (gate / "failed-2").touch()
+    options = {"label_noise": None, "width": None, "depth": None, "folder": str(gate)}
+    study = put(database, make_spec(task=user_task(FLAKY), options=options))
+    assert run_here(study) == "all tickets are finished"
+    assert set(states(study).values()) == {"complete"}
+    assert Counter(trial.cause for trial in read_trials(study)) == {None: 3, "error": 2}
+    assert max(trial.attempt for trial in read_trials(study)) == 2
+
+
+def test_a_task_that_always_fails_is_given_up(database, make_spec, user_task):
+    """With too few tickets for a row, each is tried three times and then failed; the worker leaves."""
+    source = GATED.replace("return nn.functional", "raise ArithmeticError\n        return nn.functional")
+    options = {"label_noise": None, "width": None, "depth": None}
+    study = put(database, make_spec(task=user_task(source), options=options, levels={"count": 2}))
+    assert run_here(study) == "all tickets are finished"
+    assert states(study) == {0: "failed", 1: "failed"}
+    assert len(read_trials(study)) == 6
+
+
+def test_a_loss_that_becomes_nan_is_a_divergence(database, make_spec, user_task):
+    """A training whose loss is no longer finite is pruned as diverged, with level, epoch and step, for good."""
+    source = GATED.replace(
+        "recipe=Recipe()", 'recipe=Recipe(optimizer="sgd", learning_rate=1e38, batch_size=10)'
+    )
+    options = {"label_noise": None, "width": None, "depth": None}
+    study = put(database, make_spec(task=user_task(source), options=options))
+    assert run_here(study) == "all tickets are finished"
+    trials = read_trials(study)
+    assert [(trial.state, trial.cause) for trial in trials] == [("pruned", "diverged")] * 3
+    for trial in trials:
+        for part in (f"at level {trial.level:g},", "epoch ", "step ", "seed "):
+            assert part in trial.reason
+    assert len(status(study).failures) == 3
+
+
+def test_a_metric_that_is_not_finite_completes_nothing(database, make_spec, user_task, thread, storage_url):
+    """A validation that gives NaN is no value: no ticket is complete with it, and none is trained for ever."""
+    source = GATED.replace(
+        "return nn.functional",
+        "if not outputs.requires_grad:\n            return outputs.sum() * float('nan')\n        return nn.functional",
+    )
+    options = {"label_noise": None, "width": None, "depth": None}
+    study = put(database, make_spec(task=user_task(source), options=options, search={"metric": "val_loss"}))
+    worker = thread()
+    deadline = time.monotonic() + 60
+    while worker.is_alive() and len(read_trials(study, results=False)) <= 9 and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert len(read_trials(study, results=False)) <= 9
+    assert worker.end() is not None
+    assert "complete" not in states(study).values()
+
+
+# The budget
+
+
+def test_several_workers_keep_the_budget(database, storage_url, make_spec, crowd):
+    """The epochs of all workers stop within a rung of the budget; what is unfinished waits again."""
+    study = put(database, make_spec(levels={"count": 6}, budget={"epochs": 60}))
+    reasons = crowd(WORK, 2, storage_url, "5", "60").answers()
+    assert set(reasons) == {"the budget of 60 epochs is spent"}
+    workers, rung, seeds = 2, 2, 2
+    assert 60 <= epochs_run(study) <= 60 + workers * rung * seeds
+    counts = count(read_trials(study))
+    assert (counts.running, counts.failed) == (0, 0)
+    assert counts.waiting > 0
+    assert counts.total == 6
+    assert status(study).finished
+    assert status(study).stopped == "the budget of 60 epochs is spent"
+
+
+def test_a_larger_budget_goes_on(database, make_spec):
+    """A study that was out of budget trains what waits when it is given more."""
+    study = put(database, make_spec(budget={"epochs": 30}))
+    assert "budget" in run_here(study)
+    assert "waiting" in states(study).values()
+    study = put(database, make_spec(budget={"epochs": 1000}))
+    assert run_here(study) == "all tickets are finished"
+    assert set(states(study).values()) == {"complete"}
+
+
+# Leaving
+
+
+def test_asked_to_leave_in_mid_training(make_gated, thread, gate, eventually):
+    """A worker that is asked to leave hands its ticket back after the epoch, and another one completes it."""
+    study = make_gated(levels={"count": 2})
+    worker = thread()
+    eventually(lambda: running(study) == 1)
+    worker.leave.ask("lunch")
+    (gate / "go").touch()
+    assert worker.end() == "lunch"
+    assert states(study) == {0: "waiting", 1: "waiting"}
+    [row] = tables.read_workers(study.database, study.uuid)
+    assert row.left is not None
+    assert row.epochs_run == 2
+    assert run_here(study) == "all tickets are finished"
+    assert states(study) == {0: "complete", 1: "complete"}
+    assert len(read_trials(study)) == 2
+    assert epochs_run(study) == 2 + 40
+
+
+def test_a_stopped_study_is_left(make_gated, thread, gate, eventually):
+    """Workers see within a beat that the study was stopped, and hand back what they train."""
+    study = make_gated(training={"epochs": 4000, "validate_every": 500})
+    worker = thread()
+    (gate / "go").touch()
+    eventually(lambda: running(study) == 1)
+    study.stop("stopped by hand")
+    assert worker.end() == "stopped by hand"
+    assert set(states(study).values()) <= {"waiting", "complete"}
+    assert "waiting" in states(study).values()
+    assert run_here(study) == "stopped by hand"
+
+
+def test_a_worker_waits_while_others_train(make_gated, thread, gate, eventually):
+    """A worker without a ticket stays, in case one comes back, and leaves when all are finished."""
+    study = make_gated(levels={"count": 2})
+    workers = [thread(), thread(), thread()]
+    eventually(lambda: running(study) == 2 and len(tables.read_workers(study.database, study.uuid)) == 3)
+    assert all(worker.is_alive() for worker in workers)
+    (gate / "go").touch()
+    assert [worker.end() for worker in workers] == ["all tickets are finished"] * 3
+    assert states(study) == {0: "complete", 1: "complete"}
+
+
+COMMAND = [sys.executable, "-m", "floodsearch", "work", "tiny"]
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
+def test_a_signal_hands_back(make_gated, storage_url, tmp_path, gate, eventually, number, code):
+    """SIGTERM and SIGINT let the command hand its ticket back and tell so by its exit status."""
+    study = make_gated(training={"epochs": 4000, "validate_every": 500})
+    module = study.spec.task.partition(":")[0]
+    process = subprocess.Popen(
+        [*COMMAND, "--storage", storage_url, "--device", "cpu", "--threads", "1", "--trust", module],
+        cwd=tmp_path,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        eventually(lambda: running(study) == 1 or process.poll() is not None)
+        process.send_signal(number)
+        (gate / "go").touch()
+        _, errors = process.communicate(timeout=60)
+    finally:
+        process.kill()
+        process.communicate()
+    assert process.returncode == code, errors
+    assert "Traceback" not in errors
+    assert number.name in errors
+    assert set(states(study).values()) == {"waiting"}
+    assert tables.read_workers(study.database, study.uuid)[0].left is not None
+
+
+# Dying
+
+
+def test_a_killed_worker_loses_nothing(make_gated, storage_url, gate, crowd, eventually):
+    """When a worker is killed in mid-trial another one finds that out and trains its ticket; each is once."""
+    study = make_gated(levels={"count": 4})
+    workers = crowd(WORK, 2, storage_url, "0.1", "1")
+    eventually(lambda: running(study) == 2)
+    held = {trial.worker: trial.ticket for trial in read_trials(study) if trial.state == "running"}
+    rows = {row.pid: row.id for row in tables.read_workers(study.database, study.uuid)}
+    victim = workers.pids[0]
+    os.kill(victim, signal.SIGKILL)
+    (gate / "go").touch()
+    assert sorted(map(str, workers.answers())) == ["None", "all tickets are finished"]
+    trials = read_trials(study)
+    assert set(states(study).values()) == {"complete"}
+    assert Counter(trial.ticket for trial in trials if trial.state == "complete") == dict.fromkeys(
+        range(4), 1
+    )
+    [lost] = [trial for trial in trials if trial.state == "failed"]
+    assert (lost.cause, lost.ticket, lost.worker) == ("lost", held[rows[victim]], rows[victim])
+    curves = tables.read_curves(study.database, study.uuid)
+    assert {ticket: len(records) for ticket, records in curves.items()} == dict.fromkeys(range(4), 20)
+    dead = next(row for row in tables.read_workers(study.database, study.uuid) if row.pid == victim)
+    assert dead.left == dead.last_beat
+
+
+HELD = (
+    GATED.replace(
+        "return nn.functional",
+        """if threading.current_thread().name == "held" and outputs.requires_grad:
+            task.steps += 1
+            if task.steps == 2 * 4 + 1:  # two seeds, after four epochs
+                pathlib.Path(folder, "held").touch()
+                while not pathlib.Path(folder, "free").exists():
+                    time.sleep(0.005)
+        return nn.functional""",
+    )
+    + "\ntask.steps = 0\n"
+)
+
+
+def test_a_worker_that_was_thought_dead_changes_nothing(
+    database, make_spec, user_task, gate, thread, eventually
+):
+    """A worker that wakes up after its ticket was trained by another drops it: values and curves stay."""
+    (gate / "go").touch()
+    options = {"label_noise": None, "width": None, "depth": None, "folder": str(gate)}
+    spec = make_spec(task=user_task(HELD), options=options, levels={"count": 2}, search={"pruner": "median"})
+    study = put(database, spec)
+    sleeper = thread(name="held", settings=Settings(device="cpu", threads=1, beat_seconds=3600))
+    eventually((gate / "held").exists)
+    [row] = tables.read_workers(database, study.uuid)
+    assert queue.release(study, row.id, "thought dead") == [0]
+    assert run_here(study) == "all tickets are finished"
+    trials, curves = read_trials(study), tables.read_curves(database, study.uuid)
+    assert set(states(study).values()) == {"complete"}
+    sleeper.leave.ask("time to go")
+    (gate / "free").touch()
+    sleeper.end()
+    assert read_trials(study) == trials
+    assert tables.read_curves(database, study.uuid) == curves
+
+
+# A failing storage
+
+
+@pytest.fixture
+def between_epochs(gate):
+    """Wait until the training has gone on by some steps, as told by the task that counts them."""
+    steps = gate / "steps"
+
+    def more(number, eventually, worker):
+        start = steps.stat().st_size if steps.exists() else 0
+        eventually(
+            lambda: not worker.is_alive() or (steps.exists() and steps.stat().st_size >= start + number)
+        )
+
+    return more
+
+
+COUNTED = GATED.replace(
+    "return nn.functional",
+    """with pathlib.Path(folder, "steps").open("a") as steps:
+            steps.write(".")
+        return nn.functional""",
+)
+
+
+def test_a_locked_database_ends_no_training(tmp_path, make_spec, user_task, gate, eventually):
+    """While another process holds SQLite's lock, workers wait for it, and lose nothing."""
+    url = f"sqlite:///{tmp_path}/studies.db"
+    database = open_database(url, create=True)
+    options = {"label_noise": None, "width": None, "depth": None, "folder": str(gate)}
+    search = {"pruner": "median"}  # writes at every rung
+    study = put(database, make_spec(task=user_task(COUNTED), options=options, search=search))
+    worker = Thread(url)
+    eventually(lambda: running(study) == 1)
+    with database.write():
+        (gate / "go").touch()
+        eventually(lambda: (gate / "steps").exists() and (gate / "steps").stat().st_size >= 4)
+    assert worker.end() == "all tickets are finished"
+    assert set(states(study).values()) == {"complete"}
+    assert len(read_trials(study)) == 3
+    database.close()
+
+
+@pytest.mark.postgres
+def test_cut_connections_end_no_training(postgres_url, make_spec, user_task, gate, eventually):
+    """When the server cuts all connections of a worker, again and again, it connects anew and loses nothing."""
+    database = open_database(postgres_url, create=True)
+    options = {"label_noise": None, "width": None, "depth": None, "folder": str(gate)}
+    spec = make_spec(
+        task=user_task(COUNTED),
+        options=options,
+        search={"pruner": "median"},
+        training={"epochs": 100, "validate_every": 4},
+    )
+    study = put(database, spec)
+    worker = Thread(postgres_url)
+    eventually(lambda: running(study) == 1)
+    (gate / "go").touch()
+    engine = sqlalchemy.create_engine(
+        postgres_url.replace("postgresql://", "postgresql+psycopg://"), isolation_level="AUTOCOMMIT"
+    )
+    cut = 0
+    with engine.connect() as connection:
+        while worker.is_alive() and cut < 40:
+            cut += connection.exec_driver_sql(
+                "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity"
+                " WHERE datname = current_database() AND pid <> pg_backend_pid()"
+            ).scalar_one()
+            before = (gate / "steps").stat().st_size if (gate / "steps").exists() else 0
+            eventually(
+                lambda before=before: (
+                    not worker.is_alive()
+                    or ((gate / "steps").exists() and (gate / "steps").stat().st_size > before + 20)
+                )
+            )
+    engine.dispose()
+    assert cut > 3
+    assert worker.end() == "all tickets are finished"
+    assert set(states(study).values()) == {"complete"}
+    curves = tables.read_curves(database, study.uuid)
+    assert {ticket: len(records) for ticket, records in curves.items()} == dict.fromkeys(range(3), 200)
+    database.close()
+
+
+@pytest.mark.parametrize("every", [7, 11, 13])
+def test_failing_transactions_end_no_training(database, make_spec, every):
+    """When every so many transactions fail, all tickets are trained, and to the same values."""
+    plain = put(database, make_spec(name="plain", levels={"count": 4}))
+    run_here(plain)
+    study = put(database, make_spec(levels={"count": 4}, search={"pruner": "median"}, median={"startup": 5}))
+    calls = iter(range(1, 10**9))
+
+    def fail(connection):
+        if next(calls) % every == 0:
+            raise sqlalchemy.exc.OperationalError("COMMIT", {}, Exception("the server went away"))
+
+    leave = Leave()
+    timer = threading.Timer(100, leave.ask, ["it takes too long"])
+    timer.start()
+    sqlalchemy.event.listen(database.engine, "begin", fail)
+    try:
+        reason = work(study, Settings(device="cpu", threads=1, beat_seconds=0.05, grace_seconds=0.5), leave)
+    finally:
+        sqlalchemy.event.remove(database.engine, "begin", fail)
+        timer.cancel()
+    assert reason == "all tickets are finished"
+    assert values(study) == values(plain)
+    complete = Counter(trial.ticket for trial in read_trials(study) if trial.state == "complete")
+    assert complete == dict.fromkeys(range(4), 1)
+
+
+def test_tables_that_are_away_for_a_while_end_no_training(
+    make_gated, database, thread, gate, eventually, tmp_path
+):
+    """Reports and curves that cannot be written for a while are written later, when it works again."""
+    study = make_gated(
+        levels={"count": 2}, search={"pruner": "median"}, training={"epochs": 40, "validate_every": 2}
+    )
+    worker = thread()
+    eventually(lambda: running(study) == 1)
+    names = ("floodsearch_curves", "trial_intermediate_values")
+    with database.write() as connection:
+        for name in names:
+            connection.exec_driver_sql(f"ALTER TABLE {name} RENAME TO {name}_away")
+    (gate / "go").touch()
+    counted = lambda: sum(row.epochs_run for row in tables.read_workers(database, study.uuid))  # noqa: E731
+    eventually(lambda: counted() >= 4 or not worker.is_alive(), "training without the tables")
+    with database.write() as connection:
+        for name in names:
+            connection.exec_driver_sql(f"ALTER TABLE {name}_away RENAME TO {name}")
+    assert worker.end() == "all tickets are finished"
+    assert set(states(study).values()) == {"complete"}
+    curves = tables.read_curves(database, study.uuid)
+    assert {ticket: len(records) for ticket, records in curves.items()} == dict.fromkeys(range(2), 80)
+    for trial in database.optuna.get_all_trials(study.id):
+        assert sorted(trial.intermediate_values) == list(study.spec.training.report_epochs())
+
+
+def test_a_ticket_that_a_worker_never_learnt_it_had_is_trained(make_gated, thread, gate, eventually):
+    """A ticket signed by a worker that does not know so is found, and the worker does not wait for itself."""
+    study = make_gated(levels={"count": 2})
+    worker = thread(settings=Settings(device="cpu", threads=1, beat_seconds=0.05, grace_seconds=0.3))
+    eventually(lambda: running(study) == 1)
+    [row] = tables.read_workers(study.database, study.uuid)
+    assert queue.take(study, row.id) is not None
+    (gate / "go").touch()
+    assert worker.end() == "all tickets are finished"
+    assert set(states(study).values()) == {"complete"}
+
+
+# Devices
+
+
+@pytest.mark.parametrize("name", ["cuda:99", "nonsense", "meta", "cpu:1:2", ""])
+def test_a_device_that_does_not_exist_lists_those_that_do(name):
+    """A wrong device is refused with its name and the devices of this machine."""
+    with pytest.raises(UsageError) as caught:
+        find_device(name)
+    assert repr(name) in str(caught.value)
+    assert ", ".join(devices()) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_cpu_is_always_there():
+    """`cpu` is a device of every machine, and `auto` is one of those that are listed."""
+    assert find_device("cpu") == torch.device("cpu")
+    assert devices()[-1] == "cpu"
+    assert str(find_device("auto")) in devices()
+
+
+def test_a_wrong_device_enters_no_worker(database, make_spec):
+    """A worker with a wrong device takes no ticket and leaves no row."""
+    study = put(database, make_spec())
+    with pytest.raises(UsageError, match="cuda:99"):
+        run_here(study, Settings(device="cuda:99"))
+    assert tables.read_workers(database, study.uuid) == []
+    assert set(states(study).values()) == {"waiting"}
+    assert Attribute.WORKER not in database.optuna.get_all_trials(study.id)[0].user_attrs
