@@ -10,7 +10,6 @@ import math
 import traceback
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import optuna
 from optuna.trial import TrialState
@@ -117,8 +116,9 @@ def _enqueue(
     }
     template = optuna.create_trial(
         state=TrialState.WAITING,
+        params=dict(fixed or {}),
+        distributions=Space.of(study.spec).distributions() if fixed else {},
         user_attrs={key.value: value for key, value in attributes.items()},
-        system_attrs={} if fixed is None else {"fixed_params": dict(fixed)},
     )
     study.database.optuna.create_new_trial(study.id, template)
 
@@ -143,12 +143,7 @@ def take(study: StoredStudy, worker: int) -> Ticket | None:
         if attributes[Attribute.SEEDS] > len(study.spec.training.seeds):
             study = study.reread()  # it has grown since this worker looked
         asked = study.optuna(sampler_of(study.spec), pruner_of(study.spec))
-        trial = optuna.trial.Trial(asked, trial_id)
-        if "fixed_params" in known.system_attrs or "level" in known.params:
-            parameters = _suggest(trial, study.spec)
-        else:
-            with lease(study.database, study.uuid, "propose"):
-                parameters = _suggest(trial, study.spec)
+        parameters = dict(known.params) or _propose(study, asked, known)
     except BaseException:
         _put_back(study, trial_id, worker)
         raise
@@ -166,10 +161,16 @@ def take(study: StoredStudy, worker: int) -> Ticket | None:
     )
 
 
-def _suggest(trial: optuna.trial.Trial, spec: Spec) -> dict[str, Any]:
-    space = Space.of(spec)
-    beside = {name: trial.suggest_categorical(name, values) for name, values in space.choices.items()}
-    return {"level": trial.suggest_float("level", 0.0, space.high), **beside}
+def _propose(
+    study: StoredStudy, asked: optuna.Study, trial: optuna.trial.FrozenTrial
+) -> dict[str, Parameter]:
+    """Ask the sampler for an open ticket, under a lease: one sees what the one before proposed."""
+    distributions = Space.of(study.spec).distributions()
+    with lease(study.database, study.uuid, "propose"):
+        proposed = asked.sampler.sample_relative(asked, trial, distributions)
+        with study.database.write() as connection:
+            trials.set_parameters(connection, trial._trial_id, proposed, distributions)
+    return proposed
 
 
 def report(ticket: Ticket, values: Mapping[int, float]) -> None:

@@ -6,12 +6,13 @@ import contextlib
 import copy
 import json
 import os
-import pwd
 import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
+import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
@@ -69,7 +70,7 @@ def postgres_binaries() -> Path | None:
 
 
 @pytest.fixture(scope="session")
-def postgres_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def postgres_server() -> Iterator[str]:
     """Give the URL of a PostgreSQL server: one that is named, or a private one on loopback."""
     if named := os.environ.get("FLOODSEARCH_TEST_POSTGRES"):
         yield named
@@ -77,27 +78,29 @@ def postgres_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     binaries = postgres_binaries()
     if binaries is None:
         pytest.skip("no PostgreSQL: set FLOODSEARCH_TEST_POSTGRES, or install Debian's package postgresql")
-    folder = tmp_path_factory.mktemp("postgres")
+    # Not below pytest's own folder: another session of pytest would close that to the server's user.
+    folder = Path(tempfile.mkdtemp(prefix="floodsearch-postgres-"))
     as_user: list[str] = []
     if os.getuid() == 0:  # the server refuses to run as root
-        owner = pwd.getpwnam("postgres")
-        os.chown(folder, owner.pw_uid, owner.pw_gid)
-        for parent in list(folder.parents)[:3]:
-            if parent.owner() == "root" and parent != Path("/tmp"):
-                parent.chmod(0o755)
+        shutil.chown(folder, "postgres", "postgres")
         as_user = ["runuser", "-u", "postgres", "--"]
     data = folder / "data"
-    run = lambda *command: subprocess.run([*as_user, *command], check=True, capture_output=True, cwd="/")  # noqa: E731
-    run(binaries / "initdb", "-D", data, "-A", "trust", "--no-sync", "-U", "floodsearch", "-E", "UTF8", "--locale=C")
+
+    def run(program: str, *arguments: str | Path) -> None:
+        command = [*as_user, binaries / program, "-D", data, *arguments]
+        subprocess.run(command, check=True, capture_output=True, cwd="/")
+
+    run("initdb", "-A", "trust", "--no-sync", "-U", "floodsearch", "-E", "UTF8", "--locale=C")
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     options = f"-p {port} -c listen_addresses=127.0.0.1 -c unix_socket_directories={folder} -c fsync=off"
-    run(binaries / "pg_ctl", "-D", data, "-w", "-s", "-l", folder / "log", "-o", options, "start")
     try:
+        run("pg_ctl", "-w", "-s", "-l", folder / "log", "-o", options, "start")
         yield f"postgresql://floodsearch@127.0.0.1:{port}/postgres"
     finally:
-        run(binaries / "pg_ctl", "-D", data, "-m", "immediate", "-s", "stop")
+        run("pg_ctl", "-m", "immediate", "-s", "stop")
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.fixture

@@ -118,16 +118,16 @@ def test_six_processes_fill_at_once(database, storage_url, make_spec, crowd, rep
 
 def test_a_fill_that_was_killed_is_repaired(database, storage_url, make_spec, crowd, eventually):
     """A process killed with SIGKILL while it fills leaves a part; the next fill adds the rest, none twice."""
-    study = put_study(database, make_spec(levels={"count": 200}))
+    study = put_study(database, make_spec(levels={"count": 600}))
     filling = crowd(FILL, 1, storage_url)
     eventually(lambda: len(read_trials(study, results=False)) > 5, "the first tickets")
     os.kill(filling.pids[0], signal.SIGKILL)
     assert filling.answers() == [None]
     made = len(read_trials(study, results=False))
-    assert 0 < made < 200
+    assert 0 < made < 600
     expire_leases(database)
-    assert queue.fill(study) == 200 - made
-    assert sorted(trial.ticket for trial in read_trials(study, results=False)) == list(range(200))
+    assert queue.fill(study) == 600 - made
+    assert sorted(trial.ticket for trial in read_trials(study, results=False)) == list(range(600))
 
 
 def test_a_fill_may_be_cut_short_anywhere(database, make_spec):

@@ -79,7 +79,7 @@ def _same_threads_afterwards():
 def user_task(tmp_path, monkeypatch):
     """Write a module with a task of the user's own, importable here and by workers; give its reference."""
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
 
     def write(source=GATED):
         module = f"users_{uuid.uuid4().hex}"
@@ -589,20 +589,6 @@ def test_a_worker_that_was_thought_dead_changes_nothing(
 
 
 # A failing storage
-
-
-@pytest.fixture
-def between_epochs(gate):
-    """Wait until the training has gone on by some steps, as told by the task that counts them."""
-    steps = gate / "steps"
-
-    def more(number, eventually, worker):
-        start = steps.stat().st_size if steps.exists() else 0
-        eventually(
-            lambda: not worker.is_alive() or (steps.exists() and steps.stat().st_size >= start + number)
-        )
-
-    return more
 
 
 COUNTED = GATED.replace(

@@ -194,7 +194,7 @@ def _record(trial: FrozenTrial) -> TrialRecord | None:
         number=trial.number,
         ticket=int(attributes[Attribute.TICKET]),
         state=STATES[trial.state],
-        parameters={**trial.system_attrs.get("fixed_params", {}), **trial.params},
+        parameters=dict(trial.params),
         epochs=int(attributes[Attribute.EPOCHS]),
         seeds=int(attributes[Attribute.SEEDS]),
         epoch=epoch,

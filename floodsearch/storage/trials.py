@@ -12,17 +12,19 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
+from optuna.distributions import BaseDistribution, distribution_to_json
 from optuna.storages._rdb import models
 from optuna.trial import TrialState
 from sqlalchemy import Connection, delete, select, update
 
-from floodsearch.records import Attribute
+from floodsearch.records import Attribute, Parameter
 from floodsearch.storage.tables import UPSERT
 
 TRIAL = models.TrialModel
 ATTRIBUTE = models.TrialUserAttributeModel
 REPORT = models.TrialIntermediateValueModel
 VALUE = models.TrialValueModel
+PARAMETER = models.TrialParamModel
 
 
 def claim(connection: Connection, study_id: int, worker: int) -> int | None:
@@ -71,6 +73,25 @@ def annotate(connection: Connection, trial_id: int, attributes: Mapping[Attribut
         for key, value in attributes.items()
     ]
     _upsert(connection, ATTRIBUTE, rows, key=("trial_id", "key"))
+
+
+def set_parameters(
+    connection: Connection,
+    trial_id: int,
+    parameters: Mapping[str, Parameter],
+    distributions: Mapping[str, BaseDistribution],
+) -> None:
+    """Set the parameters of a trial that has none yet."""
+    rows = [
+        {
+            "trial_id": trial_id,
+            "param_name": name,
+            "param_value": distributions[name].to_internal_repr(value),
+            "distribution_json": distribution_to_json(distributions[name]),
+        }
+        for name, value in parameters.items()
+    ]
+    _upsert(connection, PARAMETER, rows, key=("trial_id", "param_name"))
 
 
 def report(connection: Connection, trial_id: int, values: Mapping[int, float]) -> None:
