@@ -22,6 +22,7 @@ from floodsearch.search.space import Space, tickets
 from floodsearch.spec import Spec
 from floodsearch.storage import tables, trials
 from floodsearch.storage.studies import StoredStudy, lease, read_trials
+from floodsearch.storage.trials import NewTrial
 
 ATTEMPTS = 3
 """How often a ticket is trained that ends in an error of the user's code."""
@@ -72,15 +73,18 @@ def fill(study: StoredStudy) -> int:
         study = study.reread()
         history = read_trials(study, results=False)
         newest = latest(history)
-        added = 0
+        new = []
         for number, parameters in enumerate(tickets(study.spec)):
             last = newest.get(number)
             if last is not None and last.state == "waiting":
                 _resize(study, last)
             elif last is None or _again(last, history, study.spec):
-                _enqueue(study, number, parameters, last)
-                added += 1
-        return added
+                new.append(_new_trial(number, parameters, last, study.spec))
+        if new:
+            distributions = Space.of(study.spec).distributions()
+            with study.database.write() as connection:
+                trials.add(connection, study.id, new, distributions)
+        return len(new)
 
 
 def _again(last: TrialRecord, history: Iterable[TrialRecord], spec: Spec) -> bool:
@@ -104,23 +108,13 @@ def _resize(study: StoredStudy, waiting: TrialRecord) -> None:
             trials.annotate(connection, trial_id, size)
 
 
-def _enqueue(
-    study: StoredStudy, number: int, parameters: Mapping[str, Parameter] | None, last: TrialRecord | None
-) -> None:
+def _new_trial(
+    number: int, parameters: Mapping[str, Parameter] | None, last: TrialRecord | None, spec: Spec
+) -> NewTrial:
+    attempt = 1 if last is None else last.attempt + 1
+    attributes = {Attribute.TICKET: number, Attribute.ATTEMPT: attempt, **_size(spec)}
     # A level that was proposed for an open ticket stays its level.
-    fixed = dict(last.parameters) if last is not None and last.parameters else parameters
-    attributes = {
-        Attribute.TICKET: number,
-        Attribute.ATTEMPT: 1 if last is None else last.attempt + 1,
-        **_size(study.spec),
-    }
-    template = optuna.create_trial(
-        state=TrialState.WAITING,
-        params=dict(fixed or {}),
-        distributions=Space.of(study.spec).distributions() if fixed else {},
-        user_attrs={key.value: value for key, value in attributes.items()},
-    )
-    study.database.optuna.create_new_trial(study.id, template)
+    return NewTrial(attributes, (last.parameters if last is not None else None) or parameters or {})
 
 
 def _size(spec: Spec) -> dict[Attribute, int]:

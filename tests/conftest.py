@@ -12,7 +12,6 @@ import socket
 import subprocess
 import sys
 import tempfile
-import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
@@ -34,7 +33,7 @@ TINY: Mapping[str, Any] = {
     "levels": {"high": 0.5, "count": 3},
     "training": {"epochs": 10, "seeds": 2, "validate_every": 2},
 }
-"""A study file's content: three levels, two seeds, ten epochs of a model of eight units; a fifth of a second."""
+"""A study file of three levels, two seeds and ten epochs of a model of eight units: a fifth of a second."""
 
 
 def merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:

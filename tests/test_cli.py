@@ -81,20 +81,44 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_best_json_has_every_field_of_the_answer(finished: Path) -> None:
     """`best --json` is one object with every promised field; what is not known is null."""
     answer = json.loads(floodsearch("best", "tiny", "--json", cwd=finished).stdout)
-    assert {"study", "level", "parameters", "interval", "tied", "value", "value_se", "test_accuracy"} <= answer.keys()
-    assert {"test_loss", "train_accuracy", "baseline", "gain", "gain_se", "verdict", "trials"} <= answer.keys()
+    assert {
+        "study",
+        "level",
+        "parameters",
+        "interval",
+        "tied",
+        "value",
+        "value_se",
+        "test_accuracy",
+    } <= answer.keys()
+    assert {
+        "test_loss",
+        "train_accuracy",
+        "baseline",
+        "gain",
+        "gain_se",
+        "verdict",
+        "trials",
+    } <= answer.keys()
     assert {"epochs_run", "epochs_exhaustive", "cost", "finished"} <= answer.keys()
     assert answer["baseline"].keys() >= {"value", "test_accuracy", "test_loss"}
     assert answer["trials"] == {"complete": 3, "pruned": 0, "failed": 0, "running": 0, "waiting": 0}
     assert answer["epochs_run"] == answer["epochs_exhaustive"] == 3 * 2 * 10
-    assert (answer["cost"], answer["finished"], answer["verdict"], answer["interval"]) == (1.0, True, None, None)
+    assert (answer["cost"], answer["finished"], answer["verdict"], answer["interval"]) == (
+        1.0,
+        True,
+        None,
+        None,
+    )
 
 
 def test_best_ends_with_the_line_to_paste(finished: Path) -> None:
     """The last line of `best` is code: it floods at the level, or says that there is none."""
     level = json.loads(floodsearch("best", "tiny", "--json", cwd=finished).stdout)["level"]
     last = floodsearch("best", "tiny", cwd=finished).stdout.rstrip().splitlines()[-1].strip()
-    expected = f"loss = (loss - {level:g}).abs() + {level:g}" if level else "loss = loss  # level 0: no flooding"
+    expected = (
+        f"loss = (loss - {level:g}).abs() + {level:g}" if level else "loss = loss  # level 0: no flooding"
+    )
     assert last == expected
 
 
@@ -163,7 +187,7 @@ def test_check_shows_every_default_and_the_cost(tmp_path: Path) -> None:
     """`check` resolves the whole study, creates nothing, and says what it would cost at most."""
     (tmp_path / "tiny.toml").write_text(FILE)
     shown = floodsearch("check", "tiny.toml", cwd=tmp_path).stdout
-    assert "search.sampler = \"grid\"" in shown
+    assert 'search.sampler = "grid"' in shown
     assert "training.recipe.learning_rate = 0.001" in shown
     assert "3 tickets x 2 seeds x 10 epochs = 60 epochs at most" in shown
     content = json.loads(floodsearch("check", "tiny.toml", "--json", cwd=tmp_path).stdout)
@@ -192,12 +216,21 @@ WRONG_USE: dict[str, tuple[list[str], str]] = {
     "no workers": (["launch", "tiny.toml", "--workers", "0"], "--workers is 0; give 1 or more"),
     "unknown device": (["launch", "tiny.toml", "--devices", "tpu:7"], "this machine has"),
     "absent device": (["launch", "tiny.toml", "--devices", "cuda:99"], "this machine has"),
-    "unknown scheme": (["launch", "tiny.toml", "--storage", "mysql://u:secret@h/d"], "not supported; use sqlite"),
+    "unknown scheme": (
+        ["launch", "tiny.toml", "--storage", "mysql://u:secret@h/d"],
+        "not supported; use sqlite",
+    ),
     "garbage URL": (["status", "--storage", "nonsense"], "cannot be read; write sqlite:///PATH"),
     "no database": (["best", "tiny"], "does not exist; launch a study first"),
-    "no folder": (["launch", "tiny.toml", "--storage", "sqlite:////nowhere/x.db"], "folder /nowhere does not exist"),
+    "no folder": (
+        ["launch", "tiny.toml", "--storage", "sqlite:////nowhere/x.db"],
+        "folder /nowhere does not exist",
+    ),
     "unknown format": (["export", "tiny", "--format", "xls"], "use csv, json, parquet"),
-    "unreachable": (["status", "--storage", "postgresql://u:secret@127.0.0.1:1/d"], "u:***@127.0.0.1:1/d cannot be opened"),
+    "unreachable": (
+        ["status", "--storage", "postgresql://u:secret@127.0.0.1:1/d"],
+        "u:***@127.0.0.1:1/d cannot be opened",
+    ),
 }
 
 
@@ -236,7 +269,9 @@ def own_task(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_a_task_of_the_users_own_is_searched(own_task: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_a_task_of_the_users_own_is_searched(
+    own_task: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
     """A module beside the study file is found from any folder, and launch trusts it for its workers."""
     elsewhere = tmp_path_factory.mktemp("elsewhere")
     ended = floodsearch("launch", own_task / "mine.toml", "--devices", "cpu", "--workers", "1", cwd=elsewhere)

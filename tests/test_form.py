@@ -45,8 +45,27 @@ ROWS: list[dict[str, set[str]]] = [
     {"cli": {"typer", "rich"}},
     {"__main__": set()},
 ]
-LIGHT = ["errors", "records", "schedules", "spec", "studyfile", "analysis", "catalog", "queue", "answers", "serve", "cli"]
-LIGHT += ["storage.database", "storage.studies", "storage.tables", "storage.trials", "report.text", "report.export"]
+LIGHT = [
+    "errors",
+    "records",
+    "schedules",
+    "spec",
+    "studyfile",
+    "analysis",
+    "catalog",
+    "queue",
+    "answers",
+    "serve",
+    "cli",
+]
+LIGHT += [
+    "storage.database",
+    "storage.studies",
+    "storage.tables",
+    "storage.trials",
+    "report.text",
+    "report.export",
+]
 LIGHT += ["search.space", "search.samplers", "search.pruners"]
 FORBIDDEN_NAMES = {"utils", "common", "helpers", "misc", "core", "base", "manager", "util"}
 

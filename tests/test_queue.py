@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 from collections import Counter
 from contextlib import contextmanager
 
@@ -116,18 +115,34 @@ def test_six_processes_fill_at_once(database, storage_url, make_spec, crowd, rep
     assert sorted(trial.ticket for trial in read_trials(study)) == list(range(30))
 
 
-def test_a_fill_that_was_killed_is_repaired(database, storage_url, make_spec, crowd, eventually):
-    """A process killed with SIGKILL while it fills leaves a part; the next fill adds the rest, none twice."""
-    study = put_study(database, make_spec(levels={"count": 600}))
-    filling = crowd(FILL, 1, storage_url)
-    eventually(lambda: len(read_trials(study, results=False)) > 5, "the first tickets")
-    os.kill(filling.pids[0], signal.SIGKILL)
-    assert filling.answers() == [None]
-    made = len(read_trials(study, results=False))
-    assert 0 < made < 600
+KILLED_FILL = """
+import os
+import signal
+import sqlalchemy
+from floodsearch import queue
+from floodsearch.storage.database import open_database
+from floodsearch.storage.studies import find_study
+
+def main(index, url):
+    database = open_database(url)
+
+    @sqlalchemy.event.listens_for(database.engine, "before_cursor_execute")
+    def die_in_the_middle(connection, cursor, statement, *rest):
+        if statement.startswith("INSERT INTO trial_user_attributes"):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    queue.fill(find_study(database, "tiny"))
+"""
+
+
+def test_a_fill_that_was_killed_is_repaired(database, storage_url, make_spec, crowd):
+    """A process killed with SIGKILL while it fills adds nothing by halves; the next fill adds each ticket."""
+    study = put_study(database, make_spec(levels={"count": 30}))
+    assert crowd(KILLED_FILL, 1, storage_url).answers() == [None]
+    assert read_trials(study, results=False) == []
     expire_leases(database)
-    assert queue.fill(study) == 600 - made
-    assert sorted(trial.ticket for trial in read_trials(study, results=False)) == list(range(600))
+    assert queue.fill(study) == 30
+    assert sorted(trial.ticket for trial in read_trials(study, results=False)) == list(range(30))
 
 
 def test_a_fill_may_be_cut_short_anywhere(database, make_spec):

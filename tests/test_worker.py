@@ -202,7 +202,7 @@ def test_a_worker_trains_every_ticket(database, make_spec):
 
 
 def test_curves_are_complete_and_tested_twice(database, make_spec):
-    """Each run has one record an epoch; it is validated when due and tested at the last and best epochs only."""
+    """Each run has one record an epoch, validated when due and tested at the last and best epochs only."""
     study = put(database, make_spec())
     run_here(study)
     curves = tables.read_curves(database, study.uuid)
@@ -305,7 +305,7 @@ def test_a_sampled_search_ends(database, make_spec, sampler):
     ids=lambda p: next(iter(p)),
 )
 def test_pruners_prune(database, make_spec, pruner):
-    """Poor levels are stopped at a rung, with the rule's reason and the last report as value; level 0 never."""
+    """Poor levels are stopped at a rung, with a reason and the last report as value; level 0 never."""
     [name] = pruner
     study = put(
         database,
@@ -390,7 +390,7 @@ def test_a_task_that_always_fails_is_given_up(database, make_spec, user_task):
 
 
 def test_a_loss_that_becomes_nan_is_a_divergence(database, make_spec, user_task):
-    """A training whose loss is no longer finite is pruned as diverged, with level, epoch and step, for good."""
+    """A training whose loss is not finite is pruned as diverged, with level, epoch and step, for good."""
     source = GATED.replace(
         "recipe=Recipe()", 'recipe=Recipe(optimizer="sgd", learning_rate=1e38, batch_size=10)'
     )
@@ -406,11 +406,9 @@ def test_a_loss_that_becomes_nan_is_a_divergence(database, make_spec, user_task)
 
 
 def test_a_metric_that_is_not_finite_completes_nothing(database, make_spec, user_task, thread, storage_url):
-    """A validation that gives NaN is no value: no ticket is complete with it, and none is trained for ever."""
-    source = GATED.replace(
-        "return nn.functional",
-        "if not outputs.requires_grad:\n            return outputs.sum() * float('nan')\n        return nn.functional",
-    )
+    """A validation that gives NaN is no value: no ticket completes with it, and none is trained for ever."""
+    nan = "if not outputs.requires_grad:\n            return outputs.sum() * float('nan')\n        "
+    source = GATED.replace("return nn.functional", nan + "return nn.functional")
     options = {"label_noise": None, "width": None, "depth": None}
     study = put(database, make_spec(task=user_task(source), options=options, search={"metric": "val_loss"}))
     worker = thread()
@@ -619,7 +617,7 @@ def test_a_locked_database_ends_no_training(tmp_path, make_spec, user_task, gate
 
 @pytest.mark.postgres
 def test_cut_connections_end_no_training(postgres_url, make_spec, user_task, gate, eventually):
-    """When the server cuts all connections of a worker, again and again, it connects anew and loses nothing."""
+    """When the server cuts a worker's connections, again and again, it connects anew and loses nothing."""
     database = open_database(postgres_url, create=True)
     options = {"label_noise": None, "width": None, "depth": None, "folder": str(gate)}
     spec = make_spec(

@@ -8,23 +8,66 @@ place that knows Optuna's tables; `tests/test_trials.py` fails when they move.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
 from optuna.distributions import BaseDistribution, distribution_to_json
 from optuna.storages._rdb import models
 from optuna.trial import TrialState
-from sqlalchemy import Connection, delete, select, update
+from sqlalchemy import Connection, delete, func, insert, select, update
 
 from floodsearch.records import Attribute, Parameter
 from floodsearch.storage.tables import UPSERT
 
+STUDY = models.StudyModel
 TRIAL = models.TrialModel
 ATTRIBUTE = models.TrialUserAttributeModel
 REPORT = models.TrialIntermediateValueModel
 VALUE = models.TrialValueModel
 PARAMETER = models.TrialParamModel
+
+
+@dataclass(frozen=True)
+class NewTrial:
+    """A trial to be added to the queue; without parameters it waits for a sampler."""
+
+    attributes: Mapping[Attribute, Any]
+    parameters: Mapping[str, Parameter]
+
+
+def add(
+    connection: Connection,
+    study_id: int,
+    new: Sequence[NewTrial],
+    distributions: Mapping[str, BaseDistribution],
+) -> None:
+    """Add waiting trials, all or none; they are numbered from the last one on, as Optuna does."""
+    connection.execute(select(STUDY.study_id).where(STUDY.study_id == study_id).with_for_update())
+    there = select(func.count()).select_from(TRIAL).where(TRIAL.study_id == study_id)
+    first = connection.execute(there).scalar_one()
+    added = connection.execute(
+        insert(TRIAL).returning(TRIAL.trial_id, sort_by_parameter_order=True),
+        [
+            {"study_id": study_id, "number": first + index, "state": TrialState.WAITING}
+            for index in range(len(new))
+        ],
+    )
+    trial_ids = added.scalars().all()
+    pairs = list(zip(trial_ids, new, strict=True))
+    _upsert(
+        connection,
+        ATTRIBUTE,
+        [row for trial_id, one in pairs for row in _attribute_rows(trial_id, one.attributes)],
+        key=("trial_id", "key"),
+    )
+    _upsert(
+        connection,
+        PARAMETER,
+        [row for trial_id, one in pairs for row in _parameter_rows(trial_id, one.parameters, distributions)],
+        key=("trial_id", "param_name"),
+    )
 
 
 def claim(connection: Connection, study_id: int, worker: int) -> int | None:
@@ -68,11 +111,14 @@ def lock(connection: Connection, trial_id: int) -> tuple[TrialState, int | None]
 
 def annotate(connection: Connection, trial_id: int, attributes: Mapping[Attribute, Any]) -> None:
     """Set user attributes of a locked trial."""
-    rows = [
+    _upsert(connection, ATTRIBUTE, _attribute_rows(trial_id, attributes), key=("trial_id", "key"))
+
+
+def _attribute_rows(trial_id: int, attributes: Mapping[Attribute, Any]) -> list[dict[str, Any]]:
+    return [
         {"trial_id": trial_id, "key": key.value, "value_json": json.dumps(value)}
         for key, value in attributes.items()
     ]
-    _upsert(connection, ATTRIBUTE, rows, key=("trial_id", "key"))
 
 
 def set_parameters(
@@ -82,7 +128,14 @@ def set_parameters(
     distributions: Mapping[str, BaseDistribution],
 ) -> None:
     """Set the parameters of a trial that has none yet."""
-    rows = [
+    rows = _parameter_rows(trial_id, parameters, distributions)
+    _upsert(connection, PARAMETER, rows, key=("trial_id", "param_name"))
+
+
+def _parameter_rows(
+    trial_id: int, parameters: Mapping[str, Parameter], distributions: Mapping[str, BaseDistribution]
+) -> list[dict[str, Any]]:
+    return [
         {
             "trial_id": trial_id,
             "param_name": name,
@@ -91,7 +144,6 @@ def set_parameters(
         }
         for name, value in parameters.items()
     ]
-    _upsert(connection, PARAMETER, rows, key=("trial_id", "param_name"))
 
 
 def report(connection: Connection, trial_id: int, values: Mapping[int, float]) -> None:
