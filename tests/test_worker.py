@@ -391,17 +391,20 @@ def test_a_task_that_always_fails_is_given_up(database, make_spec, user_task):
 
 def test_a_loss_that_becomes_nan_is_a_divergence(database, make_spec, user_task):
     """A training whose loss is not finite is pruned as diverged, with level, epoch and step, for good."""
-    source = GATED.replace(
-        "recipe=Recipe()", 'recipe=Recipe(optimizer="sgd", learning_rate=1e38, batch_size=10)'
-    )
+    nan = """if outputs.requires_grad:
+            task.steps += 1
+            if task.steps >= 6:  # two steps an epoch, two seeds in turn: epoch 2, step 2 of the first seed
+                return outputs.sum() * float("nan")
+        """
+    source = GATED.replace("return nn.functional", nan + "return nn.functional")
+    source = source.replace("recipe=Recipe()", "recipe=Recipe(batch_size=10)") + "\ntask.steps = 0\n"
     options = {"label_noise": None, "width": None, "depth": None}
     study = put(database, make_spec(task=user_task(source), options=options))
     assert run_here(study) == "all tickets are finished"
     trials = read_trials(study)
     assert [(trial.state, trial.cause) for trial in trials] == [("pruned", "diverged")] * 3
-    for trial in trials:
-        for part in (f"at level {trial.level:g},", "epoch ", "step ", "seed "):
-            assert part in trial.reason
+    assert "at level 0, epoch 2, step 2, seed 0" in trials[0].reason
+    assert "at level 0.5, epoch 1, step 1, seed 0" in trials[2].reason
     assert len(status(study).failures) == 3
 
 
@@ -570,7 +573,9 @@ def test_a_worker_that_was_thought_dead_changes_nothing(
     """A worker that wakes up after its ticket was trained by another drops it: values and curves stay."""
     (gate / "go").touch()
     options = {"label_noise": None, "width": None, "depth": None, "folder": str(gate)}
-    spec = make_spec(task=user_task(HELD), options=options, levels={"count": 2}, search={"pruner": "median"})
+    # It hardly learns, so that the best validation is the first one, whose test metrics are to be kept.
+    training = {"learning_rate": 1e-12}
+    spec = make_spec(task=user_task(HELD), options=options, levels={"count": 2}, training=training)
     study = put(database, spec)
     sleeper = thread(name="held", settings=Settings(device="cpu", threads=1, beat_seconds=3600))
     eventually((gate / "held").exists)
@@ -656,7 +661,7 @@ def test_cut_connections_end_no_training(postgres_url, make_spec, user_task, gat
     database.close()
 
 
-@pytest.mark.parametrize("every", [7, 11, 13])
+@pytest.mark.parametrize("every", [11, 13])
 def test_failing_transactions_end_no_training(database, make_spec, every):
     """When every so many transactions fail, all tickets are trained, and to the same values."""
     plain = put(database, make_spec(name="plain", levels={"count": 4}))
