@@ -242,28 +242,37 @@ def test_a_killed_worker_is_restarted(launched, eventually):
     assert all(worker.left is not None for worker in launched.workers())
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 75)])
-def test_an_interrupted_launch_can_be_continued(launched, eventually, number, code):
-    """Ctrl-C or SIGTERM hands all tickets back and leaves no worker; launching again completes each once."""
+def interrupt(launched, eventually, number):
+    """Send a signal to the launch alone while two workers train; return how it ended."""
     (launched.folder / "slow").touch()
     launched.start("--workers", "2")
     eventually(lambda: launched.running() == 2)
     launched.process.send_signal(number)
     launched.open_gate()
     status, _, errors = launched.end()
-    assert status == code, errors
     assert "Traceback" not in errors
-    if number == signal.SIGINT:
-        assert "interrupted; go on with: floodsearch launch study.toml" in errors
     assert all(gone(worker.pid) for worker in launched.workers())
     assert all(worker.left is not None for worker in launched.workers())
     assert launched.states() == dict.fromkeys(range(3), "waiting")
-
     (launched.folder / "slow").unlink()
-    launched.start("--workers", "1")
+    return status, errors
+
+
+def test_an_interrupted_launch_can_be_continued(launched, eventually):
+    """Ctrl-C hands all tickets back and leaves no worker; launching again completes each ticket once."""
+    status, errors = interrupt(launched, eventually, signal.SIGINT)
+    assert status == 130, errors
+    assert "interrupted; go on with: floodsearch launch study.toml" in errors
+    launched.start("--workers", "2")
     status, _, errors = launched.end()
     assert status == 0, errors
     assert Counter(trial.state for trial in launched.trials()) == {"complete": 3}
+
+
+def test_a_terminated_launch_hands_back(launched, eventually):
+    """SIGTERM, as a cluster sends it, hands all tickets back and says by the exit status: start me again."""
+    status, errors = interrupt(launched, eventually, signal.SIGTERM)
+    assert status == 75, errors
 
 
 def test_workers_leave_when_the_launch_is_killed(launched, eventually):
@@ -282,8 +291,8 @@ def test_workers_leave_when_the_launch_is_killed(launched, eventually):
 
 def test_a_launch_survives_an_outage(launched, eventually):
     """While the database fails, the launch waits as its workers do, and then goes on."""
-    launched.start("--workers", "1")
-    eventually(lambda: launched.running() == 1)
+    launched.start("--workers", "2")
+    eventually(lambda: launched.running() == 2)
     connection = sqlite3.connect(launched.folder / "studies.db", timeout=60, isolation_level=None)
     connection.execute("ALTER TABLE floodsearch_workers RENAME TO away")
     # Workers beat every five seconds, the launch looks ten times as often.
@@ -306,11 +315,11 @@ def test_the_password_is_nowhere_to_be_seen(postgres_url, tmp_path, eventually):
     plain = sqlalchemy.make_url(f"x://u:{secret}@h").password
     launched = Launched(tmp_path, postgres_url.replace("floodsearch@", f"floodsearch:{secret}@"))
     try:
-        launched.start("--workers", "1")
-        eventually(lambda: launched.running() == 1)
-        [worker] = launched.workers()
-        arguments = Path(f"/proc/{worker.pid}/cmdline").read_bytes().decode()
-        assert "--leave-on-eof" in arguments
+        launched.start("--workers", "2")
+        eventually(lambda: launched.running() == 2)
+        commands = [Path(f"/proc/{worker.pid}/cmdline").read_bytes() for worker in launched.workers()]
+        arguments = b" ".join(commands).decode()
+        assert arguments.count("--leave-on-eof") == 2
         launched.open_gate()
         status, out, errors = launched.end()
         assert status == 0, errors

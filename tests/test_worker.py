@@ -499,6 +499,7 @@ def test_a_worker_waits_while_others_train(make_gated, thread, gate, eventually)
 COMMAND = [sys.executable, "-m", "floodsearch", "work", "tiny"]
 
 
+@pytest.mark.parametrize("storage_url", ["sqlite"], indirect=True)  # what is stored is tested on both above
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
 def test_a_signal_hands_back(make_gated, storage_url, tmp_path, gate, eventually, number, code):
     """SIGTERM and SIGINT let the command hand its ticket back and tell so by its exit status."""
@@ -696,7 +697,7 @@ def test_tables_that_are_away_for_a_while_end_no_training(
         levels={"count": 2}, search={"pruner": "median"}, training={"epochs": 40, "validate_every": 2}
     )
     worker = thread()
-    eventually(lambda: running(study) == 1)
+    eventually(lambda: any(row.training for row in tables.read_workers(database, study.uuid)), "a training")
     names = ("floodsearch_curves", "trial_intermediate_values")
     with database.write() as connection:
         for name in names:

@@ -31,7 +31,7 @@ from floodsearch.tasks.task import Data, Recipe, Split, Task, binary_correct, lo
 from floodsearch.training.run import Plan, Run, evaluate
 from floodsearch.worker import Leave, Settings, work
 
-EPOCHS, EPOCH_SECONDS, LEVELS, VALIDATE_EVERY = 500, 0.005, 3, 5
+EPOCHS, EPOCH_SECONDS, LEVELS, VALIDATE_EVERY = 500, 0.005, 5, 5
 
 
 def spinning_loss(outputs: Tensor, labels: Tensor) -> Tensor:
