@@ -82,10 +82,12 @@ def seed_result(records: Sequence[EpochRecord], question: Question, epochs: int)
         question: names the metric and the window.
         epochs: length of the run.
     """
-    by_epoch = {record.epoch: record for record in records}
+    by_epoch = {record.epoch: record for record in records if record.epoch <= epochs}
     last = by_epoch[epochs]
-    tested = [epoch for epoch, record in by_epoch.items() if record.test_loss is not None]
-    best = by_epoch[min(tested, default=epochs)]
+    # A run that grew was also tested where the shorter one ended: the best of those tested is the best.
+    sign = 1.0 if question.maximize else -1.0
+    tested = [record for record in by_epoch.values() if record.test_loss is not None]
+    best = max(tested, key=lambda one: (sign * getattr(one, question.metric), -one.epoch), default=last)
     return SeedResult(
         seed=last.seed,
         value=recent_mean(records, question, epochs),
@@ -124,7 +126,8 @@ def comparable(trials: Iterable[TrialRecord]) -> list[TrialRecord]:
     """Return the complete trials of one length and number of seeds, one a ticket.
 
     While a study that grew is trained on, its tickets differ in both; levels are compared only at the same.
-    The longest with a complete level 0 is taken, or the longest, if no level 0 is complete yet.
+    Taken is the group with the most tickets among those with a complete level 0, or among all, if there is
+    none; the longest of equal ones.
     """
     groups: dict[tuple[int, int], dict[int, TrialRecord]] = {}
     for trial in trials:
@@ -135,7 +138,18 @@ def comparable(trials: Iterable[TrialRecord]) -> list[TrialRecord]:
     if not groups:
         return []
     has_baseline = {key: any(trial.level == 0 for trial in group.values()) for key, group in groups.items()}
-    return list(groups[max(groups, key=lambda key: (has_baseline[key], key))].values())
+    return list(groups[max(groups, key=lambda key: (has_baseline[key], len(groups[key]), key))].values())
+
+
+def best_of(trials: Iterable[TrialRecord], question: Question) -> TrialRecord | None:
+    """Return the trial with the best value; of equal ones the lowest level, then the first ticket."""
+    sign = 1.0 if question.maximize else -1.0
+    known = [trial for trial in trials if trial.value is not None]
+    return max(
+        known,
+        key=lambda trial: (sign * (trial.value or 0.0), -(trial.level or 0.0), -trial.ticket),
+        default=None,
+    )
 
 
 def mean_and_se(values: Sequence[float]) -> tuple[float, float | None]:
@@ -168,14 +182,14 @@ def best_level(
     """
     counts = count(trials)
     complete = comparable(trials)
-    if not complete:
+    best = best_of((trial for trial in complete if trial.results), question)
+    if best is None:
         then = "ask again later" if counts.unfinished else f"floodsearch status {question.study} shows why"
         raise NoAnswerError(
             f"study {question.study!r} has no complete ticket yet: {counts.running} running, "
             f"{counts.waiting} waiting, {counts.pruned} pruned, {counts.failed} failed; {then}"
         )
     sign = 1.0 if question.maximize else -1.0
-    best = max(complete, key=lambda trial: (sign * _value(trial), -(trial.level or 0.0), -trial.ticket))
     baseline = next((one for one in complete if one.level == 0 and one.beside == best.beside), None)
     value, value_se = mean_and_se([result.value for result in best.results])
     gain: float | None = None
@@ -224,10 +238,6 @@ def _baseline(trial: TrialRecord) -> Baseline:
         test_accuracy_clean=mean_of(trial.results, "test_accuracy_clean"),
         test_loss=mean_of(trial.results, "test_loss"),
     )
-
-
-def _value(trial: TrialRecord) -> float:
-    return math.fsum(result.value for result in trial.results) / len(trial.results)
 
 
 def mean_of(results: Iterable[SeedResult], name: str) -> float | None:

@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from floodsearch import queue
-from floodsearch.analysis import best_level, comparable, count, latest
+from floodsearch.analysis import best_level, best_of, comparable, count, latest
 from floodsearch.records import BestLevel, StudyStatus, TrialRecord, WorkerRecord
 from floodsearch.search.space import tickets
-from floodsearch.storage import tables
+from floodsearch.storage import DEFAULT_STORAGE, tables
 from floodsearch.storage.database import open_database
 from floodsearch.storage.studies import StoredStudy, find_study, read_trials
-
-DEFAULT_STORAGE = "sqlite:///floodsearch.db"
 
 
 def best(name: str, *, storage: str = DEFAULT_STORAGE) -> BestLevel:
@@ -39,6 +37,7 @@ def answer(study: StoredStudy) -> BestLevel:
     Raises:
         NoAnswerError: if no ticket is complete yet.
     """
+    study = study.reread()
     trials = read_trials(study)
     workers = tables.read_workers(study.database, study.uuid)
     return best_level(
@@ -52,18 +51,14 @@ def answer(study: StoredStudy) -> BestLevel:
 
 def status(study: StoredStudy) -> StudyStatus:
     """Return where a study stands, from few and cheap reads."""
+    study = study.reread()
     trials = read_trials(study, results=False)
     workers = tables.read_workers(study.database, study.uuid)
     now = tables.now(study.database)
     alive = [one for one in workers if one.left is None and now - one.last_beat < queue.GRACE_SECONDS]
     counts = count(trials)
     finished = _finished(study, trials, workers)
-    sign = 1.0 if study.question.maximize else -1.0
-    best_so_far = max(
-        (trial for trial in comparable(trials) if trial.value is not None),
-        key=lambda trial: sign * (trial.value or 0.0),
-        default=None,
-    )
+    best_so_far = best_of(comparable(trials), study.question)
     return StudyStatus(
         name=study.name,
         metric=study.question.metric,
@@ -88,12 +83,10 @@ def epochs_exhaustive(study: StoredStudy) -> int:
 
 def _finished(study: StoredStudy, trials: Sequence[TrialRecord], workers: Sequence[WorkerRecord]) -> bool:
     """Return whether the search is over: no ticket is left, or the budget is spent."""
-    counts = count(trials)
-    if counts.running:
-        return False
-    if counts.waiting == 0 and counts.total >= len(tickets(study.spec)):
+    if not queue.unfinished(study, trials):
         return True
-    return study.stopped() is None and queue.closed(study, workers) is not None
+    spent = study.stopped() is None and queue.closed(study, workers) is not None
+    return spent and not any(trial.state == "running" for trial in trials)
 
 
 def _seconds_left(trials: Sequence[TrialRecord], alive: Sequence[WorkerRecord], now: float) -> float | None:

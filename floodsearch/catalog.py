@@ -61,7 +61,8 @@ def describe_task(reference: str) -> TaskFields:
         options: Fields = fields_of(factory)
     except Exception as error:  # annotations are code of the user's, evaluated here
         raise TaskError(f"the parameters of {reference!r} cannot be read: {error}") from error
-    defaults = build_task(reference, {}, {}).recipe
+    task = build_task(reference, {}, {})
+    defaults = task.recipe
     recipe = {name: Field(field.type, getattr(defaults, name)) for name, field in fields_of(Recipe).items()}
 
     def build(chosen: Mapping[str, Any], values: Mapping[str, Any]) -> Iterator[Problem]:
@@ -77,7 +78,8 @@ def describe_task(reference: str) -> TaskFields:
                 except TaskError as error:
                     yield Problem(f"training.{name}", str(error))
 
-    return TaskFields(options, recipe, build)
+    metrics = ("val_loss",) if task.correct is None else ("val_accuracy", "val_loss")
+    return TaskFields(options, recipe, metrics, build)
 
 
 def task_of(spec: Spec, beside: Mapping[str, Any]) -> Task:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from floodsearch.errors import FloodsearchError, UsageError
+from floodsearch.storage import DEFAULT_STORAGE
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -49,7 +50,6 @@ Storage = Annotated[
     ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-HERE = "sqlite:///floodsearch.db"
 
 
 @app.callback()
@@ -64,7 +64,7 @@ def options(
 @app.command()
 def launch(
     study: StudyFile,
-    storage: Storage = HERE,
+    storage: Storage = DEFAULT_STORAGE,
     workers: Annotated[
         int | None, typer.Option(metavar="N", help="Local workers; one a GPU, or one a core, by default.")
     ] = None,
@@ -91,11 +91,13 @@ def launch(
             with launched:
                 _show(launched)
         except KeyboardInterrupt:
-            _say(f"interrupted; go on with: floodsearch launch {study}")
+            _say("interrupted; give the same command again to go on")
             raise typer.Exit(INTERRUPTED) from None
         if (reason := stored.stopped()) is not None:
             _say(f"the study was stopped: {reason}")
         print(best_text(answer(stored)))  # noqa: T201
+        if reason not in (None, queue.STOPPED_BY_COMMAND):
+            raise typer.Exit(FAILED)
 
 
 @app.command()
@@ -103,7 +105,7 @@ def work(
     name: Annotated[
         str, typer.Argument(metavar="NAME", help="The study's name, or its file.", show_default=False)
     ],
-    storage: Storage = HERE,
+    storage: Storage = DEFAULT_STORAGE,
     device: Annotated[str, typer.Option(metavar="DEVICE", help="auto, cpu, mps, cuda or cuda:N")] = "auto",
     threads: Annotated[
         int | None, typer.Option(metavar="N", min=1, help="Threads of torch on the CPU.")
@@ -139,7 +141,7 @@ def work(
             )
         reason = train(study, Settings(device=device, threads=threads), leave)
         log.info("leaving: %s", reason)
-    if leave.signal is not None:
+    if leave.signal is not None or leave.abandoned:
         raise typer.Exit(INTERRUPTED if leave.signal == signal.SIGINT else HANDED_BACK)
 
 
@@ -148,7 +150,7 @@ def status(
     name: Annotated[
         str | None, typer.Argument(metavar="[NAME]", help="One study.", show_default=False)
     ] = None,
-    storage: Storage = HERE,
+    storage: Storage = DEFAULT_STORAGE,
     as_json: AsJson = False,
 ) -> None:
     """Show where all studies stand, or one."""
@@ -167,7 +169,7 @@ def status(
 
 
 @app.command()
-def best(name: Name, storage: Storage = HERE, as_json: AsJson = False) -> None:
+def best(name: Name, storage: Storage = DEFAULT_STORAGE, as_json: AsJson = False) -> None:
     """Print the answer: which level, how much better than none, at what cost."""
     from floodsearch.answers import answer
     from floodsearch.report.text import best_text
@@ -183,7 +185,7 @@ def best(name: Name, storage: Storage = HERE, as_json: AsJson = False) -> None:
 @app.command()
 def export(
     name: Name,
-    storage: Storage = HERE,
+    storage: Storage = DEFAULT_STORAGE,
     form: Annotated[str, typer.Option("--format", metavar="FORMAT", help="csv, json or parquet")] = "csv",
     curves: Annotated[
         bool, typer.Option("--curves", help="One row a seed and epoch instead of a trial.")
@@ -231,16 +233,18 @@ def check(study: StudyFile, as_json: AsJson = False) -> None:
 
 
 @app.command()
-def stop(name: Name, storage: Storage = HERE) -> None:
+def stop(name: Name, storage: Storage = DEFAULT_STORAGE) -> None:
     """Let the workers of a study hand back what they train and leave; launching it again resumes."""
+    from floodsearch.queue import STOPPED_BY_COMMAND
+
     with _found(storage, name) as study:
-        study.stop("stopped by floodsearch stop")
+        study.stop(STOPPED_BY_COMMAND)
         print(f"{name}: no more tickets are handed out; workers leave within a few seconds")  # noqa: T201
 
 
 @app.command()
 def serve(
-    storage: Storage = HERE,
+    storage: Storage = DEFAULT_STORAGE,
     port: Annotated[int, typer.Option(metavar="PORT", min=1, max=65535, help="On 127.0.0.1.")] = 8080,
 ) -> None:
     """Show the studies in optuna-dashboard, on this machine only."""
@@ -275,7 +279,7 @@ def _message(error: Exception) -> str:
     if isinstance(error, FloodsearchError):
         return str(error)
     if hasattr(error, "format_message"):  # typer's own: an unknown option, a missing argument
-        return f"{error.format_message()} See floodsearch --help."
+        return f"{error.format_message()} See floodsearch --help.".strip()
     first = str(error).splitlines()[0] if str(error) else ""
     return f"unexpected {type(error).__name__}: {first} (floodsearch --debug ... shows where)"
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import traceback
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import optuna
@@ -17,7 +17,7 @@ from optuna.trial import TrialState
 from floodsearch.analysis import latest
 from floodsearch.catalog import pruner_of, sampler_of
 from floodsearch.errors import DivergedError, TicketLostError
-from floodsearch.records import Attribute, Decision, Parameter, TrialRecord, WorkerRecord
+from floodsearch.records import Attribute, Decision, EpochRecord, Parameter, TrialRecord, WorkerRecord
 from floodsearch.search.space import Space, tickets
 from floodsearch.spec import Spec
 from floodsearch.storage import tables, trials
@@ -26,6 +26,7 @@ from floodsearch.storage.trials import NewTrial
 
 ATTEMPTS = 3
 """How often a ticket is trained that ends in an error of the user's code."""
+STOPPED_BY_COMMAND = "stopped by floodsearch stop"
 FAILURES_IN_A_ROW = 3
 """After this many tickets in a row that failed the study stops: the code is at fault, not the level."""
 GRACE_SECONDS = 60.0
@@ -72,47 +73,54 @@ def fill(study: StoredStudy) -> int:
     with lease(study.database, study.uuid, "fill"):
         study = study.reread()
         history = read_trials(study, results=False)
-        newest = latest(history)
-        new = []
-        for number, parameters in enumerate(tickets(study.spec)):
-            last = newest.get(number)
-            if last is not None and last.state == "waiting":
-                _resize(study, last)
-            elif last is None or _again(last, history, study.spec):
-                new.append(_new_trial(number, parameters, last, study.spec))
-        if new:
+        newest, wanted, size = latest(history), tickets(study.spec), _size(study.spec)
+        new = [
+            _new_trial(number, parameters, newest.get(number), size)
+            for number, parameters in enumerate(wanted)
+            if _missing(newest.get(number), history, study.spec)
+        ]
+        small = any(one.state == "waiting" and _grown(one, study.spec) for one in newest.values())
+        if new or small:
             distributions = Space.of(study.spec).distributions()
             with study.database.write() as connection:
+                trials.resize(connection, study.id, size)
                 trials.add(connection, study.id, new, distributions)
         return len(new)
 
 
-def _again(last: TrialRecord, history: Iterable[TrialRecord], spec: Spec) -> bool:
-    """Return whether a ticket has to be trained once more, given its newest trial."""
+def unfinished(study: StoredStudy, history: Sequence[TrialRecord]) -> bool:
+    """Return whether a ticket of the study is waiting, in training, or missing from the queue."""
+    newest = latest(history)
+    if any(trial.state in ("waiting", "running") for trial in newest.values()):
+        return True
+    return any(
+        _missing(newest.get(number), history, study.spec) for number in range(len(tickets(study.spec)))
+    )
+
+
+def _missing(last: TrialRecord | None, history: Iterable[TrialRecord], spec: Spec) -> bool:
+    """Return whether a ticket has to be queued, given its newest trial."""
+    if last is None:
+        return True
     if last.state == "failed":
         errors = sum(one.ticket == last.ticket and one.cause == "error" for one in history)
         return errors < ATTEMPTS
-    grown = last.epochs < spec.training.epochs or last.seeds < len(spec.training.seeds)
-    return last.state == "complete" and grown
+    return last.state == "complete" and _grown(last, spec)
 
 
-def _resize(study: StoredStudy, waiting: TrialRecord) -> None:
-    """Let a waiting ticket have the epochs and seeds that the study has grown to."""
-    size = _size(study.spec)
-    if size == {Attribute.EPOCHS: waiting.epochs, Attribute.SEEDS: waiting.seeds}:
-        return
-    with study.database.write() as connection:
-        trial_id = trials.find(connection, study.id, waiting.number)
-        # One that was taken in this moment is trained at its old size; it is queued again when it ends.
-        if trials.lock(connection, trial_id)[0] == TrialState.WAITING:
-            trials.annotate(connection, trial_id, size)
+def _grown(trial: TrialRecord, spec: Spec) -> bool:
+    """Return whether the study is larger now than when a trial was queued."""
+    return trial.epochs < spec.training.epochs or trial.seeds < len(spec.training.seeds)
 
 
 def _new_trial(
-    number: int, parameters: Mapping[str, Parameter] | None, last: TrialRecord | None, spec: Spec
+    number: int,
+    parameters: Mapping[str, Parameter] | None,
+    last: TrialRecord | None,
+    size: Mapping[Attribute, int],
 ) -> NewTrial:
     attempt = 1 if last is None else last.attempt + 1
-    attributes = {Attribute.TICKET: number, Attribute.ATTEMPT: attempt, **_size(spec)}
+    attributes = {Attribute.TICKET: number, Attribute.ATTEMPT: attempt, **size}
     # A level that was proposed for an open ticket stays its level.
     return NewTrial(attributes, (last.parameters if last is not None else None) or parameters or {})
 
@@ -124,9 +132,16 @@ def _size(spec: Spec) -> dict[Attribute, int]:
 def take(study: StoredStudy, worker: int) -> Ticket | None:
     """Take the next ticket, with its level; None if no ticket waits.
 
-    Taking is atomic: no ticket is in two hands. A sampler is asked under a lease, one worker at a time, so
-    that no two propose the same.
+    Taking is atomic: no ticket is in two hands. Where a sampler proposes levels, one worker at a time takes,
+    so that each sees what the one before was given.
     """
+    if study.spec.search.sampler == "grid":
+        return _take(study, worker)
+    with lease(study.database, study.uuid, "propose"):
+        return _take(study, worker)
+
+
+def _take(study: StoredStudy, worker: int) -> Ticket | None:
     with study.database.write() as connection:
         trial_id = trials.claim(connection, study.id, worker)
     if trial_id is None:
@@ -137,7 +152,7 @@ def take(study: StoredStudy, worker: int) -> Ticket | None:
         if attributes[Attribute.SEEDS] > len(study.spec.training.seeds):
             study = study.reread()  # it has grown since this worker looked
         asked = study.optuna(sampler_of(study.spec), pruner_of(study.spec))
-        parameters = dict(known.params) or _propose(study, asked, known)
+        parameters = dict(known.params) or _propose(study, asked, known, worker)
     except BaseException:
         _put_back(study, trial_id, worker)
         raise
@@ -156,27 +171,29 @@ def take(study: StoredStudy, worker: int) -> Ticket | None:
 
 
 def _propose(
-    study: StoredStudy, asked: optuna.Study, trial: optuna.trial.FrozenTrial
+    study: StoredStudy, asked: optuna.Study, trial: optuna.trial.FrozenTrial, worker: int
 ) -> dict[str, Parameter]:
-    """Ask the sampler for an open ticket, under a lease: one sees what the one before proposed."""
+    """Ask the sampler for the level of an open ticket and write it down."""
     distributions = Space.of(study.spec).distributions()
-    with lease(study.database, study.uuid, "propose"):
-        proposed = asked.sampler.sample_relative(asked, trial, distributions)
-        with study.database.write() as connection:
-            trials.set_parameters(connection, trial._trial_id, proposed, distributions)
+    proposed = asked.sampler.sample_relative(asked, trial, distributions)
+    with study.database.write() as connection:
+        if trials.lock(connection, trial._trial_id) != (TrialState.RUNNING, worker):
+            raise _lost(trial.user_attrs[Attribute.TICKET])
+        trials.set_parameters(connection, trial._trial_id, proposed, distributions)
     return proposed
 
 
-def report(ticket: Ticket, values: Mapping[int, float]) -> None:
-    """Show recent means of the metric, by rung, to the pruner, the dashboard and `status`.
+def record(ticket: Ticket, records: Sequence[EpochRecord], reports: Mapping[int, float]) -> None:
+    """Write down what a ticket has shown: its curves, and the recent means that others see, by rung.
 
     Raises:
-        TicketLostError: if the ticket is no longer this worker's.
+        TicketLostError: if the ticket is no longer this worker's; nothing is written then.
     """
     with ticket.study.database.write() as connection:
         if trials.lock(connection, ticket.trial_id) != (TrialState.RUNNING, ticket.worker):
-            raise _lost(ticket)
-        trials.report(connection, ticket.trial_id, values)
+            raise _lost(ticket.number)
+        tables.write_curves(connection, ticket.study.uuid, ticket.number, records)
+        trials.report(connection, ticket.trial_id, reports)
 
 
 def judge(ticket: Ticket, epoch: int) -> Decision:
@@ -229,13 +246,13 @@ def _end(
         if found == (state, ticket.worker):
             return  # it worked the last time, and only the answer was lost
         if found != (TrialState.RUNNING, ticket.worker):
-            raise _lost(ticket)
+            raise _lost(ticket.number)
         trials.annotate(connection, ticket.trial_id, attributes)
         trials.finish(connection, ticket.trial_id, state, value)
 
 
-def _lost(ticket: Ticket) -> TicketLostError:
-    return TicketLostError(f"ticket {ticket.number} was taken from this worker, which was thought dead")
+def _lost(number: int) -> TicketLostError:
+    return TicketLostError(f"ticket {number} was taken from this worker, which was thought dead")
 
 
 def _failing(study: StoredStudy) -> bool:

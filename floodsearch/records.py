@@ -214,4 +214,4 @@ class StudyStatus:
     stopped: str | None
     """Why no ticket is handed out any more, or None."""
     failures: tuple[str, ...] = ()
-    """One line for each failed, pruned or diverged ticket: which level, why."""
+    """One line for each ticket that diverged or failed: which level, why."""

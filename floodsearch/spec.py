@@ -108,6 +108,8 @@ class Training(Section):
             yield Problem("training.seeds", f"{list(self.seeds)} holds a seed twice")
         if min(self.seeds) < 0:
             yield Problem("training.seeds", f"{min(self.seeds)} is negative; seeds are 0 or above")
+        if max(self.seeds) >= 2**31:
+            yield Problem("training.seeds", f"{max(self.seeds)} is too large; seeds are below 2147483648")
         if self.validate_every > self.epochs:
             yield Problem(
                 "training.validate_every", f"{self.validate_every} is more than the {self.epochs} epochs"

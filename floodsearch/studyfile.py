@@ -62,6 +62,8 @@ class TaskFields:
 
     options: Fields
     recipe: Fields
+    metrics: Collection[str]
+    """The metrics that its training reports."""
     build: Callable[[Mapping[str, Any], Mapping[str, Any]], Iterator[Problem]]
     """Try these options and recipe values on the task and yield what it says against them."""
 
@@ -219,9 +221,9 @@ class _Reader:
             self.problems.append(Problem(key, f"{table!r} is not a table; write it as [{key}]"))
             return None
         section = self._build(key, SECTIONS[key], table)
-        if section is not None and isinstance(section, Levels | Training):
-            self.problems.extend(section.problems())
-        return section
+        found = list(section.problems()) if isinstance(section, Levels | Training) else []
+        self.problems.extend(found)
+        return None if found else section
 
     def _task(
         self, recipe: dict[str, Any], training: Training | None
@@ -253,6 +255,11 @@ class _Reader:
         wrong = {problem.key for problem in self.problems[before:]}
         sound = {name: value for name, value in checked_recipe.items() if f"training.{name}" not in wrong}
         self.problems.extend(fields.build(checked_options, sound))
+        search = self.raw.get("search", {})
+        metric = search.get("metric", "val_accuracy") if isinstance(search, dict) else None
+        if metric in DIRECTIONS and metric not in fields.metrics:
+            listed = ", ".join(fields.metrics)
+            self.problems.append(Problem("search.metric", f"this task has no {metric!r}; use {listed}"))
         return checked_options, checked_recipe
 
     def _settings_of(self, name: str) -> Fields:

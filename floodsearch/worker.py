@@ -14,6 +14,7 @@ import signal
 import socket
 import threading
 import time
+import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import IO, Literal, TypeVar
@@ -30,7 +31,7 @@ from floodsearch.queue import Reaper, Ticket
 from floodsearch.records import Attribute, Decision, EpochRecord
 from floodsearch.spec import Budget
 from floodsearch.storage import tables
-from floodsearch.storage.studies import StoredStudy, versions
+from floodsearch.storage.studies import StoredStudy, read_trials, versions
 from floodsearch.training.run import Plan, Run
 
 FLUSH_SECONDS = 10.0
@@ -51,6 +52,7 @@ class Leave:
         self.reason: str | None = None
         self.wanted = threading.Event()
         self.signal: int | None = None
+        self.abandoned = False
 
     def ask(self, reason: str) -> None:
         """Ask the worker to hand its tickets back and leave."""
@@ -76,7 +78,8 @@ class Leave:
         def wait() -> None:
             while os.read(stream.fileno(), 4096):
                 pass
-            self.ask("the launch that started this worker is gone")
+            self.abandoned = True
+            self.ask("whoever started this worker is gone")
 
         threading.Thread(target=wait, name="lifeline", daemon=True).start()
 
@@ -124,8 +127,7 @@ class Heart:
         attempt(lambda: self.beat(leaving=True))
 
     def _run(self) -> None:
-        holder = f"{socket.gethostname()}:{os.getpid()}:{self.worker}"
-        reaper = Reaper(self.study, holder, grace_seconds=self.settings.grace_seconds)
+        reaper = Reaper(self.study, uuid.uuid4().hex, grace_seconds=self.settings.grace_seconds)
         while not self._stop.wait(self.settings.beat_seconds):
             try:
                 self.beat()
@@ -173,26 +175,44 @@ def work(study: StoredStudy, settings: Settings, leave: Leave) -> str:
     log.info("worker %d trains study %s on %s", worker, study.name, device)
     with Heart(study, worker, settings, leave) as heart:
         while not leave.wanted.is_set():
-            study = persistently(study.reread)
+            study = _reread(study)
             if (reason := persistently(lambda: _closed(study))) is not None:  # noqa: B023 - called at once
                 return reason
-            ticket = persistently(lambda: queue.take(study, worker))  # noqa: B023 - called at once
+            try:
+                ticket = persistently(lambda: queue.take(study, worker))  # noqa: B023 - called at once
+            except TicketLostError as error:
+                log.warning("%s", error)
+                continue
             if ticket is not None:
-                Training(study, ticket, device, heart).end()
-            elif not persistently(lambda: queue.fill(study)):  # noqa: B023 - called at once
-                if not _others_train(study):
-                    return "all tickets are finished"
+                Training(ticket, device, heart).end()
+            elif not persistently(lambda: _more_to_come(study)):  # noqa: B023 - called at once
+                return "all tickets are finished"
+            else:
                 leave.wanted.wait(min(1.0, settings.beat_seconds))
     return leave.reason or "asked to leave"
+
+
+def _reread(study: StoredStudy) -> StoredStudy:
+    """Return the study as it is now: it may have grown, but trains what it trained.
+
+    Whoever started this worker has trusted the code of one task; the database cannot name another.
+    """
+    now = persistently(study.reread)
+    if now.spec.task != study.spec.task:
+        raise UsageError(f"study {study.name!r} trained {study.spec.task!r}, but now names {now.spec.task!r}")
+    return now
 
 
 def _closed(study: StoredStudy) -> str | None:
     return queue.closed(study, tables.read_workers(study.database, study.uuid))
 
 
-def _others_train(study: StoredStudy) -> bool:
-    trials = study.database.optuna.get_all_trials(study.id, deepcopy=False)
-    return any(not trial.state.is_finished() and Attribute.TICKET in trial.user_attrs for trial in trials)
+def _more_to_come(study: StoredStudy) -> bool:
+    """Return whether a ticket waits, may come back from another worker, or was added just now.
+
+    What was lost and is not queued again yet counts too, so the queue is repaired first and asked then.
+    """
+    return queue.fill(study) > 0 or queue.unfinished(study, read_trials(study, results=False))
 
 
 Ending = Literal["complete", "pruned", "diverged", "failed", "lost", "handed back"]
@@ -201,8 +221,9 @@ Ending = Literal["complete", "pruned", "diverged", "failed", "lost", "handed bac
 class Training:
     """One ticket on its way to one of its ends: all its seeds, trained in lockstep."""
 
-    def __init__(self, study: StoredStudy, ticket: Ticket, device: torch.device, heart: Heart) -> None:
-        self.study, self.ticket, self.device, self.heart = study, ticket, device, heart
+    def __init__(self, ticket: Ticket, device: torch.device, heart: Heart) -> None:
+        self.ticket, self.device, self.heart = ticket, device, heart
+        self.study = ticket.study  # with its spec as of when the ticket was taken
         self.curve = Curve(ticket)
 
     def end(self) -> Ending:
@@ -234,7 +255,7 @@ class Training:
             return "diverged"
         except (TicketLostError, *STORAGE_ERRORS):
             raise  # not the fault of what is trained
-        except Exception as error:
+        except (Exception, SystemExit) as error:  # a user's code may also end the process
             failed = error
             log.exception("ticket %d failed", self.ticket.number)
             persistently(lambda: queue.fail(self.ticket, failed))
@@ -258,10 +279,11 @@ class Training:
             if not self.curve.records[seed]
         ]
         rungs = {*training.report_epochs(), ticket.epochs}
-        for records in zip(*runs, strict=True):
-            self.curve.add(records)
-            self.heart.epochs_run += len(records)
-            epoch = records[0].epoch
+        trainings = [iter(run) for run in runs]
+        for epoch in range(1, ticket.epochs + 1) if trainings else ():
+            for of_one_seed in trainings:
+                self.curve.add([next(of_one_seed)])
+                self.heart.epochs_run += 1
             if epoch in rungs:
                 decision = self._rung(epoch)
                 if decision.prune and epoch < ticket.epochs:
@@ -325,7 +347,7 @@ class Training:
 class Curve:
     """What a ticket has shown: all epoch records, and what is not in the database yet.
 
-    Both tables are written in bulk: one transaction each, instead of one a value.
+    It is written in bulk: one transaction now and then, instead of one a value.
     """
 
     def __init__(self, ticket: Ticket) -> None:
@@ -347,12 +369,10 @@ class Curve:
 
     def flush(self, *, persistent: bool = False) -> None:
         """Write what is new; where the storage fails it stays for the next time, or is tried for long."""
-        study, records, reports = self.ticket.study, list(self.unwritten.values()), dict(self.reports)
+        records, reports = list(self.unwritten.values()), dict(self.reports)
 
         def write() -> bool:
-            tables.write_curves(study.database, study.uuid, self.ticket.number, records)
-            if reports:
-                queue.report(self.ticket, reports)
+            queue.record(self.ticket, records, reports)
             return True
 
         if persistently(write) if persistent else attempt(write):
@@ -369,7 +389,8 @@ class Curve:
 def persistently(call: Callable[[], Result], *, tries: int = TRIES) -> Result:
     """Call the storage, again after growing waits where it fails.
 
-    Every call here may be repeated: none changes anything the second time.
+    Every call here may be repeated. A ticket that was taken by a call whose answer got lost is found by the
+    reaper: it runs, but its worker does not say that it trains it.
 
     Raises:
         StorageInternalError, SQLAlchemyError: the last failure, when all tries are used up.

@@ -347,7 +347,7 @@ def test_a_ticket_is_handed_back_as_it_was(study):
     """A ticket handed back waits under the same trial, without reports, owner or start."""
     worker, other = enter(study), enter(study)
     ticket = queue.take(study, worker)
-    queue.report(ticket, {2: 0.5, 4: 0.6})
+    queue.record(ticket, [], {2: 0.5, 4: 0.6})
     assert queue.hand_back(ticket)
     trial = raw(study, 0)
     assert (trial.state, trial.intermediate_values, trial.datetime_start) == (TrialState.WAITING, {}, None)
@@ -410,7 +410,7 @@ def test_a_failing_proposal_hands_the_ticket_back(database, other, make_spec):
 def test_a_complete_ticket_has_its_numbers(study):
     """A complete trial holds its value and the known numbers; what is unknown or not finite is left out."""
     ticket = queue.take(study, enter(study))
-    queue.report(ticket, {2: 0.5})
+    queue.record(ticket, [], {2: 0.5})
     numbers = {Attribute.VALUE_SE: None, Attribute.TEST_ACCURACY: 0.75, Attribute.TEST_LOSS: float("inf")}
     queue.complete(ticket, 0.875, numbers)
     trial = raw(study, 0)
@@ -425,8 +425,8 @@ def test_a_pruned_ticket_keeps_its_reason_and_last_report(study):
     worker = enter(study)
     queue.take(study, worker)
     ticket = queue.take(study, worker)
-    queue.report(ticket, {2: 0.5})
-    queue.report(ticket, {4: 0.625, 6: 0.75})
+    queue.record(ticket, [], {2: 0.5})
+    queue.record(ticket, [], {4: 0.625, 6: 0.75})
     queue.prune(ticket, Decision(prune=True, reason="pruned by median at epoch 6"))
     trial = raw(study, 1)
     assert (trial.state, trial.value) == (TrialState.PRUNED, 0.75)
@@ -443,10 +443,10 @@ def test_level_0_is_never_pruned(study, database, make_spec):
     queue.fill(study)
     worker = enter(study)
     baseline, good, poor = (queue.take(study, worker) for _ in range(3))
-    queue.report(good, {2: 0.9, 4: 0.9})
+    queue.record(good, [], {2: 0.9, 4: 0.9})
     queue.complete(good, 0.9, {})
     for ticket in (baseline, poor):
-        queue.report(ticket, {2: 0.1})
+        queue.record(ticket, [], {2: 0.1})
     kept, pruned = queue.judge(baseline, 2), queue.judge(poor, 2)
     assert not kept.prune
     assert "level 0" in kept.reason
@@ -460,7 +460,7 @@ def test_a_diverged_ticket_is_marked(study):
     worker = enter(study)
     queue.take(study, worker)
     ticket = queue.take(study, worker)
-    queue.report(ticket, {2: 0.5})
+    queue.record(ticket, [], {2: 0.5})
     queue.diverge(ticket, DivergedError(level=0.25, epoch=3, step=7, seed=1))
     record = read_trials(study)[1]
     assert (record.state, record.cause, record.level) == ("pruned", "diverged", 0.25)
@@ -549,11 +549,11 @@ def test_an_end_may_be_written_again(study):
 def test_a_trial_finished_behind_the_owners_back_is_lost(study, state):
     """Whoever ended the trial, its worker learns that the ticket is no longer its own and changes nothing."""
     ticket = queue.take(study, enter(study))
-    queue.report(ticket, {2: 0.25})
+    queue.record(ticket, [], {2: 0.25})
     study.optuna().tell(raw(study, 0).number, 0.25 if state == TrialState.COMPLETE else None, state=state)
     before = raw(study, 0)
     calls = [
-        lambda: queue.report(ticket, {4: 0.5}),
+        lambda: queue.record(ticket, [], {4: 0.5}),
         lambda: queue.complete(ticket, 0.5, {Attribute.TEST_LOSS: 0.5}),
         lambda: queue.prune(ticket, Decision(prune=True, reason="poor")),
         lambda: queue.fail(ticket, ValueError("late")),
@@ -577,7 +577,7 @@ def test_a_ticket_in_other_hands_is_lost(study):
     assert number == 0
     successors = [queue.take(study, other) for _ in range(3)]
     assert successors[-1].number == ticket.number
-    for call in (lambda: queue.report(ticket, {4: 0.5}), lambda: queue.complete(ticket, 0.5, {})):
+    for call in (lambda: queue.record(ticket, [], {4: 0.5}), lambda: queue.complete(ticket, 0.5, {})):
         with pytest.raises(TicketLostError):
             call()
     assert newest(study)[0].state == "running"

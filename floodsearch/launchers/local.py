@@ -19,16 +19,16 @@ from types import TracebackType
 from typing import Any
 
 from floodsearch import queue
-from floodsearch.answers import DEFAULT_STORAGE, answer, status
+from floodsearch.answers import answer, status
 from floodsearch.catalog import known
 from floodsearch.errors import UsageError, WorkersFailedError
 from floodsearch.records import BestLevel, StudyStatus
 from floodsearch.spec import Spec
-from floodsearch.storage import tables
+from floodsearch.storage import DEFAULT_STORAGE, tables
 from floodsearch.storage.database import open_database
 from floodsearch.storage.studies import StoredStudy, put_study
 from floodsearch.studyfile import parse, read
-from floodsearch.worker import devices, find_device
+from floodsearch.worker import devices, find_device, persistently
 
 LOGS = Path("floodsearch-logs")
 RESTARTS = 3
@@ -168,6 +168,8 @@ class Launch:
             command += ["--threads", str(self.crew.threads)]
             # Libraries beside torch size their thread pools from this, before any code of ours runs.
             environment["OMP_NUM_THREADS"] = str(self.crew.threads)
+            # Threads that wait for each other must not spin: on a busy machine that is 40 times slower.
+            environment.setdefault("OMP_WAIT_POLICY", "PASSIVE")
         with log.open("ab") as output:
             return subprocess.Popen(  # noqa: S603 - our own interpreter and module
                 command,
@@ -184,14 +186,15 @@ class Launch:
         Raises:
             WorkersFailedError: if the last worker died more often than it is restarted.
         """
-        yield status(self.study)
+        yield self._status()
         while not all(slot.done for slot in self.slots):
             time.sleep(POLL_SECONDS)
             for slot in self.slots:
                 self._look_after(slot)
-            yield status(self.study)
+            yield self._status()
         failed = [slot for slot in self.slots if slot.process.returncode != 0]
-        if failed and not status(self.study).finished:
+        now = self._status()
+        if failed and not now.finished and now.stopped is None:
             slot = failed[0]
             raise WorkersFailedError(
                 f"the workers died {RESTARTS + 1} times (exit status {slot.process.returncode}); "
@@ -203,16 +206,23 @@ class Launch:
         if slot.done or code is None:
             return
         if code != 0:
-            # The parent knows at once what others would learn after the grace: this worker is dead.
-            for worker in tables.read_workers(self.study.database, self.study.uuid):
-                here = worker.host == socket.gethostname() and worker.pid == slot.process.pid
-                if here and worker.left is None:
-                    queue.release(self.study, worker.id, f"its worker died (exit status {code})")
+            persistently(lambda: self._release(slot.process.pid, f"its worker died (exit status {code})"))
+        _close_lifeline(slot.process)
         if code == 0 or slot.restarts >= RESTARTS:
             slot.done = True
         else:
             slot.restarts += 1
             slot.process = self._start(slot.device, slot.log)
+
+    def _status(self) -> StudyStatus:
+        """Ask where the study stands; a storage that is away for a moment ends no launch."""
+        return persistently(lambda: status(self.study))
+
+    def _release(self, pid: int, reason: str) -> None:
+        """Queue the tickets of a dead process again: its parent knows at once what others learn late."""
+        for worker in tables.read_workers(self.study.database, self.study.uuid):
+            if (worker.host, worker.pid, worker.left) == (socket.gethostname(), pid, None):
+                queue.release(self.study, worker.id, reason)
 
     def stop(self) -> None:
         """Let the workers hand their tickets back and leave; kill those that take too long."""
@@ -226,9 +236,14 @@ class Launch:
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
+                self._release(process.pid, "its worker took too long to leave and was killed")
         for slot in self.slots:
-            if slot.process.stdin is not None:
-                slot.process.stdin.close()
+            _close_lifeline(slot.process)
+
+
+def _close_lifeline(process: subprocess.Popen[bytes]) -> None:
+    if process.stdin is not None:
+        process.stdin.close()
 
 
 def last_line(log: Path) -> str:

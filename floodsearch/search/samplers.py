@@ -22,6 +22,9 @@ from optuna.trial import FrozenTrial, TrialState
 from floodsearch.records import Attribute, Parameter
 from floodsearch.search.space import Space
 
+# Optuna tells of each study and trial on stderr; here they are many and short-lived.
+optuna.logging.set_verbosity(optuna.logging.WARNING)
+
 
 @dataclass(frozen=True)
 class Tried:
@@ -60,7 +63,12 @@ def gp(
 ) -> dict[str, Parameter]:
     """Propose by Optuna's Gaussian process with a noise term; the first `startup` are random."""
     _check_startup(startup)
-    sampler = GPSampler(seed=_seed(rng), n_startup_trials=startup, deterministic_objective=False)
+    sampler = GPSampler(
+        seed=_seed(rng),
+        n_startup_trials=startup,
+        deterministic_objective=False,
+        warn_independent_sampling=False,
+    )
     return _ask(sampler, space, tried)
 
 
@@ -160,8 +168,12 @@ class RuleSampler(BaseSampler):
 
     def _tried(self, trial: FrozenTrial) -> Tried | None:
         parameters = {**trial.system_attrs.get("fixed_params", {}), **trial.params}
-        # A failed trial says nothing of its level: its ticket is trained again under a new number.
+        # A failed trial says nothing of its level: its ticket is trained again under a new number. Others
+        # may have added trials of their own, with other parameters.
         if "level" not in parameters or trial.state == TrialState.FAIL:
+            return None
+        beside = {name: value for name, value in parameters.items() if name != "level"}
+        if beside not in self.space.combinations():
             return None
         # A diverged trial keeps its last report, which says nothing good or bad of its level.
         diverged = trial.user_attrs.get(Attribute.CAUSE) == "diverged"
@@ -170,8 +182,8 @@ class RuleSampler(BaseSampler):
             value = None if not math.isfinite(value) else value if self.maximize else -value
         return Tried(
             ticket=int(trial.user_attrs.get(Attribute.TICKET, trial.number)),
-            level=float(parameters.pop("level")),
-            beside=parameters,
+            level=float(parameters["level"]),
+            beside=beside,
             score=value,
             epoch=max(trial.intermediate_values, default=0),
             complete=trial.state == TrialState.COMPLETE,

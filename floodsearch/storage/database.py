@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +18,7 @@ from typing import Any
 import optuna
 import sqlalchemy
 from optuna.storages import BaseStorage, RDBStorage
-from sqlalchemy import Connection, Engine, event
+from sqlalchemy import Connection, Engine, NullPool, event
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, SQLAlchemyError
 
@@ -30,9 +30,6 @@ NETWORK_FILESYSTEMS = frozenset(
     | {"fuse.sshfs", "fuse.glusterfs", "fuse.beegfs", "fuse.ceph", "fuse.s3fs"}
 )
 SCHEMA_ATTEMPTS = 20
-
-# Optuna reports each trial at level INFO, on stderr of whoever imports this.
-optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 
 @dataclass(frozen=True)
@@ -81,9 +78,11 @@ def open_database(url: str, *, create: bool = False, mounts: Path = Path("/proc/
     """
     parsed = _checked_url(url, create=create, mounts=mounts)
     name = parsed.render_as_string(hide_password=True)
+    # Optuna passes URLs through str.format, so braces in a password must be escaped.
+    text = parsed.render_as_string(hide_password=False).replace("{", "%7B").replace("}", "%7D")
     try:
-        storage = _create(parsed) if create else _connect(parsed, skip_table_creation=True)
-        _refuse_foreign(storage.engine, name)
+        _check_tables(text, name, create=create)
+        storage = _connect(text)
     except RuntimeError as error:  # Optuna's own word on a schema that it does not know
         raise StorageError(f"{name} cannot be used: {error}") from None
     except (SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
@@ -94,10 +93,15 @@ def open_database(url: str, *, create: bool = False, mounts: Path = Path("/proc/
 def _checked_url(url: str, *, create: bool, mounts: Path) -> URL:
     try:
         parsed = make_url(url)
-    except ArgumentError:
+    except (ArgumentError, ValueError):  # whose words may hold a part of the password
         raise StorageError(
-            "the storage URL cannot be read; write sqlite:///PATH or postgresql://USER@HOST/DATABASE"
+            "the storage URL cannot be read; write sqlite:///PATH or postgresql://USER@HOST/DATABASE, "
+            "with %40 for an @ in a password"
         ) from None
+    if "password" in parsed.query:
+        raise StorageError(
+            "a password after ? would be shown in messages; write USER:PASSWORD@HOST, or set PGPASSWORD"
+        )
     backend = parsed.get_backend_name()
     if backend == "postgresql":
         return parsed.set(drivername="postgresql+psycopg")
@@ -105,8 +109,9 @@ def _checked_url(url: str, *, create: bool, mounts: Path) -> URL:
         raise StorageError(
             f"storage {parsed.drivername!r} is not supported; use sqlite:///PATH or postgresql://USER@HOST/DATABASE"
         )
-    if parsed.database in (None, "", ":memory:"):
+    if parsed.database in (None, "", ":memory:") or str(parsed.database).startswith("file:"):
         raise StorageError("SQLite in memory cannot be shared by workers; give a file, as in sqlite:///PATH")
+    parsed = parsed.set(drivername="sqlite")
     path = Path(str(parsed.database)).absolute()
     if not path.parent.is_dir():
         raise StorageError(f"{parsed} cannot be opened: the folder {path.parent} does not exist")
@@ -136,25 +141,17 @@ def filesystem_of(path: Path, mounts: Path) -> str:
     return found[1]
 
 
-def _connect(url: URL, *, skip_table_creation: bool) -> RDBStorage:
-    """Open Optuna's storage with our connection settings."""
-    sqlite = url.get_backend_name() == "sqlite"
-    options: dict[str, Any] = (
-        {"connect_args": {"timeout": 60}}
-        if sqlite
-        # One connection for the training and one for the heartbeat, with room for a moment of overlap.
-        else {
-            "pool_pre_ping": True,
-            "pool_size": 2,
-            "max_overflow": 2,
-            "connect_args": {"connect_timeout": 10},
-        }
+def _connect(url: str) -> RDBStorage:
+    """Open Optuna's storage on tables that were checked, with our connection settings."""
+    sqlite = url.startswith("sqlite")
+    # One connection for the training and one for the heartbeat, with room for a moment of overlap.
+    pool: dict[str, Any] = {} if sqlite else {"pool_pre_ping": True, "pool_size": 2, "max_overflow": 2}
+    storage = RDBStorage(
+        url,
+        engine_kwargs={**_connect_arguments(url), **pool},
+        skip_compatibility_check=True,
+        skip_table_creation=True,
     )
-    # Optuna passes URLs through str.format, so braces in a password must be escaped.
-    text = url.render_as_string(hide_password=False).replace("{", "%7B").replace("}", "%7D")
-    if skip_table_creation:
-        _require_tables(sqlalchemy.create_engine(text, **options), url)
-    storage = RDBStorage(text, engine_kwargs=options, skip_table_creation=skip_table_creation)
     if sqlite:
         event.listen(storage.engine, "connect", _configure_sqlite)
         event.listen(storage.engine, "begin", _begin_sqlite)
@@ -164,47 +161,25 @@ def _connect(url: URL, *, skip_table_creation: bool) -> RDBStorage:
     return storage
 
 
-def _require_tables(engine: Engine, url: URL) -> None:
-    try:
-        if not sqlalchemy.inspect(engine).has_table("studies"):
-            raise StorageError(
-                f"{url.render_as_string(hide_password=True)} holds no studies; launch one first, "
-                "or name another storage with --storage"
-            )
-    finally:
-        engine.dispose()
+def _connect_arguments(url: str) -> dict[str, Any]:
+    return {"connect_args": {"timeout": 60} if url.startswith("sqlite") else {"connect_timeout": 10}}
 
 
-def _create(url: URL) -> RDBStorage:
-    """Open a storage and make what tables are missing, also while others do the same.
+def _check_tables(url: str, name: str, *, create: bool) -> None:
+    """Make what tables are missing, if `create`; refuse what is not ours or newer than we are.
 
-    Whoever loses such a race gets an error from the database, in one of many places; a moment later the
-    tables are there.
+    Connections are closed as soon as they are not needed: a refused database keeps none.
     """
-    for attempt in range(1, SCHEMA_ATTEMPTS + 1):
-        try:
-            storage = _connect(url, skip_table_creation=False)
-            with storage.engine.begin() as connection:
-                tables.create(connection)
-        except (DBAPIError, optuna.exceptions.StorageInternalError) as error:
-            if attempt == SCHEMA_ATTEMPTS or _unreachable(error):
-                raise
-            time.sleep(random.uniform(0.02, 0.2))  # noqa: S311 - spreads processes, needs no good randomness
-        else:
-            return storage
-    raise AssertionError("unreachable")
-
-
-def _unreachable(error: BaseException) -> bool:
-    """Return whether a PostgreSQL server did not answer at all; such an error has no SQLSTATE."""
-    original = getattr(error, "orig", None)
-    return type(original).__module__.startswith("psycopg") and getattr(original, "sqlstate", None) is None
-
-
-def _refuse_foreign(engine: Engine, name: str) -> None:
-    """Refuse a database without our tables, or with those of a newer version."""
-    if not sqlalchemy.inspect(engine).has_table(tables.schema.name):
-        raise StorageError(f"{name} holds no studies of floodsearch; launch one first")
+    options = {**_connect_arguments(url), "poolclass": NullPool}
+    if create:
+        _create_tables(url, options)
+    engine = sqlalchemy.create_engine(url, **options)
+    present = set(sqlalchemy.inspect(engine).get_table_names())
+    if not {"studies", tables.schema.name} <= present:
+        raise StorageError(
+            f"{name} holds no studies; launch one first, or name another storage with --storage"
+        )
+    RDBStorage(url, engine_kwargs=options, skip_table_creation=True)  # raises if Optuna does not know it
     with engine.connect() as connection:
         version = tables.version(connection)
     if version > tables.VERSION:
@@ -212,6 +187,34 @@ def _refuse_foreign(engine: Engine, name: str) -> None:
             f"{name} was made by a newer floodsearch (schema {version}, this one knows {tables.VERSION}); "
             "upgrade with: pip install -U floodsearch"
         )
+
+
+def _create_tables(url: str, options: Mapping[str, Any]) -> None:
+    """Make Optuna's tables and ours, also while others do the same.
+
+    Whoever loses such a race gets an error from the database, in one of many places; a moment later the
+    tables are there.
+    """
+    for attempt in range(1, SCHEMA_ATTEMPTS + 1):
+        try:
+            storage = RDBStorage(url, engine_kwargs=dict(options))
+            with storage.engine.begin() as connection:
+                tables.create(connection)
+        except (DBAPIError, optuna.exceptions.StorageInternalError) as error:
+            if attempt == SCHEMA_ATTEMPTS or not _lost_race(error):
+                raise
+            time.sleep(random.uniform(0.02, 0.2))  # noqa: S311 - spreads processes, needs no good randomness
+        else:
+            return
+
+
+def _lost_race(error: BaseException) -> bool:
+    """Return whether an error may go away by itself, as it does when others make the same tables."""
+    cause = error if isinstance(error, DBAPIError) else error.__cause__
+    original = getattr(cause, "orig", None)
+    if type(original).__module__.startswith("psycopg"):
+        return getattr(original, "sqlstate", None) is not None  # without one, no server has answered
+    return not any(words in str(original) for words in ("not a database", "unable to open", "readonly"))
 
 
 def _configure_sqlite(connection: Any, record: Any) -> None:

@@ -19,7 +19,7 @@ from floodsearch.analysis import Question, seed_result, window_start
 from floodsearch.errors import StudyChangedError, UnknownStudyError, UsageError
 from floodsearch.records import Attribute, EpochRecord, SeedResult, TicketState, TrialRecord
 from floodsearch.spec import Spec, differences, from_json
-from floodsearch.storage import tables
+from floodsearch.storage import tables, trials
 from floodsearch.storage.database import Database
 
 SPEC, UUID, VERSIONS, STOPPED = (f"floodsearch:{name}" for name in ("spec", "uuid", "versions", "stopped"))
@@ -123,15 +123,15 @@ def put_study(database: Database, spec: Spec) -> StoredStudy:
         UsageError: if the name belongs to a study that floodsearch did not make.
     """
     storage = database.optuna
-    with lease(database, "", spec.name):
+    with lease(database, spec.name, "create"):
+        direction = optuna.study.StudyDirection[spec.search.direction.upper()]
         try:
             study_id = storage.get_study_id_from_name(spec.name)
         except KeyError:
-            direction = optuna.study.StudyDirection[spec.search.direction.upper()]
             study_id = storage.create_new_study([direction], spec.name)
         attributes = storage.get_study_user_attrs(study_id)
         if SPEC not in attributes:
-            if storage.get_n_trials(study_id) > 0:
+            if storage.get_n_trials(study_id) > 0 or storage.get_study_directions(study_id) != [direction]:
                 raise UsageError(
                     f"study {spec.name!r} in {database.name} was not made by floodsearch; choose another name"
                 )
@@ -147,6 +147,8 @@ def put_study(database: Database, spec: Spec) -> StoredStudy:
             storage.set_study_user_attr(study_id, SPEC, spec.model_dump_json())
         if study.stopped():
             study.stop(None)
+        with database.write() as connection:
+            trials.forgive(connection, study_id)  # whoever launches again has mended what failed
     return study.reread()
 
 
@@ -156,7 +158,7 @@ def lease(database: Database, study: str, name: str, *, seconds: float = LEASE_S
 
     Args:
         database: where the lease lies.
-        study: our uuid of the study; empty while it is being created.
+        study: our uuid of the study, or its name while it is being created.
         name: what must not be done by two at once.
         seconds: longer than the work under it takes.
     """
@@ -176,8 +178,8 @@ def read_trials(study: StoredStudy, *, results: bool = True) -> list[TrialRecord
         study: which study.
         results: with what each seed came to, which reads the ends of the curves.
     """
-    trials = study.database.optuna.get_all_trials(study.id, deepcopy=False)
-    records = [record for trial in trials if (record := _record(trial)) is not None]
+    found = study.database.optuna.get_all_trials(study.id, deepcopy=False)
+    records = [record for trial in found if (record := _record(trial)) is not None]
     if not results:
         return records
     return _with_results(study, records)
@@ -227,7 +229,7 @@ def _with_results(study: StoredStudy, records: list[TrialRecord]) -> list[TrialR
 
 
 def _results(study: StoredStudy, trial: TrialRecord, curve: Sequence[EpochRecord]) -> tuple[SeedResult, ...]:
-    """Return what each seed came to; a seed whose last epoch could not be stored is left out."""
+    """Return what each seed came to; a curve that was deleted by hand leaves its seed out."""
     found = []
     for seed in study.spec.training.seeds[: trial.seeds]:
         records = [record for record in curve if record.seed == seed]

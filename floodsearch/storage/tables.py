@@ -113,25 +113,26 @@ def now(database: Database) -> float:
         return float(connection.execute(select(database_clock(connection))).scalar_one())
 
 
-def write_curves(database: Database, study: str, ticket: int, records: Sequence[EpochRecord]) -> None:
-    """Store epoch records in one write; a record that is there is replaced."""
+def write_curves(connection: Connection, study: str, ticket: int, records: Sequence[EpochRecord]) -> None:
+    """Store epoch records in one write; a record that is there is replaced.
+
+    Test metrics that are there stay: while a ticket is trained for more epochs, its complete trial keeps
+    the tests at its own last and best epochs.
+    """
     if not records:
         return
-    upsert: Any = UPSERT[database.engine.dialect.name](curves)
+    upsert: Any = UPSERT[connection.dialect.name](curves)
     key = ("study", "ticket", "seed", "epoch")
-    upsert = upsert.on_conflict_do_update(
-        index_elements=key,
-        set_={
-            column.name: upsert.excluded[column.name] for column in curves.columns if column.name not in key
-        },
-    )
+    new = upsert.excluded
+    replaced = {column.name: new[column.name] for column in curves.columns if column.name not in key}
+    tests = {name: func.coalesce(new[name], curves.c[name]) for name in replaced if name.startswith("test_")}
+    upsert = upsert.on_conflict_do_update(index_elements=key, set_=replaced | tests)
     # dataclasses.asdict copies each value deeply, which takes longer than the write itself.
     rows = [
         {"study": study, "ticket": ticket, **dict(zip(CURVE_FIELDS, curve_values(record), strict=True))}
         for record in records
     ]
-    with database.write() as connection:
-        connection.execute(upsert, rows)
+    connection.execute(upsert, rows)
 
 
 def read_curves(
@@ -193,9 +194,9 @@ def beat(
             "last_beat": clock,
             "epochs_run": epochs_run,
             "training": json.dumps(list(training)),
+            # One that was thought dead and beats again is alive.
+            "left": clock if leaving else None,
         }
-        if leaving:
-            values["left"] = clock
         connection.execute(update(workers).where(workers.c.id == worker).values(values))
 
 

@@ -27,6 +27,7 @@ ATTRIBUTE = models.TrialUserAttributeModel
 REPORT = models.TrialIntermediateValueModel
 VALUE = models.TrialValueModel
 PARAMETER = models.TrialParamModel
+PRUNER_NOTE = models.TrialSystemAttributeModel  # Hyperband notes there which rungs it has judged
 
 
 @dataclass(frozen=True)
@@ -90,13 +91,6 @@ def claim(connection: Connection, study_id: int, worker: int) -> int | None:
         started = update(TRIAL).where(TRIAL.trial_id == trial_id)
         connection.execute(started.values(state=TrialState.RUNNING, datetime_start=_now()))
         annotate(connection, trial_id, {Attribute.WORKER: worker})
-    return trial_id
-
-
-def find(connection: Connection, study_id: int, number: int) -> int:
-    """Return Optuna's id of the trial with a number."""
-    found = select(TRIAL.trial_id).where(TRIAL.study_id == study_id, TRIAL.number == number)
-    trial_id: int = connection.execute(found).scalar_one()
     return trial_id
 
 
@@ -176,12 +170,30 @@ def finish(connection: Connection, trial_id: int, state: TrialState, value: floa
 
 
 def put_back(connection: Connection, trial_id: int) -> None:
-    """Let a locked trial wait again, as if it had never run; its parameters stay."""
+    """Let a locked trial wait again; only its parameters and its ticket stay."""
     connection.execute(delete(REPORT).where(REPORT.trial_id == trial_id))
+    connection.execute(delete(PRUNER_NOTE).where(PRUNER_NOTE.trial_id == trial_id))
     signed = (ATTRIBUTE.trial_id == trial_id) & (ATTRIBUTE.key == Attribute.WORKER.value)
     connection.execute(delete(ATTRIBUTE).where(signed))
     again = update(TRIAL).where(TRIAL.trial_id == trial_id)
     connection.execute(again.values(state=TrialState.WAITING, datetime_start=None))
+
+
+def forgive(connection: Connection, study_id: int) -> None:
+    """Let the errors of a study's tickets no longer count: each has all its attempts again."""
+    failed = select(TRIAL.trial_id).where(TRIAL.study_id == study_id, TRIAL.state == TrialState.FAIL)
+    errors = (ATTRIBUTE.key == Attribute.CAUSE.value) & (ATTRIBUTE.value_json == json.dumps("error"))
+    forgiven = update(ATTRIBUTE).where(errors, ATTRIBUTE.trial_id.in_(failed))
+    connection.execute(forgiven.values(value_json=json.dumps("forgiven")))
+
+
+def resize(connection: Connection, study_id: int, size: Mapping[Attribute, int]) -> None:
+    """Give all waiting tickets of a study another size; one that is taken in this moment keeps its own."""
+    waiting = select(TRIAL.trial_id).where(TRIAL.study_id == study_id, TRIAL.state == TrialState.WAITING)
+    trial_ids = connection.execute(waiting.with_for_update(skip_locked=True)).scalars().all()
+    for key, value in size.items():
+        changed = (ATTRIBUTE.key == key.value) & ATTRIBUTE.trial_id.in_(trial_ids)
+        connection.execute(update(ATTRIBUTE).where(changed).values(value_json=json.dumps(value)))
 
 
 def _now() -> datetime:

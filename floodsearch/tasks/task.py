@@ -175,6 +175,8 @@ def find_task(reference: str) -> TaskFactory:
     """
     path = TASKS.get(reference, reference)
     module_name, _, name = path.partition(":")
+    if not name:
+        raise TaskError(f"{reference!r} is neither one of {', '.join(TASKS)} nor a 'package.module:name'")
     try:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:

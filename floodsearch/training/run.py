@@ -218,18 +218,18 @@ class Run:
 def evaluate(model: nn.Module, task: Task, split: Split) -> Evaluation:
     """Return the plain loss and the accuracies on a split, in eval mode."""
     model.eval()
-    loss = correct = clean = torch.zeros((), dtype=torch.float64, device=split.inputs.device)
+    loss, correct, clean = 0.0, 0, 0
     for part in chunks(split, EVALUATION_BATCH):
         outputs = model(part.inputs)
-        loss = loss + task.loss(outputs, part.labels) * len(part.inputs)
+        loss += float(task.loss(outputs, part.labels)) * len(part.inputs)
         if task.correct is not None:
-            correct = correct + task.correct(outputs, part.labels).sum()
+            correct += int(task.correct(outputs, part.labels).sum())
             if part.clean_labels is not None:
-                clean = clean + task.correct(outputs, part.clean_labels).sum()
+                clean += int(task.correct(outputs, part.clean_labels).sum())
     n = len(split.inputs)
     known = task.correct is not None
     return Evaluation(
-        loss=float(loss) / n,
-        accuracy=float(correct) / n if known else None,
-        accuracy_clean=float(clean) / n if known and split.clean_labels is not None else None,
+        loss=loss / n,
+        accuracy=correct / n if known else None,
+        accuracy_clean=clean / n if known and split.clean_labels is not None else None,
     )
