@@ -144,12 +144,18 @@ def comparable(trials: Iterable[TrialRecord]) -> list[TrialRecord]:
 def best_of(trials: Iterable[TrialRecord], question: Question) -> TrialRecord | None:
     """Return the trial with the best value; of equal ones the lowest level, then the first ticket."""
     sign = 1.0 if question.maximize else -1.0
-    known = [trial for trial in trials if trial.value is not None]
     return max(
-        known,
-        key=lambda trial: (sign * (trial.value or 0.0), -(trial.level or 0.0), -trial.ticket),
+        (trial for trial in trials if trial.results or trial.value is not None),
+        key=lambda trial: (sign * _value(trial), -(trial.level or 0.0), -trial.ticket),
         default=None,
     )
+
+
+def _value(trial: TrialRecord) -> float:
+    """Return the mean over seeds, or what was stored of it where the results were not read."""
+    if not trial.results:
+        return trial.value or 0.0
+    return math.fsum(result.value for result in trial.results) / len(trial.results)
 
 
 def mean_and_se(values: Sequence[float]) -> tuple[float, float | None]:

@@ -257,7 +257,7 @@ class _Reader:
         self.problems.extend(fields.build(checked_options, sound))
         search = self.raw.get("search", {})
         metric = search.get("metric", "val_accuracy") if isinstance(search, dict) else None
-        if metric in DIRECTIONS and metric not in fields.metrics:
+        if isinstance(metric, str) and metric in DIRECTIONS and metric not in fields.metrics:
             listed = ", ".join(fields.metrics)
             self.problems.append(Problem("search.metric", f"this task has no {metric!r}; use {listed}"))
         return checked_options, checked_recipe

@@ -114,7 +114,8 @@ class Heart:
     leave: Leave
     epochs_run: int = 0
     training: tuple[int, ...] = ()
-    _stop: threading.Event = field(default_factory=threading.Event)
+    _stopped: bool = False
+    _wake: threading.Event = field(default_factory=threading.Event)
 
     def __enter__(self) -> Heart:
         self._thread = threading.Thread(target=self._run, name="heart", daemon=True)
@@ -122,15 +123,20 @@ class Heart:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._stop.set()
+        self._stopped = True
+        self._wake.set()
         self._thread.join()
         attempt(lambda: self.beat(leaving=True))
 
     def _run(self) -> None:
         reaper = Reaper(self.study, uuid.uuid4().hex, grace_seconds=self.settings.grace_seconds)
-        while not self._stop.wait(self.settings.beat_seconds):
+        while not self._stopped:
+            told = self._wake.wait(self.settings.beat_seconds)
+            self._wake.clear()
             try:
                 self.beat()
+                if told:  # only what this worker trains is new
+                    continue
                 if (reason := self.study.stopped()) is not None:
                     self.leave.ask(reason)
                 for number in reaper.step():
@@ -138,6 +144,11 @@ class Heart:
             except Exception as error:  # whatever it is, the next beat may work
                 reaper.forget()
                 log.warning("no beat: %s: %s", type(error).__name__, _first_line(error))
+
+    def train(self, *tickets: int) -> None:
+        """Say what is trained from now on; written by the thread, so that training waits for no database."""
+        self.training = tickets
+        self._wake.set()
 
     def beat(self, *, leaving: bool = False) -> None:
         """Write a sign of life now."""
@@ -232,15 +243,14 @@ class Training:
             "ticket %d: level %g %s", self.ticket.number, self.ticket.level, dict(self.ticket.beside) or ""
         )
         started = time.monotonic()
-        self.heart.training = (self.ticket.number,)
-        attempt(self.heart.beat)  # says what it trains now, and counts the epochs of the ticket before
+        self.heart.train(self.ticket.number)
         try:
             ending = self._end()
         except TicketLostError as error:
             log.warning("%s", error)
             ending = "lost"
         finally:
-            self.heart.training = ()
+            self.heart.train()
         log.info("ticket %d: %s after %.1f s", self.ticket.number, ending, time.monotonic() - started)
         return ending
 

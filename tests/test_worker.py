@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import os
 import signal
@@ -275,14 +276,23 @@ def test_more_seeds_train_the_new_ones_only(database, make_spec):
 
 
 def test_more_epochs_train_again(database, make_spec):
-    """A study that gets more epochs has the curves of one that was as long from the start."""
+    """A study that gets more epochs has the curves of one that was as long from the start.
+
+    The tests at the ends of its shorter runs stay beside them.
+    """
     long = put(database, make_spec(name="long", training={"epochs": 14}))
     run_here(long)
     run_here(put(database, make_spec()))
     grown = put(database, make_spec(training={"epochs": 14}))
     run_here(grown)
     assert values(grown) == values(long)
-    assert tables.read_curves(database, grown.uuid) == tables.read_curves(database, long.uuid)
+    for ticket, expected in tables.read_curves(database, long.uuid).items():
+        for found, record in zip(tables.read_curves(database, grown.uuid)[ticket], expected, strict=True):
+            if record.test_loss is None:
+                found = dataclasses.replace(
+                    found, test_loss=None, test_accuracy=None, test_accuracy_clean=None
+                )
+            assert found == record
 
 
 @pytest.mark.parametrize("sampler", ["random", "heuristic"])

@@ -177,7 +177,7 @@ def _check_tables(url: str, name: str, *, create: bool) -> None:
     present = set(sqlalchemy.inspect(engine).get_table_names())
     if not {"studies", tables.schema.name} <= present:
         raise StorageError(
-            f"{name} holds no studies; launch one first, or name another storage with --storage"
+            f"{name} holds no studies of floodsearch; launch one, or name another storage with --storage"
         )
     RDBStorage(url, engine_kwargs=options, skip_table_creation=True)  # raises if Optuna does not know it
     with engine.connect() as connection:

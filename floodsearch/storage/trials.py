@@ -45,6 +45,8 @@ def add(
     distributions: Mapping[str, BaseDistribution],
 ) -> None:
     """Add waiting trials, all or none; they are numbered from the last one on, as Optuna does."""
+    if not new:
+        return
     connection.execute(select(STUDY.study_id).where(STUDY.study_id == study_id).with_for_update())
     there = select(func.count()).select_from(TRIAL).where(TRIAL.study_id == study_id)
     first = connection.execute(there).scalar_one()
