@@ -160,7 +160,7 @@ def test_tickets_are_counted_by_state():
 
 
 def test_trials_of_different_length_are_not_mixed():
-    """Only trials of the same epochs and seeds are compared: the most that have a level 0, then the longest."""
+    """Trials of other epochs or seeds are not compared: the most with a level 0 are, or the longest."""
     short = [trial(0, 0.0, [0.5, 0.5], number=0), trial(1, 0.1, [0.9, 0.9], number=1)]
     longer = [trial(0, 0.0, [0.4, 0.4], number=2, epochs=20), trial(2, 0.2, [0.6, 0.6], number=3, epochs=20)]
     more_seeds = [trial(0, 0.0, [0.3] * 3, number=4, epochs=20)]
