@@ -2,7 +2,7 @@
 
 Optuna writes each report, attribute and state by itself, 2 to 4 ms each, and lets anyone finish any trial.
 Here a trial is locked, its owner checked, and all that belongs together written, or nothing. This is the only
-place that knows Optuna's tables; `tests/test_trials.py` fails when they move.
+place that knows Optuna's tables; `tests/test_queue.py` fails when they move.
 """
 
 from __future__ import annotations
