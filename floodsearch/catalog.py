@@ -16,7 +16,7 @@ from floodsearch.search.pruners import PRUNERS
 from floodsearch.search.samplers import RULES, SAMPLERS, Rule, RuleSampler
 from floodsearch.search.space import Space
 from floodsearch.spec import Spec
-from floodsearch.studyfile import Fields, Known, TaskFields, fields_of
+from floodsearch.studyfile import Field, Fields, Known, TaskFields, fields_of
 from floodsearch.tasks import TASKS
 
 if TYPE_CHECKING:
@@ -53,7 +53,6 @@ def describe_task(reference: str) -> TaskFields:
     Raises:
         TaskError: if it cannot be imported or built.
     """
-    from floodsearch.studyfile import Field
     from floodsearch.tasks.task import Recipe, build_task, find_task
 
     factory = find_task(reference)

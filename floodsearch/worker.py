@@ -130,18 +130,23 @@ class Heart:
 
     def _run(self) -> None:
         reaper = Reaper(self.study, uuid.uuid4().hex, grace_seconds=self.settings.grace_seconds)
+        due = time.monotonic() + self.settings.beat_seconds
         while not self._stopped:
-            told = self._wake.wait(self.settings.beat_seconds)
+            self._wake.wait(max(0.0, due - time.monotonic()))
             self._wake.clear()
             try:
                 self.beat()
-                if told:  # only what this worker trains is new
+                # Woken early, only what this worker trains is new. However short its tickets are, it looks
+                # at the study and at other workers when that is due.
+                if time.monotonic() < due:
                     continue
+                due = time.monotonic() + self.settings.beat_seconds
                 if (reason := self.study.stopped()) is not None:
                     self.leave.ask(reason)
                 for number in reaper.step():
                     log.warning("trial %d was lost; its ticket waits again", number)
             except Exception as error:  # whatever it is, the next beat may work
+                due = time.monotonic() + self.settings.beat_seconds
                 reaper.forget()
                 log.warning("no beat: %s: %s", type(error).__name__, _first_line(error))
 
