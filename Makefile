@@ -6,9 +6,9 @@ BIN    := $(VENV)/bin
 .PHONY: demo test lint clean
 .DEFAULT_GOAL := demo
 
-# Find the flood level of Two Gaussians with two workers on SQLite.
+# Find the flood level of Two Gaussians on SQLite.
 demo: $(VENV)/.installed
-	$(BIN)/floodsearch launch studies/two_gaussians_10.toml --workers 2
+	$(BIN)/floodsearch launch studies/two_gaussians_10.toml
 
 # All tests; those that need PostgreSQL are skipped, and counted, where there is none.
 test: $(VENV)/.installed-test

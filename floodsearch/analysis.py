@@ -7,21 +7,26 @@ over seeds, and None with fewer than two of them.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 
 import numpy as np
 
 from floodsearch.errors import NoAnswerError
+from floodsearch.evidence import Gain, gain_over_zero
+from floodsearch.landscape import Landscape, landscape
 from floodsearch.records import (
     Baseline,
     BestLevel,
+    Combination,
     EpochRecord,
     SeedResult,
     TicketCounts,
     TrialRecord,
+    Verdict,
 )
+from floodsearch.smoothing import CONFIDENCE, student
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +46,13 @@ class Question:
     window: float
 
 
-def recent_mean(records: Iterable[EpochRecord], question: Question, epoch: int) -> float:
+RUNG_VALIDATIONS = 3
+"""At a rung the mean is over at least so many validations, where there are as many: one alone is noisy."""
+
+
+def recent_mean(
+    records: Iterable[EpochRecord], question: Question, epoch: int, *, at_least: int = 1
+) -> float:
     """Return the mean of the metric over the validations of one run in the last window before `epoch`.
 
     At the last epoch this is the run's value. A single validation is noisy, and the best one so far hides
@@ -51,18 +62,21 @@ def recent_mean(records: Iterable[EpochRecord], question: Question, epoch: int) 
         records: of one run, in any order; those after `epoch` or without a validation do not count.
         question: names the metric and the window.
         epoch: counts itself: the window is (epoch * (1 - window), epoch].
+        at_least: so many validations count, even where the window holds fewer.
 
     Raises:
         ValueError: if no validation lies in the window.
     """
     start = window_start(epoch, question.window)
-    values = [
-        value
+    found = sorted(
+        (record.epoch, value)
         for record in records
-        if start < record.epoch <= epoch and (value := getattr(record, question.metric)) is not None
-    ]
-    if not values:
+        if record.epoch <= epoch and (value := getattr(record, question.metric)) is not None
+    )
+    inside = sum(validated > start for validated, _ in found)
+    if not inside:
         raise ValueError(f"no {question.metric} between epoch {start:g} and {epoch}")
+    values = [value for _, value in found[-max(inside, at_least) :]]
     return math.fsum(values) / len(values)
 
 
@@ -174,7 +188,7 @@ def best_level(
     epochs_exhaustive: int,
     finished: bool,
 ) -> BestLevel:
-    """Return the complete level with the best mean value; the lowest of equal ones.
+    """Return the complete level at the maximum of the smooth curve, and what is known of it.
 
     Args:
         trials: all trials of the study.
@@ -187,27 +201,26 @@ def best_level(
         NoAnswerError: if no ticket is complete, saying what is running.
     """
     counts = count(trials)
-    complete = comparable(trials)
-    best = best_of((trial for trial in complete if trial.results), question)
-    if best is None:
+    found = _landscapes(trials, question)
+    if not found:
         then = "ask again later" if counts.unfinished else f"floodsearch status {question.study} shows why"
         raise NoAnswerError(
             f"study {question.study!r} has no complete ticket yet: {counts.running} running, "
             f"{counts.waiting} waiting, {counts.pruned} pruned, {counts.failed} failed; {then}"
         )
-    sign = 1.0 if question.maximize else -1.0
-    baseline = next((one for one in complete if one.level == 0 and one.beside == best.beside), None)
+    land = max(found, key=lambda one: one.curve.mean[one.chosen])
+    best = land.trials[land.chosen]
+    baseline = land.baseline
     value, value_se = mean_and_se([result.value for result in best.results])
-    gain: float | None = None
-    gain_se: float | None = None
-    if baseline is not None:
-        gain, gain_se = mean_and_se(paired_gains(best, baseline, sign))
+    flooded, gain = _gains(land)
+    levels = land.levels.tolist()
+    tied = land.tied()
     return BestLevel(
         study=question.study,
         level=best.level or 0.0,
         parameters=best.beside,
-        interval=None,
-        tied=None,
+        interval=None if tied is None else (levels[tied[0]], levels[tied[-1]]),
+        tied=None if tied is None else tuple(levels[index] for index in tied if index != land.chosen),
         metric=question.metric,
         value=value,
         value_se=value_se,
@@ -218,9 +231,13 @@ def best_level(
         best_epoch_test_accuracy=mean_of(best.results, "best_test_accuracy"),
         train_accuracy=mean_of(best.results, "train_accuracy"),
         baseline=None if baseline is None else _baseline(baseline),
-        gain=gain,
-        gain_se=gain_se,
-        verdict=None,
+        gain=None if gain is None else gain.mean,
+        gain_se=None if gain is None else gain.se,
+        gain_interval=gain.interval if gain is not None and best.level else None,
+        p_value=gain.p_value if gain is not None and best.level else None,
+        verdict=_verdict(flooded, best),
+        more_seeds=None if flooded is None else flooded.more_seeds,
+        combinations=tuple(_combination(one) for one in found) if best.beside else (),
         trials=counts,
         epochs_run=epochs_run,
         epochs_exhaustive=epochs_exhaustive,
@@ -229,10 +246,90 @@ def best_level(
     )
 
 
-def paired_gains(trial: TrialRecord, baseline: TrialRecord, sign: float) -> list[float]:
-    """Return by how much a trial beats the baseline, a number for each seed that both have."""
-    plain: Mapping[int, float] = {result.seed: result.value for result in baseline.results}
-    return [sign * (result.value - plain[result.seed]) for result in trial.results if result.seed in plain]
+def unconfirmed(trials: Sequence[TrialRecord], question: Question) -> TrialRecord | None:
+    """Return the pruned trial at the maximum of the curve: it must be trained to the end to be the answer.
+
+    None if the maximum is complete, or nothing is. Ask again when that trial is complete: the measured values
+    may then show another maximum.
+    """
+    found = _landscapes(trials, question)
+    if not found:
+        return None
+    land = max(found, key=lambda one: one.curve.mean[one.maximum])
+    return None if land.complete[land.maximum] else land.trials[land.maximum]
+
+
+def worth_more_seeds(trials: Sequence[TrialRecord], question: Question) -> set[int]:
+    """Return the tickets for which more seeds could change the answer.
+
+    Those of the answer, of the levels that cannot be told apart from it, and of level 0; the same for each
+    combination whose answer cannot be told apart from the best. All tickets while nothing is complete.
+    """
+    found = _landscapes(trials, question)
+    if not found:
+        return set(latest(trials))
+    best = max(found, key=lambda one: one.curve.mean[one.chosen])
+    worth = set()
+    for land in found:
+        if not _worse(land, best):
+            every = range(len(land.trials))
+            tied = land.tied()
+            worth |= {land.trials[index].ticket for index in (every if tied is None else tied)}
+            worth |= set() if land.baseline is None else {land.baseline.ticket}
+    return worth
+
+
+def _landscapes(trials: Sequence[TrialRecord], question: Question) -> list[Landscape]:
+    """Return the landscape of each combination that has a complete trial, by its first ticket."""
+    complete = comparable(trials)
+    if not complete:
+        return []
+    highest = max(trial.level or 0.0 for trial in trials)
+    combinations: dict[frozenset[tuple[str, object]], list[TrialRecord]] = {}
+    for trial in sorted(trials, key=lambda one: (one.ticket, one.number)):
+        if trial.epochs == complete[0].epochs and trial.level is not None:
+            combinations.setdefault(frozenset(trial.beside.items()), []).append(trial)
+    found = (landscape(own, maximize=question.maximize, highest=highest) for own in combinations.values())
+    return [one for one in found if one is not None]
+
+
+def _gains(land: Landscape) -> tuple[Gain | None, Gain | None]:
+    """Return the gain of the best flooded level, and that of the answer, which is none at level 0."""
+    if land.baseline is None:
+        return None, None
+    flooded = None
+    if land.top != 0:
+        flooded = gain_over_zero(land.levels, land.values, land.measured, land.top, highest=land.highest)
+    seeds = len(land.values)
+    nothing = Gain(0.0, 0.0 if seeds > 1 else None, seeds)
+    return flooded, flooded if land.chosen != 0 else nothing
+
+
+def _verdict(flooded: Gain | None, best: TrialRecord) -> Verdict | None:
+    """Return the verdict; a gain that the curve does not confirm is not shown."""
+    if flooded is None:
+        return None
+    return "not shown" if flooded.verdict == "helps" and best.level == 0 else flooded.verdict
+
+
+def _combination(land: Landscape) -> Combination:
+    best, gain = land.trials[land.chosen], _gains(land)[1]
+    return Combination(
+        parameters=best.beside,
+        level=best.level or 0.0,
+        value=mean_of(best.results, "value") or 0.0,
+        baseline=None if land.baseline is None else mean_of(land.baseline.results, "value"),
+        gain=None if gain is None else gain.mean,
+        gain_se=None if gain is None else gain.se,
+    )
+
+
+def _worse(land: Landscape, best: Landscape) -> bool:
+    """Return whether the answer of one combination is told apart from the best one, seed by seed."""
+    seeds = min(len(land.values), len(best.values))
+    difference = best.values[:seeds, best.chosen] - land.values[:seeds, land.chosen]
+    mean, se = mean_and_se(difference.tolist())
+    return se is not None and mean > student(CONFIDENCE, seeds - 1) * se
 
 
 def _baseline(trial: TrialRecord) -> Baseline:

@@ -11,11 +11,12 @@ from optuna.pruners import BasePruner
 from optuna.samplers import BaseSampler
 
 from floodsearch.errors import Problem, TaskError
-from floodsearch.schedules import SCHEDULES
+from floodsearch.records import EpochRecord, Parameter
+from floodsearch.schedules import SCHEDULES, start
 from floodsearch.search.pruners import PRUNERS
 from floodsearch.search.samplers import RULES, SAMPLERS, Rule, RuleSampler
 from floodsearch.search.space import Space
-from floodsearch.spec import Spec
+from floodsearch.spec import Choices, Range, Setting, Spec
 from floodsearch.studyfile import Field, Fields, Known, TaskFields, fields_of
 from floodsearch.tasks import TASKS
 
@@ -30,13 +31,13 @@ def known() -> Known:
         describe_task=describe_task,
         samplers={name: {} if rule is None else fields_of(rule) for name, rule in SAMPLERS.items()},
         pruners={name: fields_of(factory) for name, factory in PRUNERS.items()},
-        schedules=SCHEDULES,
+        schedules={name: fields_of(schedule) for name, schedule in SCHEDULES.items()},
         check_settings=check_settings,
     )
 
 
 def check_settings(spec: Spec) -> Iterator[Problem]:
-    """Make the sampler's first proposal and the pruner; yield what they say against their settings."""
+    """Try the sampler, the pruner and the schedule; yield what they say against their settings."""
     try:
         _rule_of(spec)(Space.of(spec), [], np.random.default_rng(0))
     except ValueError as error:
@@ -45,6 +46,38 @@ def check_settings(spec: Spec) -> Iterator[Problem]:
         pruner_of(spec)
     except ValueError as error:
         yield Problem(spec.search.pruner, str(error))
+    yield from _check_schedule(spec)
+
+
+def _check_schedule(spec: Spec) -> Iterator[Problem]:
+    """Let the schedule see an epoch of the task, with each choice of its settings and each end of a range."""
+    name = spec.training.schedule
+    first = {key: _extremes(values)[0] for key, values in spec.searched_settings.items()}
+    variants = [first] + [
+        {**first, key: value}
+        for key, values in spec.searched_settings.items()
+        for value in _extremes(values)[1:]
+    ]
+    accuracy = 0.0 if "val_accuracy" in describe_task(spec.task).metrics else None
+    record = EpochRecord(
+        seed=0,
+        epoch=1,
+        level=0.0,
+        train_loss=0.0,
+        train_accuracy=accuracy,
+        flooded=0.0,
+        val_loss=0.0,
+        val_accuracy=accuracy,
+    )
+    for beside in variants:
+        try:
+            SCHEDULES[name](start(name, 1.0, samples=1), record, **schedule_settings(spec, beside))
+        except ValueError as error:
+            yield Problem(name, str(error))
+
+
+def _extremes(values: Choices | Range) -> tuple[Parameter, ...]:
+    return values.choices if isinstance(values, Choices) else (values.low, values.high)
 
 
 def describe_task(reference: str) -> TaskFields:
@@ -82,13 +115,23 @@ def describe_task(reference: str) -> TaskFields:
 
 
 def task_of(spec: Spec, beside: Mapping[str, Any]) -> Task:
-    """Return the task of a study with the parameters that a ticket searches beside the level."""
+    """Return the task of a study with the recipe fields that a ticket searches beside the level."""
     from floodsearch.tasks.task import build_task
 
-    fixed = {
-        name: value for name, value in spec.training.recipe.items() if name not in spec.training.searched
-    }
-    return build_task(spec.task, spec.options, {**fixed, **beside})
+    searched = spec.training.searched
+    fixed = {name: value for name, value in spec.training.recipe.items() if name not in searched}
+    chosen = {name: value for name, value in beside.items() if name in searched}
+    return build_task(spec.task, spec.options, {**fixed, **chosen})
+
+
+def schedule_settings(spec: Spec, beside: Mapping[str, Parameter]) -> dict[str, Setting]:
+    """Return the settings of a study's schedule with those that a ticket searches beside the level.
+
+    A baseline searches none of them; its schedule has the defaults, which change nothing at level 0.
+    """
+    settings = spec.settings.get(spec.training.schedule, {})
+    fixed = {name: value for name, value in settings.items() if not isinstance(value, Choices | Range)}
+    return fixed | {name: value for name, value in beside.items() if name in spec.searched_settings}
 
 
 def sampler_of(spec: Spec) -> BaseSampler:
@@ -104,5 +147,4 @@ def _rule_of(spec: Spec) -> Rule:
 def pruner_of(spec: Spec) -> BasePruner:
     """Return the pruner of a study."""
     name = spec.search.pruner
-    settings = spec.settings.get(name, {})
-    return PRUNERS[name](spec.training.epochs, spec.training.report_epochs(), **settings)
+    return PRUNERS[name](spec.training, **spec.settings.get(name, {}))

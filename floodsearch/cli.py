@@ -81,7 +81,7 @@ def launch(
 
     _import_from_here(study.parent)
     spec = read(study, known())
-    crew = Crew.of(devices, workers, available_cores())
+    crew = Crew.of(devices, workers, available_cores(), queue.portions(spec))
     with _opened(storage, create=True) as database:
         stored = put_study(database, spec)
         queue.fill(stored)
@@ -119,7 +119,7 @@ def work(
     ] = False,
 ) -> None:
     """Join a study as one worker, on this machine."""
-    from floodsearch.worker import Leave, Settings
+    from floodsearch.heart import Leave, Settings
     from floodsearch.worker import work as train
 
     log.setLevel(min(log.level, logging.INFO))

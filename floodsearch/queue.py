@@ -8,16 +8,20 @@ from __future__ import annotations
 
 import math
 import traceback
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import optuna
 from optuna.trial import TrialState
+from sqlalchemy import Connection
 
-from floodsearch.analysis import latest
+from floodsearch.analysis import latest, unconfirmed
 from floodsearch.catalog import pruner_of, sampler_of
 from floodsearch.errors import DivergedError, TicketLostError
 from floodsearch.records import Attribute, Decision, EpochRecord, Parameter, TrialRecord, WorkerRecord
+from floodsearch.search.halving import Standing
+from floodsearch.search.pruners import HalvingPruner
 from floodsearch.search.space import Space, tickets
 from floodsearch.spec import Spec
 from floodsearch.storage import tables, trials
@@ -31,6 +35,8 @@ FAILURES_IN_A_ROW = 3
 """After this many tickets in a row that failed the study stops: the code is at fault, not the level."""
 GRACE_SECONDS = 60.0
 """Silence after which a worker is taken for dead."""
+ROUND = 4
+"""Open tickets that a worker takes at once under halving: a sampler sees results before it proposes more."""
 SECONDS_PER_HOUR = 3600
 TRACEBACK_CHARACTERS = 4000
 
@@ -50,6 +56,7 @@ class Ticket:
         seeds: of its runs.
         attempt: how often it was taken up, from 1; more than that after a loss, or when the study grew.
         worker: the id of the worker that holds it.
+        confirms: whether it is trained to its end whatever the pruner says, because it is the answer.
     """
 
     number: int
@@ -62,6 +69,22 @@ class Ticket:
     seeds: tuple[int, ...]
     attempt: int
     worker: int
+    confirms: bool = False
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What a ticket has shown since it was last written down.
+
+    Args:
+        ticket: whose it is.
+        records: its epochs.
+        reports: the recent means that others see, by rung.
+    """
+
+    ticket: Ticket
+    records: Sequence[EpochRecord]
+    reports: Mapping[int, float]
 
 
 def fill(study: StoredStudy) -> int:
@@ -74,11 +97,17 @@ def fill(study: StoredStudy) -> int:
         study = study.reread()
         history = read_trials(study, results=False)
         newest, wanted, size = latest(history), tickets(study.spec), _size(study.spec)
+        brackets = _brackets(study.spec, len(wanted))
         new = [
-            _new_trial(number, parameters, newest.get(number), size)
+            _new_trial(parameters, newest.get(number), {Attribute.TICKET: number, **size, **brackets(number)})
             for number, parameters in enumerate(wanted)
             if _missing(newest.get(number), history, study.spec)
         ]
+        if not new and all(one.state not in ("waiting", "running") for one in newest.values()):
+            new = [
+                _new_trial(one.parameters, one, {Attribute.TICKET: one.ticket, **size, Attribute.CONFIRMS: 1})
+                for one in _unconfirmed(study)
+            ]
         small = any(one.state == "waiting" and _grown(one, study.spec) for one in newest.values())
         if new or small:
             distributions = Space.of(study.spec).distributions()
@@ -86,6 +115,17 @@ def fill(study: StoredStudy) -> int:
                 trials.resize(connection, study.id, size)
                 trials.add(connection, study.id, new, distributions)
         return len(new)
+
+
+def _unconfirmed(study: StoredStudy) -> list[TrialRecord]:
+    """Return the trial that was pruned although it is the maximum of the curve, if there is one.
+
+    The answer must have been trained to its end; one that ended there already for another reason is left.
+    """
+    if study.spec.search.pruner == "none":
+        return []
+    found = unconfirmed(read_trials(study), study.question)
+    return [found] if found is not None and found.cause == "pruned" else []
 
 
 def unfinished(study: StoredStudy, history: Sequence[TrialRecord]) -> bool:
@@ -114,26 +154,39 @@ def _grown(trial: TrialRecord, spec: Spec) -> bool:
 
 
 def _new_trial(
-    number: int,
-    parameters: Mapping[str, Parameter] | None,
-    last: TrialRecord | None,
-    size: Mapping[Attribute, int],
+    parameters: Mapping[str, Parameter] | None, last: TrialRecord | None, attributes: Mapping[Attribute, int]
 ) -> NewTrial:
     attempt = 1 if last is None else last.attempt + 1
-    attributes = {Attribute.TICKET: number, Attribute.ATTEMPT: attempt, **size}
     # A level that was proposed for an open ticket stays its level.
-    return NewTrial(attributes, (last.parameters if last is not None else None) or parameters or {})
+    known = (last.parameters if last is not None else None) or parameters or {}
+    return NewTrial({Attribute.ATTEMPT: attempt, **attributes}, known)
+
+
+def _brackets(spec: Spec, total: int) -> Callable[[int], dict[Attribute, int]]:
+    """Return the bracket of each ticket: a block of a grid, in the order in which its levels are spread."""
+    pruner = pruner_of(spec)
+    if spec.search.sampler != "grid" or not isinstance(pruner, HalvingPruner):
+        return lambda number: {}
+    return lambda number: {Attribute.BRACKET: number * pruner.brackets // total}
+
+
+def portions(spec: Spec) -> int:
+    """Return how many workers can have tickets of a study in their hands at once."""
+    total = len(tickets(spec))
+    together = Counter(tuple(_brackets(spec, total)(number).items()) for number in range(total))
+    return len(together) if () not in together else total
 
 
 def _size(spec: Spec) -> dict[Attribute, int]:
     return {Attribute.EPOCHS: spec.training.epochs, Attribute.SEEDS: len(spec.training.seeds)}
 
 
-def take(study: StoredStudy, worker: int) -> Ticket | None:
-    """Take the next ticket, with its level; None if no ticket waits.
+def take(study: StoredStudy, worker: int) -> list[Ticket]:
+    """Take the next tickets that are trained together, with their levels; none if no ticket waits.
 
-    Taking is atomic: no ticket is in two hands. Where a sampler proposes levels, one worker at a time takes,
-    so that each sees what the one before was given.
+    Of a grid under halving this is a bracket; of open tickets under halving a few, so that the sampler sees
+    results before it proposes more; else one. Taking is atomic: no ticket is in two hands. Where a sampler
+    proposes levels, one worker at a time takes, so that each sees what the one before was given.
     """
     if study.spec.search.sampler == "grid":
         return _take(study, worker)
@@ -141,21 +194,25 @@ def take(study: StoredStudy, worker: int) -> Ticket | None:
         return _take(study, worker)
 
 
-def _take(study: StoredStudy, worker: int) -> Ticket | None:
+def _take(study: StoredStudy, worker: int) -> list[Ticket]:
+    most = ROUND if study.spec.search.pruner == "halving" else 1
     with study.database.write() as connection:
-        trial_id = trials.claim(connection, study.id, worker)
-    if trial_id is None:
-        return None
+        claimed = trials.claim(connection, study.id, worker, most=most)
     try:
-        known = study.database.optuna.get_trial(trial_id)
-        attributes = known.user_attrs
-        if attributes[Attribute.SEEDS] > len(study.spec.training.seeds):
-            study = study.reread()  # it has grown since this worker looked
-        asked = study.optuna(sampler_of(study.spec), pruner_of(study.spec))
-        parameters = dict(known.params) or _propose(study, asked, known, worker)
+        return [_ticket(study, trial_id, worker) for trial_id in claimed]
     except BaseException:
-        _put_back(study, trial_id, worker)
+        for trial_id in claimed:
+            _put_back(study, trial_id, worker)
         raise
+
+
+def _ticket(study: StoredStudy, trial_id: int, worker: int) -> Ticket:
+    known = study.database.optuna.get_trial(trial_id)
+    attributes = known.user_attrs
+    if attributes[Attribute.SEEDS] > len(study.spec.training.seeds):
+        study = study.reread()  # it has grown since this worker looked
+    asked = study.optuna(sampler_of(study.spec), pruner_of(study.spec))
+    parameters = dict(known.params) or _propose(study, asked, known, worker)
     return Ticket(
         number=attributes[Attribute.TICKET],
         study=study,
@@ -167,6 +224,7 @@ def _take(study: StoredStudy, worker: int) -> Ticket | None:
         seeds=study.spec.training.seeds[: attributes[Attribute.SEEDS]],
         attempt=attributes[Attribute.ATTEMPT],
         worker=worker,
+        confirms=bool(attributes.get(Attribute.CONFIRMS)),
     )
 
 
@@ -177,30 +235,65 @@ def _propose(
     distributions = Space.of(study.spec).distributions()
     proposed = asked.sampler.sample_relative(asked, trial, distributions)
     with study.database.write() as connection:
-        if trials.lock(connection, trial._trial_id) != (TrialState.RUNNING, worker):
+        if not _held(connection, trial._trial_id, worker):
             raise _lost(trial.user_attrs[Attribute.TICKET])
         trials.set_parameters(connection, trial._trial_id, proposed, distributions)
     return proposed
 
 
-def record(ticket: Ticket, records: Sequence[EpochRecord], reports: Mapping[int, float]) -> None:
-    """Write down what a ticket has shown: its curves, and the recent means that others see, by rung.
+def _held(connection: Connection, trial_id: int, worker: int) -> bool:
+    """Lock a trial and return whether it runs in this worker's hands."""
+    return trials.lock(connection, trial_id) == (TrialState.RUNNING, worker)
 
-    Raises:
-        TicketLostError: if the ticket is no longer this worker's; nothing is written then.
+
+def record(entries: Sequence[Entry]) -> set[int]:
+    """Write down what tickets of one study have shown, in one transaction.
+
+    Returns:
+        The tickets that are no longer this worker's; of these nothing is written.
     """
-    with ticket.study.database.write() as connection:
-        if trials.lock(connection, ticket.trial_id) != (TrialState.RUNNING, ticket.worker):
-            raise _lost(ticket.number)
-        tables.write_curves(connection, ticket.study.uuid, ticket.number, records)
-        trials.report(connection, ticket.trial_id, reports)
+    if not entries:
+        return set()
+    study, lost = entries[0].ticket.study, set()
+    with study.database.write() as connection:
+        for entry in entries:
+            if not _held(connection, entry.ticket.trial_id, entry.ticket.worker):
+                lost.add(entry.ticket.number)
+                continue
+            tables.write_curves(connection, study.uuid, entry.ticket.number, entry.records)
+            trials.report(connection, entry.ticket.trial_id, entry.reports)
+    return lost
 
 
-def judge(ticket: Ticket, epoch: int) -> Decision:
-    """Ask the study's pruner about a ticket that has reported up to a rung.
+def judge(standings: Mapping[int, tuple[Ticket, Standing]], epoch: int) -> dict[int, Decision]:
+    """Ask the study's pruner about tickets that have reached a rung together; their reports are written.
 
-    Level 0 is the baseline: it is never pruned.
+    Level 0 is the baseline: it is never pruned. Neither is a ticket that confirms the answer.
+
+    Args:
+        standings: by ticket number, in the metric's unit with the sign that makes larger better.
+        epoch: the rung.
+
+    Returns:
+        A decision on each ticket.
     """
+    tickets = {number: ticket for number, (ticket, _) in standings.items()}
+    first = next(iter(tickets.values()))
+    pruner = first.asked.pruner
+    if isinstance(pruner, HalvingPruner):
+        rivals = _rivals(first, tickets, epoch) if epoch in pruner.rungs else {}
+        together = pruner.judge(
+            {**rivals, **{n: one for n, (_, one) in standings.items()}}, epoch, first.study.spec.levels.high
+        )
+        decisions = {number: together[number] for number in tickets}
+    else:
+        decisions = {number: _asked(ticket, epoch) for number, ticket in tickets.items()}
+    confirmed = Decision(prune=False, reason="kept: it confirms the answer")
+    return {number: confirmed if tickets[number].confirms else one for number, one in decisions.items()}
+
+
+def _asked(ticket: Ticket, epoch: int) -> Decision:
+    """Ask one of Optuna's pruners about one ticket."""
     if ticket.level == 0:
         return Decision(prune=False, reason="level 0 is never pruned")
     trial = ticket.study.database.optuna.get_trial(ticket.trial_id)
@@ -208,6 +301,29 @@ def judge(ticket: Ticket, epoch: int) -> Decision:
     value = trial.intermediate_values.get(epoch, math.nan)
     told = f"by {ticket.study.spec.search.pruner} at epoch {epoch}, with a recent mean of {value:.4g}"
     return Decision(prune=prune, reason=f"pruned {told}" if prune else f"kept {told}")
+
+
+def _rivals(first: Ticket, together: Collection[int], epoch: int) -> dict[int, Standing]:
+    """Return how other tickets stood at a rung: of the same bracket, or of all earlier rounds.
+
+    They ended before, because a lost bracket is trained again without what it had pruned already, or
+    because open tickets are taken a few at a time. Keyed below zero, apart from tickets in training.
+    """
+    study = first.study
+    states = (TrialState.PRUNED, TrialState.COMPLETE)
+    ended = study.database.optuna.get_all_trials(study.id, deepcopy=False, states=states)
+    own = study.database.optuna.get_trial(first.trial_id).user_attrs.get(Attribute.BRACKET)
+    sign = 1.0 if study.spec.maximize else -1.0
+    rivals = {}
+    for trial in ended:
+        number, parameters = trial.user_attrs.get(Attribute.TICKET), dict(trial.params)
+        level = parameters.pop("level", None)
+        same = trial.user_attrs.get(Attribute.BRACKET) == own and parameters == dict(first.beside)
+        value = trial.intermediate_values.get(epoch)
+        if not same or number is None or level is None or value is None or number in together:
+            continue
+        rivals[-1 - number] = Standing(float(level), sign * value)
+    return rivals
 
 
 def complete(ticket: Ticket, value: float, attributes: Mapping[Attribute, float | None]) -> None:
@@ -278,7 +394,7 @@ def hand_back(ticket: Ticket) -> bool:
 
 def _put_back(study: StoredStudy, trial_id: int, worker: int) -> bool:
     with study.database.write() as connection:
-        if trials.lock(connection, trial_id) != (TrialState.RUNNING, worker):
+        if not _held(connection, trial_id, worker):
             return False
         trials.put_back(connection, trial_id)
     return True

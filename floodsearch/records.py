@@ -16,6 +16,8 @@ Parameter = float | int | str | bool
 
 TicketState = Literal["waiting", "running", "complete", "pruned", "failed"]
 
+Verdict = Literal["helps", "not shown", "hurts"]
+
 
 class Attribute(StrEnum):
     """The user attributes of our Optuna trials: few and short, because a dashboard resends them all."""
@@ -24,6 +26,8 @@ class Attribute(StrEnum):
     ATTEMPT = "attempt"
     SEEDS = "seeds"
     EPOCHS = "epochs"
+    BRACKET = "bracket"
+    CONFIRMS = "confirms"
     WORKER = "worker"
     CAUSE = "cause"
     REASON = "reason"
@@ -93,6 +97,9 @@ class TrialRecord:
     """The cause in a sentence."""
     results: tuple[SeedResult, ...] = ()
     """One entry a seed, in the order of the seeds; empty until complete."""
+    rungs: Mapping[int, tuple[float, ...]] = field(default_factory=dict)
+    """By epoch of each rung that it reached: the recent mean of the metric of each seed, in the order of the
+    seeds. At the last epoch these are the values of `results`. Empty where the curves were not read."""
 
     @property
     def level(self) -> float | None:
@@ -147,6 +154,19 @@ class Baseline:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Combination:
+    """The best level for one combination of the parameters that are searched beside it."""
+
+    parameters: Mapping[str, Parameter]
+    level: float
+    value: float
+    baseline: float | None
+    """Value of level 0."""
+    gain: float | None
+    gain_se: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class BestLevel:
     """The answer to "which b?". The field names are those of `best --json`."""
 
@@ -154,7 +174,10 @@ class BestLevel:
     level: float
     parameters: Mapping[str, Parameter]
     interval: tuple[float, float] | None
+    """Holds the best level about nine times in ten: from the lowest to the highest level of `tied` and the
+    answer. None where the data show no error, as with one seed and few levels."""
     tied: tuple[float, ...] | None
+    """The other levels that cannot be told apart from the answer."""
     metric: str
     value: float
     value_se: float | None
@@ -167,9 +190,20 @@ class BestLevel:
     train_accuracy: float | None
     baseline: Baseline | None
     gain: float | None
-    """Value minus baseline value, paired over seeds, positive when the level is better."""
+    """What flooding brings over level 0, positive when it is better: paired over seeds, each measured at the
+    level that the other seeds choose. With one seed it is that of the seed that chose, which flatters. 0 at
+    level 0."""
     gain_se: float | None
-    verdict: Literal["helps", "not shown", "hurts"] | None
+    gain_interval: tuple[float, float] | None
+    """90 %; None with one seed and at level 0."""
+    p_value: float | None
+    """Two-sided; None below six seeds and at level 0."""
+    verdict: Verdict | None
+    """Whether the interval of the gain of the best flooded level lies above or below 0, or neither."""
+    more_seeds: int | None
+    """Where the verdict is "not shown": about how many more seeds would decide it, None if very many."""
+    combinations: tuple[Combination, ...]
+    """One entry for each combination of the parameters searched beside the level; empty if there are none."""
     trials: TicketCounts
     epochs_run: int
     epochs_exhaustive: int | None

@@ -37,9 +37,26 @@ class Section(BaseModel):
 
 
 class Choices(Section):
-    """A recipe field that is searched beside the level, among these values."""
+    """A recipe field, or a setting of the schedule, that is searched beside the level among these values."""
 
     choices: Annotated[tuple[Scalar, ...], Field(min_length=1, strict=False)]
+
+
+class Range(Section):
+    """A setting of the schedule that is searched beside the level, anywhere from `low` to `high`."""
+
+    low: float
+    high: float
+    log: bool = False
+    """Whether its logarithm is what is evenly spread."""
+
+    def problem(self) -> str | None:
+        """Return what is wrong between the fields."""
+        if self.low >= self.high:
+            return f"low = {self.low:g} is not below high = {self.high:g}"
+        if self.log and self.low <= 0:
+            return f"low = {self.low:g} has no logarithm; give a low above 0, or remove log"
+        return None
 
 
 class Levels(Section):
@@ -134,7 +151,7 @@ class Search(Section):
     """How levels are proposed, judged and compared."""
 
     sampler: str = "grid"
-    pruner: str = "none"
+    pruner: str = "halving"
     trials: int | None = Field(None, ge=2, le=MOST_LEVELS)
     metric: str = "val_accuracy"
     direction: Literal["maximize", "minimize"] = "maximize"
@@ -153,7 +170,7 @@ class Spec(Section):
     """A complete study.
 
     Attributes:
-        settings: the sampler's and the pruner's own settings, by the name of each.
+        settings: the sampler's, the pruner's and the schedule's own settings, by the name of each.
     """
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]*$", max_length=100)]
@@ -163,12 +180,18 @@ class Spec(Section):
     training: Training = Training()
     search: Search = Search()
     budget: Budget = Budget()
-    settings: dict[str, dict[str, Setting]] = {}
+    settings: dict[str, dict[str, Choices | Range | Setting]] = {}
 
     @property
     def maximize(self) -> bool:
         """Whether a larger metric is better."""
         return self.search.direction == "maximize"
+
+    @property
+    def searched_settings(self) -> dict[str, Choices | Range]:
+        """The schedule's settings that are searched beside the level; at level 0 they mean nothing."""
+        settings = self.settings.get(self.training.schedule, {})
+        return {name: value for name, value in settings.items() if isinstance(value, Choices | Range)}
 
     def fingerprint(self) -> str:
         """Return 16 hex digits that are equal for equal specs."""

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import math
 import tomllib
 import typing
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,18 @@ from typing import Any
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from floodsearch.errors import Problem, StudyFileError, TaskError
-from floodsearch.spec import DIRECTIONS, MOST_SEEDS, Budget, Choices, Levels, Search, Section, Spec, Training
+from floodsearch.spec import (
+    DIRECTIONS,
+    MOST_SEEDS,
+    Budget,
+    Choices,
+    Levels,
+    Range,
+    Search,
+    Section,
+    Spec,
+    Training,
+)
 
 SECTIONS: Mapping[str, type[Section]] = {
     "levels": Levels,
@@ -27,19 +39,16 @@ SECTIONS: Mapping[str, type[Section]] = {
 }
 DEFAULT_TRIALS = 51
 INSTEAD_OF_TASK = ("objective", "command")
+ONE_LEVEL: Mapping[str, float] = {"adaptive": 0.5}
+"""The schedules that find the level in each run, and up to which one by default: `levels.high`, which is
+all that such a study has of [levels]. The bound of `adaptive` is that of its source."""
 
 NOT_AVAILABLE: Mapping[str, str] = {
     "objective": "write task instead",
     "command": "write task instead",
-    "training.schedule = backward": "use 'constant'",
-    "training.schedule = adaptive": "use 'constant'",
-    "training.schedule = policy": "use 'constant'",
+    "training.schedule = policy": "use 'constant', 'backward' or 'adaptive'",
     "search.sampler = policy": "use 'heuristic', 'tpe' or 'gp'",
-    "search.pruner = halving": "use 'hyperband', 'median' or 'none'",
     "levels.high = auto": "give a number, such as 0.5",
-    "halving": "remove the table",
-    "adaptive": "remove the table",
-    "backward": "remove the table",
     "policy": "remove the table",
 }
 """What the design has and this version has not: refused by name, never ignored."""
@@ -47,7 +56,7 @@ NOT_AVAILABLE: Mapping[str, str] = {
 
 @dataclass(frozen=True)
 class Field:
-    """One setting that a task, sampler or pruner takes."""
+    """One setting that a task, sampler, pruner or schedule takes."""
 
     type: Any
     default: Any
@@ -77,9 +86,15 @@ class Known:
     """Return what a task takes; raises TaskError for one that cannot be imported."""
     samplers: Mapping[str, Fields]
     pruners: Mapping[str, Fields]
-    schedules: Collection[str]
+    schedules: Mapping[str, Fields]
     check_settings: Callable[[Spec], Iterator[Problem]]
-    """Try the settings of the sampler and the pruner and yield what these say against them."""
+    """Try the settings of sampler, pruner and schedule and yield what these say against them."""
+
+    @property
+    def with_settings(self) -> dict[str, Fields]:
+        """The samplers, pruners and schedules that have settings, each a table of the study file."""
+        every = {**self.samplers, **self.pruners, **self.schedules}
+        return {name: fields for name, fields in every.items() if fields}
 
 
 def fields_of(function: Callable[..., Any], *, keyword_only: bool = True) -> dict[str, Field]:
@@ -137,28 +152,30 @@ class _Reader:
 
     def spec(self) -> Spec | None:
         self._refuse_unavailable()
-        settings_tables = self.known.samplers.keys() | self.known.pruners.keys()
-        valid = {"name", "task", "options", *SECTIONS} | {
-            name for name in settings_tables if self._settings_of(name)
-        }
+        valid = {"name", "task", "options", *SECTIONS, *self.known.with_settings}
         for key in sorted(self.raw.keys() - valid):
             self._unknown(key, key, valid)
         training, recipe = self._split_training()
         sections: dict[str, Any] = {
-            "levels": self._section("levels", self.raw.get("levels", {})),
+            "levels": self._section("levels", self._levels(training)),
             "training": self._section("training", training),
             "search": self._section("search", self._with_direction()),
             "budget": self._section("budget", self.raw.get("budget", {})),
         }
-        options, recipe = self._task(recipe, sections["training"])
-        search = sections["search"]
+        options, recipe = self._task(recipe)
         settings: dict[str, Any] = {}
-        if search is not None:
-            settings = self._settings(search)
-            sections["search"] = self._trials(search, sections["levels"], recipe)
+        if sections["search"] is not None:
+            settings |= self._settings("search.sampler", sections["search"].sampler, self.known.samplers)
+            settings |= self._settings("search.pruner", sections["search"].pruner, self.known.pruners)
         if sections["training"] is not None:
-            self._name("training.schedule", sections["training"].schedule, self.known.schedules)
+            schedule = sections["training"].schedule
+            settings |= self._settings("training.schedule", schedule, self.known.schedules)
             sections["training"] = sections["training"].model_copy(update={"recipe": recipe})
+            if sections["search"] is not None and sections["levels"] is not None:
+                of_schedule = {
+                    f"{schedule}.{name}": value for name, value in settings.get(schedule, {}).items()
+                }
+                sections["search"] = self._trials(sections["search"], sections["levels"], recipe, of_schedule)
         whole = {key: self.raw[key] for key in ("name", "task") if key in self.raw} | {
             key: section for key, section in sections.items() if section is not None
         }
@@ -201,6 +218,17 @@ class _Reader:
                 training["seeds"] = tuple(range(seeds))
         return training, {key: value for key, value in table.items() if key not in own}
 
+    def _levels(self, training: Any) -> Any:
+        """Return the table of levels; a schedule that finds the level in each run has one, the highest."""
+        table = self.raw.get("levels", {})
+        schedule = training.get("schedule") if isinstance(training, dict) else None
+        if not isinstance(table, dict) or not isinstance(schedule, str) or schedule not in ONE_LEVEL:
+            return table
+        for key in sorted(table.keys() - {"high"}):
+            why = f"has no use: the schedule {schedule!r} finds the level in each run; remove it"
+            self.problems.append(Problem(f"levels.{key}", why))
+        return {"high": table.get("high", ONE_LEVEL[schedule]), "count": 2}  # this one and level 0
+
     def _with_direction(self) -> Any:
         table = self.raw.get("search", {})
         if not isinstance(table, dict):
@@ -225,9 +253,7 @@ class _Reader:
         self.problems.extend(found)
         return None if found else section
 
-    def _task(
-        self, recipe: dict[str, Any], training: Training | None
-    ) -> tuple[dict[str, Any], dict[str, Any]]:
+    def _task(self, recipe: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
         """Check the task's name, options and recipe fields; return both with their defaults."""
         task, options = self.raw.get("task"), self.raw.get("options", {})
         if not isinstance(options, dict):
@@ -250,7 +276,7 @@ class _Reader:
             **fields.recipe,
             **{name: Field(Any, None) for name in Training.model_fields if name != "recipe"},
         }
-        checked_recipe = self._values("training", recipe, known, choices=True)
+        checked_recipe = self._values("training", recipe, known, (Choices,))
         checked_recipe = {name: value for name, value in checked_recipe.items() if name in fields.recipe}
         wrong = {problem.key for problem in self.problems[before:]}
         sound = {name: value for name, value in checked_recipe.items() if f"training.{name}" not in wrong}
@@ -262,75 +288,83 @@ class _Reader:
             self.problems.append(Problem("search.metric", f"this task has no {metric!r}; use {listed}"))
         return checked_options, checked_recipe
 
-    def _settings_of(self, name: str) -> Fields:
-        return {**self.known.samplers.get(name, {}), **self.known.pruners.get(name, {})}
+    def _settings(self, where: str, chosen: str, named: Mapping[str, Fields]) -> dict[str, dict[str, Any]]:
+        """Check the table of the chosen one of several names, and that the others have none."""
+        if not self._name(where, chosen, named):
+            return {}
+        for name, fields in named.items():
+            if name != chosen and fields and self.raw.get(name, {}):
+                has = f"these settings have no use here: {where} is {chosen!r}"
+                self.problems.append(Problem(name, f"{has}; remove the table"))
+        table = self.raw.get(chosen, {})
+        if not isinstance(table, dict):
+            self.problems.append(Problem(chosen, f"{table!r} is not a table; write it as [{chosen}]"))
+            return {}
+        searchable = (Choices, Range) if where == "training.schedule" else ()
+        values = self._values(chosen, table, named[chosen], searchable)
+        # None is a default that depends on the study; the rule works it out.
+        given = {key: value for key, value in values.items() if value is not None}
+        return {chosen: given} if given else {}
 
-    def _settings(self, search: Search) -> dict[str, Any]:
-        chosen = []
-        for key, names in (("sampler", self.known.samplers), ("pruner", self.known.pruners)):
-            name = getattr(search, key)
-            if self._name(f"search.{key}", name, names):
-                chosen.append(name)
-        settings = {}
-        for name in sorted(self.known.samplers.keys() | self.known.pruners.keys()):
-            table = self.raw.get(name, {})
-            if name not in chosen:
-                if table and self._settings_of(name):
-                    self.problems.append(
-                        Problem(name, "these settings have no use here: search names another")
-                    )
-                continue
-            if not isinstance(table, dict):
-                self.problems.append(Problem(name, f"{table!r} is not a table; write it as [{name}]"))
-                continue
-            values = self._values(name, table, self._settings_of(name))
-            # None is a default that depends on the study; the rule works it out.
-            if given := {key: value for key, value in values.items() if value is not None}:
-                settings[name] = given
-        return settings
-
-    def _trials(self, search: Search, levels: Levels | None, recipe: Mapping[str, Any]) -> Search:
-        """Check that the sampler, the levels and the number of trials fit each other."""
-        if levels is None:
-            return search
+    def _trials(
+        self, search: Search, levels: Levels, recipe: Mapping[str, Any], settings: Mapping[str, Any]
+    ) -> Search:
+        """Check that the sampler, what is searched and the number of trials fit each other."""
         grid = levels.grid()
-        combinations = 1
-        for value in recipe.values():
-            combinations *= len(value.choices) if isinstance(value, Choices) else 1
+        baselines = _combinations(recipe)
+        ranges = [where for where, value in settings.items() if isinstance(value, Range)]
         if search.sampler == "grid":
+            for where in ranges:
+                why = "is a range, but a grid needs {choices = [...]}; or take another sampler"
+                self.problems.append(Problem(where, why))
             if grid is None:
                 self.problems.append(
                     Problem("levels.count", "missing; a grid needs levels.count or levels.step")
                 )
-            elif search.trials is not None:
-                has = f"this grid has {len(grid) * combinations} tickets"
-                self.problems.append(Problem("search.trials", f"{search.trials}, but {has}; remove it"))
-            return search
-        size = None if grid is None else len(grid) * combinations
+        size = None
+        if grid is not None and not ranges:  # at level 0 the settings of the schedule mean nothing
+            size = baselines * (1 + (len(grid) - 1) * _combinations(settings))
         trials = search.trials
+        if search.sampler == "grid":
+            if size is not None and trials is not None:
+                has = f"this grid has {size} tickets"
+                self.problems.append(Problem("search.trials", f"{trials}, but {has}; remove it"))
+            return search
         if trials is None:
             trials = max(2, min(DEFAULT_TRIALS, size or DEFAULT_TRIALS))
         elif size is not None and trials > size:
             self.problems.append(
                 Problem("search.trials", f"{trials} is more than the {size} levels there are")
             )
-        if trials <= combinations:
+        if trials <= baselines:
             self.problems.append(
-                Problem("search.trials", f"{trials} leaves nothing beside the {combinations} runs at level 0")
+                Problem("search.trials", f"{trials} leaves nothing beside the {baselines} runs at level 0")
             )
         return search.model_copy(update={"trials": trials})
 
     def _values(
-        self, key: str, table: Mapping[str, Any], fields: Fields, *, choices: bool = False
+        self,
+        key: str,
+        table: Mapping[str, Any],
+        fields: Fields,
+        searchable: Sequence[type[Choices | Range]] = (),
     ) -> dict[str, Any]:
-        """Check a table of settings against the fields there are; return it with the defaults."""
+        """Check a table of settings against the fields there are; return it with the defaults.
+
+        Args:
+            key: of the table.
+            table: of the study file.
+            fields: that may be set.
+            searchable: how a value may be searched instead of given.
+        """
         values = {name: field.default for name, field in fields.items()}
         for name, value in table.items():
             where = f"{key}.{name}"
             if name not in fields:
                 self._unknown(where, name, fields)
-                continue
-            if choices and isinstance(value, dict):
+            elif Range in searchable and isinstance(value, dict) and "choices" not in value:
+                values[name] = self._range(where, value, fields[name])
+            elif Choices in searchable and isinstance(value, dict):
                 values[name] = self._choices(where, value, fields[name])
             else:
                 values[name] = self._typed(where, value, fields[name])
@@ -348,11 +382,25 @@ class _Reader:
             )
         return searched
 
+    def _range(self, where: str, table: Mapping[str, Any], field: Field) -> Any:
+        searched: Range | None = self._build(where, Range, table)
+        if searched is None:
+            return field.default
+        try:
+            _adapter(field).validate_python(0.5)
+        except ValidationError:
+            problem: str | None = "takes no fractions, so no range; write {choices = [...]}"
+        else:
+            problem = searched.problem()
+        if problem is None:
+            return searched
+        self.problems.append(Problem(where, problem))
+        return field.default
+
     def _typed(self, where: str, value: Any, field: Field) -> Any:
-        adapter = TypeAdapter(field.type, config=ConfigDict(strict=True, allow_inf_nan=False))
         try:
             # TOML knows lists only; JSON mode reads them as the tuples that settings are.
-            return adapter.validate_python(tuple(value) if isinstance(value, list) else value)
+            return _adapter(field).validate_python(tuple(value) if isinstance(value, list) else value)
         except ValidationError as error:
             self.problems.append(Problem(where, _refusal(value, error.errors()[0]["msg"])))
             return field.default
@@ -395,6 +443,15 @@ class _Reader:
     def _unknown(self, where: str, name: str, valid: Collection[str]) -> None:
         listed = f"valid: {', '.join(sorted(valid))}" if valid else "nothing can be set here"
         self.problems.append(Problem(where, f"unknown key{_close(name, valid)}; {listed}"))
+
+
+def _adapter(field: Field) -> TypeAdapter[Any]:
+    return TypeAdapter(field.type, config=ConfigDict(strict=True, allow_inf_nan=False))
+
+
+def _combinations(values: Mapping[str, Any]) -> int:
+    """Return how many combinations of choices there are."""
+    return math.prod(len(value.choices) for value in values.values() if isinstance(value, Choices))
 
 
 def _close(name: Any, valid: Collection[str]) -> str:

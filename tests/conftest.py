@@ -32,6 +32,7 @@ TINY: Mapping[str, Any] = {
     "options": {"label_noise": 0.1, "width": 8, "depth": 1},
     "levels": {"high": 0.5, "count": 3},
     "training": {"epochs": 10, "seeds": 2, "validate_every": 2},
+    "search": {"pruner": "none"},
 }
 """A study file of three levels, two seeds and ten epochs of a model of eight units: a fifth of a second."""
 

@@ -19,11 +19,12 @@ import pyarrow.parquet
 import pytest
 
 from floodsearch import queue
+from floodsearch.heart import Leave, Settings
 from floodsearch.spec import Spec
 from floodsearch.storage import tables
 from floodsearch.storage.database import open_database
 from floodsearch.storage.studies import put_study
-from floodsearch.worker import Leave, Settings, work
+from floodsearch.worker import work
 
 FILE = """
 name = "tiny"

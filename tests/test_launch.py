@@ -26,6 +26,7 @@ TINY = {
     "options": {"label_noise": 0.1, "width": 8, "depth": 1},
     "levels": {"high": 0.5, "count": 3},
     "training": {"epochs": 10, "seeds": 2, "validate_every": 2},
+    "search": {"pruner": "none"},
 }
 TINY_TOML = """
 name = "tiny"
@@ -33,6 +34,7 @@ task = "two_gaussians"
 options = {label_noise = 0.1, width = 8, depth = 1}
 levels = {high = 0.5, count = 3}
 training = {epochs = 10, seeds = 2, validate_every = 2}
+search = {pruner = "none"}
 """
 
 GATED = '''
@@ -66,6 +68,7 @@ name = "tiny"
 task = "gated:task"
 levels = {high = 0.5, count = 3}
 training = {epochs = 200, seeds = 2, validate_every = 20}
+search = {pruner = "none"}
 """
 
 

@@ -10,7 +10,7 @@ from optuna.pruners import BasePruner, HyperbandPruner, MedianPruner, NopPruner
 from optuna.trial import TrialState
 
 from floodsearch.catalog import pruner_of
-from floodsearch.search.pruners import PRUNERS
+from floodsearch.search.pruners import PRUNERS, HalvingPruner
 from floodsearch.spec import Training
 
 EPOCHS = [1, 2, 10, 100, 500]
@@ -25,8 +25,12 @@ CURVES = {
 every_pruner = pytest.mark.parametrize("name", PRUNERS)
 
 
+def training_of(epochs: int) -> Training:
+    return Training(epochs=epochs, validate_every=min(5, epochs))
+
+
 def rungs_of(epochs: int) -> tuple[int, ...]:
-    return Training(epochs=epochs, validate_every=min(5, epochs)).report_epochs()
+    return training_of(epochs).report_epochs()
 
 
 def train(study: optuna.Study, rungs: Sequence[int], curve: Callable[[float], float]) -> int | None:
@@ -66,14 +70,14 @@ def _quiet() -> Iterator[None]:
 def test_a_single_run_never_stops_itself(name, epochs, curve, direction):
     """With nothing to compare with, no curve of any length is stopped."""
     rungs = rungs_of(epochs)
-    assert train(study_with(PRUNERS[name](epochs, rungs), direction), rungs, CURVES[curve]) is None
+    assert train(study_with(PRUNERS[name](training_of(epochs)), direction), rungs, CURVES[curve]) is None
 
 
 @every_pruner
 def test_the_best_of_many_is_never_stopped(name):
     """A run above all others at every rung trains to its end, whichever bracket it falls into."""
     rungs = rungs_of(100)
-    study = study_with(PRUNERS[name](100, rungs))
+    study = study_with(PRUNERS[name](training_of(100)))
     for index in range(12):
         assert train(study, rungs, lambda share, index=index: share + index) is None
 
@@ -81,7 +85,12 @@ def test_the_best_of_many_is_never_stopped(name):
 @every_pruner
 def test_a_spec_names_its_pruner(name, make_spec):
     """The pruner of a spec is the one it names, made for its epochs."""
-    kinds = {"median": MedianPruner, "hyperband": HyperbandPruner, "none": NopPruner}
+    kinds = {
+        "halving": HalvingPruner,
+        "median": MedianPruner,
+        "hyperband": HyperbandPruner,
+        "none": NopPruner,
+    }
     assert type(pruner_of(make_spec(search={"pruner": name}))) is kinds[name]
 
 
@@ -99,14 +108,14 @@ def test_a_spec_names_its_pruner(name, make_spec):
 def test_a_setting_out_of_bounds_is_refused(name, settings, bound):
     """A bad setting is refused with its name, bound and value."""
     with pytest.raises(ValueError, match=bound):
-        PRUNERS[name](100, rungs_of(100), **settings)
+        PRUNERS[name](training_of(100), **settings)
 
 
 @pytest.mark.parametrize(("startup", "stopped_at"), [(5, 5), (6, None)])
 def test_the_median_rule_stops_a_clearly_bad_late_trial(startup, stopped_at):
     """After `startup` complete trials, one that is below all of them ends at its first rung."""
     rungs = rungs_of(100)
-    study = study_with(PRUNERS["median"](100, rungs, startup=startup))
+    study = study_with(PRUNERS["median"](training_of(100), startup=startup))
     for index in range(5):
         assert train(study, rungs, lambda share, index=index: 0.5 + 0.01 * index + 0.1 * share) is None
     assert train(study, rungs, lambda share: 0.1) == stopped_at
@@ -115,7 +124,7 @@ def test_the_median_rule_stops_a_clearly_bad_late_trial(startup, stopped_at):
 def test_the_median_rule_waits_for_the_warmup():
     """No trial is stopped before its warm-up is over."""
     rungs = rungs_of(100)
-    study = study_with(PRUNERS["median"](100, rungs, startup=1, warmup=50))
+    study = study_with(PRUNERS["median"](training_of(100), startup=1, warmup=50))
     train(study, rungs, lambda share: 0.9)
     assert train(study, rungs, lambda share: 0.1) == 50
 
@@ -123,7 +132,7 @@ def test_the_median_rule_waits_for_the_warmup():
 def test_hyperband_stops_some_of_many_bad_trials():
     """Behind a run that beats them all, Hyperband stops later ones before their end, at their rungs."""
     rungs = rungs_of(100)
-    study = study_with(PRUNERS["hyperband"](100, rungs))
+    study = study_with(PRUNERS["hyperband"](training_of(100)))
     stops = [train(study, rungs, lambda share, index=index: 1.0 - 0.01 * index) for index in range(30)]
     stopped = [epoch for epoch in stops if epoch is not None]
     assert stopped
@@ -133,7 +142,7 @@ def test_hyperband_stops_some_of_many_bad_trials():
 def test_none_stops_nothing():
     """The pruner `none` lets the worst trial finish."""
     rungs = rungs_of(100)
-    study = study_with(PRUNERS["none"](100, rungs))
+    study = study_with(PRUNERS["none"](training_of(100)))
     assert [train(study, rungs, lambda share, index=index: -float(index)) for index in range(10)] == [
         None
     ] * 10

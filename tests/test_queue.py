@@ -15,8 +15,9 @@ from optuna.trial import TrialState
 from floodsearch import queue
 from floodsearch.analysis import count, latest
 from floodsearch.errors import DivergedError, TicketLostError
-from floodsearch.queue import ATTEMPTS, FAILURES_IN_A_ROW, Reaper
+from floodsearch.queue import ATTEMPTS, FAILURES_IN_A_ROW, Entry, Reaper
 from floodsearch.records import Attribute, Decision, WorkerRecord
+from floodsearch.search.halving import Standing
 from floodsearch.storage import tables
 from floodsearch.storage import trials as optunas
 from floodsearch.storage.database import open_database
@@ -24,6 +25,13 @@ from floodsearch.storage.studies import find_study, put_study, read_trials
 
 REPEATS = range(int(os.environ.get("FLOODSEARCH_REPEAT", "1")))
 """FLOODSEARCH_REPEAT=20 runs the races so many times."""
+
+
+def take_one(study, worker):
+    """Take the next ticket of a study whose tickets are not taken together; None if no ticket waits."""
+    found = queue.take(study, worker)
+    assert len(found) <= 1
+    return found[0] if found else None
 
 
 @pytest.fixture
@@ -172,7 +180,7 @@ def test_a_fill_may_be_cut_short_anywhere(database, make_spec):
 def test_more_seeds_and_epochs_extend_the_queue(study, make_spec):
     """Waiting tickets grow where they are; complete ones are trained again, under new trials."""
     worker = enter(study)
-    done, running = queue.take(study, worker), queue.take(study, worker)
+    done, running = take_one(study, worker), take_one(study, worker)
     queue.complete(done, 0.8, {})
     extended = put_study(study.database, make_spec(training={"epochs": 20, "seeds": 3}))
     assert queue.fill(extended) == 1
@@ -214,7 +222,7 @@ def test_extending_while_tickets_are_taken(database, other, make_spec):
 
         def take(theirs=theirs, worker=worker, taken=taken, left=left):
             left[0] -= 1
-            if left[0] < 0 and (ticket := queue.take(theirs, worker)) is not None:
+            if left[0] < 0 and (ticket := take_one(theirs, worker)) is not None:
                 taken.append(ticket)
 
         with before_each_transaction(database, take):
@@ -242,7 +250,8 @@ def main(index, url, *names):
         study = find_study(database, name)
         worker = tables.enter_worker(database, study.uuid, host="h", pid=index, device="cpu", versions={})
         taken[name] = []
-        while (ticket := queue.take(study, worker)) is not None:
+        while found := queue.take(study, worker):
+            (ticket,) = found
             taken[name].append([ticket.number, ticket.level])
             queue.complete(ticket, 1 - (ticket.level - 0.2) ** 2, {})
     database.close()
@@ -284,10 +293,10 @@ def test_taking_from_an_empty_queue_invents_nothing(study):
     """When nothing waits, None is returned and no trial is made."""
     worker = enter(study)
     numbers = []
-    while (ticket := queue.take(study, worker)) is not None:
+    while (ticket := take_one(study, worker)) is not None:
         numbers.append(ticket.number)
     assert numbers == [0, 1, 2]
-    assert queue.take(study, worker) is None
+    assert take_one(study, worker) is None
     assert len(raw_all(study)) == 3
 
 
@@ -298,8 +307,8 @@ def raw_all(study):
 def test_a_ticket_says_what_to_train(study):
     """A taken ticket holds its level, epochs and seeds, and its trial shows who has it."""
     worker = enter(study)
-    queue.take(study, worker)
-    ticket = queue.take(study, worker)
+    take_one(study, worker)
+    ticket = take_one(study, worker)
     assert (ticket.number, ticket.level, ticket.beside) == (1, 0.25, {})
     assert (ticket.epochs, ticket.seeds, ticket.worker) == (10, (0, 1), worker)
     trial = read_trials(study)[1]
@@ -314,7 +323,7 @@ def test_what_is_searched_beside_the_level_is_in_the_ticket(database, make_spec)
     queue.fill(study)
     worker = enter(study)
     found = []
-    while (ticket := queue.take(study, worker)) is not None:
+    while (ticket := take_one(study, worker)) is not None:
         found.append((ticket.level, ticket.beside["weight_decay"]))
     assert sorted(found) == [(0.0, 0.0), (0.0, 0.01), (0.5, 0.0), (0.5, 0.01)]
     assert raw(study, 3).params.keys() == {"level", "weight_decay"}
@@ -323,7 +332,7 @@ def test_what_is_searched_beside_the_level_is_in_the_ticket(database, make_spec)
 def test_taking_with_an_older_view_of_a_grown_study(study, make_spec):
     """A worker that read the study before it was extended still trains all seeds of the grown ticket."""
     queue.fill(put_study(study.database, make_spec(training={"seeds": 3, "epochs": 20})))
-    ticket = queue.take(study, enter(study))
+    ticket = take_one(study, enter(study))
     assert (ticket.epochs, ticket.seeds) == (20, (0, 1, 2))
 
 
@@ -333,7 +342,7 @@ def test_trials_that_others_enqueued_are_left_alone(study):
     by_hand.enqueue_trial({"level": 0.4})
     worker = enter(study)
     numbers = []
-    while (ticket := queue.take(study, worker)) is not None:
+    while (ticket := take_one(study, worker)) is not None:
         numbers.append(ticket.number)
     assert numbers == [0, 1, 2]
     assert raw(study, 3).state == TrialState.WAITING
@@ -346,14 +355,14 @@ def test_trials_that_others_enqueued_are_left_alone(study):
 def test_a_ticket_is_handed_back_as_it_was(study):
     """A ticket handed back waits under the same trial, without reports, owner or start."""
     worker, other = enter(study), enter(study)
-    ticket = queue.take(study, worker)
-    queue.record(ticket, [], {2: 0.5, 4: 0.6})
+    ticket = take_one(study, worker)
+    queue.record([Entry(ticket, [], {2: 0.5, 4: 0.6})])
     assert queue.hand_back(ticket)
     trial = raw(study, 0)
     assert (trial.state, trial.intermediate_values, trial.datetime_start) == (TrialState.WAITING, {}, None)
     record = read_trials(study)[0]
     assert (record.state, record.worker, record.epoch, record.attempt) == ("waiting", None, 0, 1)
-    again = queue.take(study, other)
+    again = take_one(study, other)
     assert (again.number, again.trial_id, again.worker) == (ticket.number, ticket.trial_id, other)
     assert len(read_trials(study)) == 3
 
@@ -363,10 +372,10 @@ def test_a_proposed_level_survives_being_handed_back(database, make_spec):
     study = put_study(database, make_spec(levels={"count": None}, search={"sampler": "random", "trials": 3}))
     queue.fill(study)
     worker, other = enter(study), enter(study)
-    queue.take(study, worker)
-    ticket = queue.take(study, worker)
+    take_one(study, worker)
+    ticket = take_one(study, worker)
     queue.hand_back(ticket)
-    again = queue.take(study, other)
+    again = take_one(study, other)
     assert (again.number, again.level) == (ticket.number, ticket.level)
     assert again.level > 0
 
@@ -374,10 +383,10 @@ def test_a_proposed_level_survives_being_handed_back(database, make_spec):
 def test_only_the_owner_hands_back(study):
     """A ticket that was lost, finished, or is in other hands is not handed back."""
     worker, other = enter(study), enter(study)
-    ticket = queue.take(study, worker)
+    ticket = take_one(study, worker)
     queue.hand_back(ticket)
     assert not queue.hand_back(ticket)
-    again = queue.take(study, other)
+    again = take_one(study, other)
     assert not queue.hand_back(ticket)
     assert read_trials(study)[0].worker == other
     queue.complete(again, 0.5, {})
@@ -390,7 +399,7 @@ def test_a_failing_proposal_hands_the_ticket_back(database, other, make_spec):
     study = put_study(database, make_spec(levels={"count": None}, search={"sampler": "random", "trials": 3}))
     queue.fill(study)
     worker = enter(study)
-    queue.take(study, worker)
+    take_one(study, worker)
     theirs, failed = find_study(other, "tiny"), []
 
     def fail():
@@ -399,7 +408,7 @@ def test_a_failing_proposal_hands_the_ticket_back(database, other, make_spec):
             raise ConnectionAbortedError
 
     with before_each_transaction(database, fail), pytest.raises(ConnectionAbortedError):
-        queue.take(study, worker)
+        take_one(study, worker)
     assert failed
     assert raw(theirs, 1).state == TrialState.WAITING
 
@@ -409,8 +418,8 @@ def test_a_failing_proposal_hands_the_ticket_back(database, other, make_spec):
 
 def test_a_complete_ticket_has_its_numbers(study):
     """A complete trial holds its value and the known numbers; what is unknown or not finite is left out."""
-    ticket = queue.take(study, enter(study))
-    queue.record(ticket, [], {2: 0.5})
+    ticket = take_one(study, enter(study))
+    queue.record([Entry(ticket, [], {2: 0.5})])
     numbers = {Attribute.VALUE_SE: None, Attribute.TEST_ACCURACY: 0.75, Attribute.TEST_LOSS: float("inf")}
     queue.complete(ticket, 0.875, numbers)
     trial = raw(study, 0)
@@ -423,10 +432,10 @@ def test_a_complete_ticket_has_its_numbers(study):
 def test_a_pruned_ticket_keeps_its_reason_and_last_report(study):
     """A pruned trial says why, and its value is the last recent mean that it reported."""
     worker = enter(study)
-    queue.take(study, worker)
-    ticket = queue.take(study, worker)
-    queue.record(ticket, [], {2: 0.5})
-    queue.record(ticket, [], {4: 0.625, 6: 0.75})
+    take_one(study, worker)
+    ticket = take_one(study, worker)
+    queue.record([Entry(ticket, [], {2: 0.5})])
+    queue.record([Entry(ticket, [], {4: 0.625, 6: 0.75})])
     queue.prune(ticket, Decision(prune=True, reason="pruned by median at epoch 6"))
     trial = raw(study, 1)
     assert (trial.state, trial.value) == (TrialState.PRUNED, 0.75)
@@ -442,12 +451,13 @@ def test_level_0_is_never_pruned(study, database, make_spec):
     study = put_study(database, spec)
     queue.fill(study)
     worker = enter(study)
-    baseline, good, poor = (queue.take(study, worker) for _ in range(3))
-    queue.record(good, [], {2: 0.9, 4: 0.9})
+    baseline, good, poor = (take_one(study, worker) for _ in range(3))
+    queue.record([Entry(good, [], {2: 0.9, 4: 0.9})])
     queue.complete(good, 0.9, {})
     for ticket in (baseline, poor):
-        queue.record(ticket, [], {2: 0.1})
-    kept, pruned = queue.judge(baseline, 2), queue.judge(poor, 2)
+        queue.record([Entry(ticket, [], {2: 0.1})])
+    together = {ticket.number: (ticket, Standing(ticket.level, 0.1)) for ticket in (baseline, poor)}
+    kept, pruned = queue.judge(together, 2).values()
     assert not kept.prune
     assert "level 0" in kept.reason
     assert pruned.prune
@@ -458,9 +468,9 @@ def test_level_0_is_never_pruned(study, database, make_spec):
 def test_a_diverged_ticket_is_marked(study):
     """A loss that is not finite ends a trial as pruned and marked, with level, epoch and step, for good."""
     worker = enter(study)
-    queue.take(study, worker)
-    ticket = queue.take(study, worker)
-    queue.record(ticket, [], {2: 0.5})
+    take_one(study, worker)
+    ticket = take_one(study, worker)
+    queue.record([Entry(ticket, [], {2: 0.5})])
     queue.diverge(ticket, DivergedError(level=0.25, epoch=3, step=7, seed=1))
     record = read_trials(study)[1]
     assert (record.state, record.cause, record.level) == ("pruned", "diverged", 0.25)
@@ -479,9 +489,9 @@ def broken():
 def test_an_error_is_retried_and_then_failed(study):
     """A ticket whose code raises gets a new trial with the same ticket and level, up to three attempts."""
     worker = enter(study)
-    others = [queue.take(study, worker), queue.take(study, worker)]
+    others = [take_one(study, worker), take_one(study, worker)]
     for attempt in range(1, ATTEMPTS + 1):
-        ticket = queue.take(study, worker)
+        ticket = take_one(study, worker)
         assert (ticket.number, ticket.level) == (2, 0.5)
         queue.fail(ticket, broken())
         record = newest(study)[2]
@@ -489,7 +499,7 @@ def test_an_error_is_retried_and_then_failed(study):
         assert record.reason == "KeyError: 'width'"
         assert "in broken" in raw(study, record.number).user_attrs["traceback"]
         assert queue.fill(study) == (attempt < ATTEMPTS)
-    assert queue.take(study, worker) is None
+    assert take_one(study, worker) is None
     assert count(read_trials(study)).failed == 1
     assert study.stopped() is None
     for ticket in others:
@@ -504,7 +514,7 @@ def test_tickets_failing_in_a_row_stop_the_study(database, make_spec):
     worker = enter(study)
     for _ in range(FAILURES_IN_A_ROW):
         assert study.stopped() is None
-        queue.fail(queue.take(study, worker), broken())
+        queue.fail(take_one(study, worker), broken())
     assert "3 tickets in a row failed" in study.stopped()
     assert "KeyError: 'width'" in study.stopped()
 
@@ -515,22 +525,22 @@ def test_failures_with_a_success_between_do_not_stop(database, make_spec):
     queue.fill(study)
     worker, dead = enter(study), enter(study)
     for _ in range(2):
-        queue.fail(queue.take(study, worker), broken())
-    queue.complete(queue.take(study, worker), 0.5, {})
+        queue.fail(take_one(study, worker), broken())
+    queue.complete(take_one(study, worker), 0.5, {})
     for _ in range(2):
-        queue.fail(queue.take(study, worker), broken())
+        queue.fail(take_one(study, worker), broken())
     assert study.stopped() is None
-    queue.take(study, dead)
+    take_one(study, dead)
     queue.release(study, dead, "gone")
     assert study.stopped() is None
-    queue.fail(queue.take(study, worker), broken())
+    queue.fail(take_one(study, worker), broken())
     assert study.stopped() is not None
 
 
 @pytest.mark.parametrize("text", ["", "\n", "two\nlines"])
 def test_an_error_without_words_is_named(study, text):
     """An exception whose message is empty or long is a reason in one line all the same."""
-    queue.fail(queue.take(study, enter(study)), RuntimeError(text))
+    queue.fail(take_one(study, enter(study)), RuntimeError(text))
     reason = read_trials(study)[0].reason
     assert reason.startswith("RuntimeError")
     assert "\n" not in reason
@@ -538,7 +548,7 @@ def test_an_error_without_words_is_named(study, text):
 
 def test_an_end_may_be_written_again(study):
     """A write whose answer was lost can be repeated: nothing changes and nothing is raised."""
-    ticket = queue.take(study, enter(study))
+    ticket = take_one(study, enter(study))
     queue.complete(ticket, 0.5, {Attribute.TEST_LOSS: 0.25})
     before = raw(study, 0)
     queue.complete(ticket, 0.5, {Attribute.TEST_LOSS: 0.25})
@@ -548,17 +558,17 @@ def test_an_end_may_be_written_again(study):
 @pytest.mark.parametrize("state", [TrialState.FAIL, TrialState.COMPLETE, TrialState.PRUNED])
 def test_a_trial_finished_behind_the_owners_back_is_lost(study, state):
     """Whoever ended the trial, its worker learns that the ticket is no longer its own and changes nothing."""
-    ticket = queue.take(study, enter(study))
-    queue.record(ticket, [], {2: 0.25})
+    ticket = take_one(study, enter(study))
+    queue.record([Entry(ticket, [], {2: 0.25})])
     study.optuna().tell(raw(study, 0).number, 0.25 if state == TrialState.COMPLETE else None, state=state)
     before = raw(study, 0)
     calls = [
-        lambda: queue.record(ticket, [], {4: 0.5}),
         lambda: queue.complete(ticket, 0.5, {Attribute.TEST_LOSS: 0.5}),
         lambda: queue.prune(ticket, Decision(prune=True, reason="poor")),
         lambda: queue.fail(ticket, ValueError("late")),
     ]
-    ends = {TrialState.COMPLETE: 1, TrialState.PRUNED: 2, TrialState.FAIL: 3}
+    ends = {TrialState.COMPLETE: 0, TrialState.PRUNED: 1, TrialState.FAIL: 2}
+    assert queue.record([Entry(ticket, [], {4: 0.5})]) == {0}
     for index, call in enumerate(calls):
         if index == ends[state]:  # may be its own end, whose answer was lost
             call()
@@ -572,14 +582,14 @@ def test_a_trial_finished_behind_the_owners_back_is_lost(study, state):
 def test_a_ticket_in_other_hands_is_lost(study):
     """A worker that was thought dead cannot write to the trial that its successor trains."""
     dead, other = enter(study), enter(study)
-    ticket = queue.take(study, dead)
+    ticket = take_one(study, dead)
     [number] = queue.release(study, dead, "silent")
     assert number == 0
-    successors = [queue.take(study, other) for _ in range(3)]
+    successors = [take_one(study, other) for _ in range(3)]
     assert successors[-1].number == ticket.number
-    for call in (lambda: queue.record(ticket, [], {4: 0.5}), lambda: queue.complete(ticket, 0.5, {})):
-        with pytest.raises(TicketLostError):
-            call()
+    assert queue.record([Entry(ticket, [], {4: 0.5})]) == {ticket.number}
+    with pytest.raises(TicketLostError):
+        queue.complete(ticket, 0.5, {})
     assert newest(study)[0].state == "running"
     queue.complete(successors[-1], 0.75, {})
     assert newest(study)[0].value == 0.75
@@ -593,8 +603,8 @@ def test_a_released_ticket_is_queued_again(database, make_spec):
     study = put_study(database, make_spec(levels={"count": None}, search={"sampler": "random", "trials": 4}))
     queue.fill(study)
     dead, living = enter(study), enter(study)
-    held = [queue.take(study, dead), queue.take(study, dead)]
-    other = queue.take(study, living)
+    held = [take_one(study, dead), take_one(study, dead)]
+    other = take_one(study, living)
     assert queue.release(study, dead, "it burned down") == [0, 1]
     for ticket in held:
         lost = read_trials(study)[ticket.number]
@@ -611,7 +621,7 @@ def test_losing_a_ticket_is_not_an_attempt_that_failed(study):
     """However often a ticket is lost, it is queued again."""
     for _ in range(ATTEMPTS + 2):
         worker = enter(study)
-        while queue.take(study, worker) is not None:
+        while take_one(study, worker) is not None:
             pass
         assert len(queue.release(study, worker, "killed")) == 3
     assert count(read_trials(study)).waiting == 3
@@ -636,7 +646,7 @@ GRACE = 0.1
 def test_one_look_kills_nobody(study):
     """However old a beat is, the first look only notes it, and a second one too soon does nothing."""
     worker = enter(study)
-    queue.take(study, worker)
+    take_one(study, worker)
     age(study, worker)
     assert Reaper(study, "first", grace_seconds=GRACE).step() == []
     expire_leases(study.database)
@@ -648,8 +658,8 @@ def test_one_look_kills_nobody(study):
 def test_two_looks_a_grace_apart_find_the_dead(study, eventually):
     """A worker whose beat stood still for a whole grace loses its tickets, which wait again."""
     dead, living = enter(study), enter(study)
-    queue.take(study, dead)
-    queue.take(study, living)
+    take_one(study, dead)
+    take_one(study, living)
     reaper = Reaper(study, "me", grace_seconds=GRACE)
     assert reaper.step() == []
     wait_for(study, GRACE, eventually)
@@ -668,7 +678,7 @@ def test_two_looks_a_grace_apart_find_the_dead(study, eventually):
 def test_a_beat_between_two_looks_saves(study, eventually):
     """A worker that beats, however rarely looks come, is alive; its silence counts anew from each beat."""
     worker = enter(study)
-    queue.take(study, worker)
+    take_one(study, worker)
     reaper = Reaper(study, "me", grace_seconds=GRACE)
     for _ in range(3):
         assert reaper.step() == []
@@ -680,7 +690,7 @@ def test_a_beat_between_two_looks_saves(study, eventually):
 def test_after_an_outage_observations_start_again(study, eventually):
     """What was seen before an error of the storage does not count: an outage kills nobody."""
     worker = enter(study)
-    queue.take(study, worker)
+    take_one(study, worker)
     reaper = Reaper(study, "me", grace_seconds=GRACE)
     reaper.step()
     wait_for(study, GRACE, eventually)
@@ -693,7 +703,7 @@ def test_after_an_outage_observations_start_again(study, eventually):
 def test_one_reaper_works_at_a_time(study, eventually):
     """A second reaper sees nothing while the first has the lease, and takes over when that one is gone."""
     worker = enter(study)
-    queue.take(study, worker)
+    take_one(study, worker)
     holder = Reaper(study, "holder", grace_seconds=3600)
     holder.step()
     heir = Reaper(study, "heir", grace_seconds=GRACE)
@@ -721,8 +731,8 @@ def test_an_orphan_without_a_worker_is_found(study, eventually):
 def test_a_ticket_that_its_worker_knows_nothing_of_is_found(study, eventually):
     """A worker that never heard of the success of its own taking does not keep the ticket for ever."""
     worker = enter(study)
-    queue.take(study, worker)
-    queue.take(study, worker)
+    take_one(study, worker)
+    take_one(study, worker)
     reaper = Reaper(study, "me", grace_seconds=GRACE)
     tables.beat(study.database, worker, epochs_run=0, training=(1,))
     assert reaper.step() == []
@@ -736,7 +746,7 @@ def test_a_ticket_that_its_worker_knows_nothing_of_is_found(study, eventually):
 def test_a_ticket_of_a_worker_that_left_is_found(study, eventually):
     """A worker that left without finishing its ticket, as after an error, leaves it to the reaper."""
     worker = enter(study)
-    queue.take(study, worker)
+    take_one(study, worker)
     tables.beat(study.database, worker, epochs_run=0, training=(), leaving=True)
     reaper = Reaper(study, "me", grace_seconds=GRACE)
     assert reaper.step() == []
@@ -748,7 +758,7 @@ def test_a_ticket_of_a_worker_that_left_is_found(study, eventually):
 def test_an_orphan_that_was_signed_in_between_is_observed_anew(study, eventually):
     """A trial seen as an orphan, then in good hands, then as an orphan again, is given a whole grace."""
     first, second = enter(study), enter(study)
-    ticket = queue.take(study, first)
+    ticket = take_one(study, first)
     tables.beat(study.database, first, epochs_run=0, training=(), leaving=True)
     reaper = Reaper(study, "me", grace_seconds=GRACE)
     reaper.step()
@@ -849,7 +859,7 @@ def test_optuna_still_has_what_is_used_of_its_insides(study):
     for model, names in columns.items():
         assert names <= set(model.__table__.columns.keys()), model
     worker = enter(study)
-    ticket = queue.take(study, worker)
+    ticket = take_one(study, worker)
     with study.database.read() as connection:
         table = optunas.ATTRIBUTE.__table__
         rows = connection.execute(sqlalchemy.select(table.c.key, table.c.value_json)).all()

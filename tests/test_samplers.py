@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import itertools
 import math
@@ -15,11 +16,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from optuna.trial import TrialState
 
-from floodsearch.catalog import known, sampler_of
+from floodsearch.catalog import known, sampler_of, schedule_settings
 from floodsearch.records import Attribute, Parameter
-from floodsearch.search.samplers import RULES, RuleSampler, Tried, heuristic
+from floodsearch.search.samplers import RULES, RuleSampler, Tried, at_the_end, heuristic
 from floodsearch.search.space import RESOLUTION, Space, tickets, van_der_corput
-from floodsearch.spec import Spec
+from floodsearch.spec import Choices, Range, Spec
 from floodsearch.studyfile import parse
 from tests.conftest import TINY, merged
 
@@ -31,8 +32,23 @@ SPACES = {
     "continuous above 0": Space(20.0, 50.0),
     "tiny range": Space(0.001, 0.002),
     "choices": Space(0.1, 0.5, grid=(0.0, 0.1, 0.2, 0.3, 0.4, 0.5), choices={"weight_decay": (0.0, 0.1)}),
+    "settings": Space(
+        0.0, 0.2, (0.0, 0.1, 0.2), {"weight_decay": (0.0, 0.1)}, {"until_epoch": Choices(choices=(2, 4))}
+    ),
+    "one level": Space(0.5, 0.5, grid=(0.0, 0.5)),
 }
-BASELINE = Tried(ticket=0, level=0.0, beside={}, score=0.5, epoch=10, complete=True)
+RANGES = {
+    "range": Space(0.5, 0.5, grid=(0.0, 0.5), settings={"alpha": Range(low=0.005, high=0.03, log=True)}),
+    "range and choices": Space(
+        0.0, 0.5, None, {"weight_decay": (0.0, 0.1)}, {"until_accuracy": Range(low=0.9, high=1.0)}
+    ),
+}
+EVERY_RULE_AND_SPACE = [
+    pytest.param(rule, space, id=f"{rule}-{name}")
+    for rule in RULES
+    for name, space in (SPACES if rule == "heuristic" else SPACES | RANGES).items()  # it climbs levels only
+]
+BASELINE = Tried(ticket=0, level=0.0, beside={}, score=0.5)
 repeatable = settings(derandomize=True, deadline=None, database=None)
 every_rule = pytest.mark.parametrize("rule", RULES)
 every_space = pytest.mark.parametrize("space", SPACES.values(), ids=SPACES)
@@ -47,22 +63,19 @@ def _quiet() -> Iterator[None]:
 
 
 def tried(ticket: int, level: float, score: float | None, **beside: Parameter) -> Tried:
-    return Tried(ticket=ticket, level=level, beside=beside, score=score, epoch=10, complete=score is not None)
+    return Tried(ticket=ticket, level=level, beside=beside, score=score)
 
 
 def history(space: Space, n: int = 8) -> list[Tried]:
-    """Return the baseline and n proposals with scores, one of them pending and one pruned."""
-    levels = np.random.default_rng(5).uniform(space.low, space.high, n)
-    combinations = space.combinations()
+    """Return the baseline and n proposals with scores, and two more of which one is pending."""
+    rng = np.random.default_rng(5)
+    levels = rng.uniform(space.low, space.high, n)
     several = [
-        tried(index + 1, float(level), -((index - 3) ** 2) / 10, **combinations[index % len(combinations)])
+        tried(index + 1, float(level), -((index - 3) ** 2) / 10, **space.draw(rng))
         for index, level in enumerate(levels)
     ]
-    pending = tried(n + 1, (space.low + space.high) / 2, None, **combinations[0])
-    pruned = Tried(
-        ticket=n + 2, level=space.high, beside=combinations[0], score=-1.0, epoch=4, complete=False
-    )
-    return [BASELINE, *several, pending, pruned]
+    pending = tried(n + 1, (space.low + space.high) / 2, None, **space.draw(rng))
+    return [BASELINE, *several, pending, tried(n + 2, space.high, -1.0, **space.draw(rng))]
 
 
 def propose(rule: str, space: Space, seen: Sequence[Tried], ticket: int = 20) -> dict[str, Parameter]:
@@ -87,6 +100,12 @@ class Search:
     def tell(self, trial: optuna.Trial, score: float | None, state: TrialState = TrialState.COMPLETE) -> None:
         self.study.tell(trial, score, state)
 
+    def add(self, parameters: dict[str, Parameter], score: float) -> None:
+        """Add a ticket that is fixed: the baseline of some choices."""
+        every = self.space.distributions()
+        distributions = {name: every[name] for name in parameters}
+        self.study.add_trial(optuna.create_trial(params=parameters, distributions=distributions, value=score))
+
     def levels(self) -> list[tuple[Any, ...]]:
         return [tuple(trial.params.values()) for trial in self.study.get_trials()]
 
@@ -101,21 +120,19 @@ def search(
 # --- every rule ------------------------------------------------------------------------------------------
 
 
-@every_rule
-@every_space
+@pytest.mark.parametrize(("rule", "space"), EVERY_RULE_AND_SPACE)
 @pytest.mark.parametrize("n", [0, 1, 8])
 def test_a_proposal_is_complete_and_in_range(rule, space, n):
-    """A proposal names a level in [low, high] and one of the choices of each other parameter."""
+    """A proposal names a level in [low, high] and a value of each other parameter that is searched."""
     seen = history(space)[:n]
     for ticket in range(3):
         proposal = propose(rule, space, seen, ticket)
-        assert proposal.keys() == {"level", *space.choices}
-        assert space.low <= proposal["level"] <= space.high
-        assert all(proposal[name] in values for name, values in space.choices.items())
+        assert proposal.keys() == space.distributions().keys()
+        assert space.low <= proposal.pop("level") <= space.high
+        assert space.holds(proposal)
 
 
-@every_rule
-@every_space
+@pytest.mark.parametrize(("rule", "space"), EVERY_RULE_AND_SPACE)
 def test_the_same_history_gives_the_same_proposal(rule, space):
     """A rule has no state of its own: asked again, or after other questions, it answers the same."""
     seen = history(space)
@@ -152,19 +169,33 @@ def test_a_rule_leaves_the_global_random_state_alone(rule):
 
 
 @every_rule
-@pytest.mark.parametrize("name", ["grid", "grid above 0", "choices"])
-def test_a_grid_is_proposed_level_by_level(rule, name):
-    """Through Optuna every proposal is on the grid and new, until all were tried."""
+@pytest.mark.parametrize("name", ["grid", "grid above 0", "choices", "settings", "one level"])
+def test_every_ticket_of_a_grid_is_proposed_once(rule, name):
+    """Through Optuna every proposal is on the grid and new, until all were tried in each combination."""
     space = SPACES[name]
     running = search(rule, space, seed=3)
-    for _ in space.candidates():
+    for beside in space.baselines():
+        running.add({"level": 0.0, **beside}, 1.0)
+    above = [level for level in space.grid if level > 0]
+    wanted = [(level, *beside.values()) for level in above for beside in space.combinations()]
+    for _ in wanted:
         trial = running.ask()
         running.tell(trial, math.cos(7 * trial.params["level"]))
-    seen = running.levels()
-    assert len(set(seen)) == len(seen)
-    assert {level for level, *_ in seen} <= set(space.candidates())
-    if not space.choices:
-        assert {level for (level,) in seen} == set(space.candidates())
+    assert sorted(running.levels()[len(space.baselines()) :]) == sorted(wanted)
+
+
+@pytest.mark.parametrize("rule", ["random", "tpe", "gp"])
+@pytest.mark.parametrize("space", RANGES.values(), ids=RANGES)
+def test_a_range_beside_the_level_is_searched(rule, space):
+    """Beside baselines that have none of it, a range is proposed with new values, or at new levels."""
+    running = search(rule, space, seed=3)
+    for beside in space.baselines():
+        running.add({"level": 0.0, **beside}, 0.1)
+    for _ in range(14):
+        trial = running.ask()
+        assert trial.params.keys() == space.distributions().keys()
+        running.tell(trial, -abs(trial.params["level"] - 0.5))
+    assert len(set(running.levels())) == 14 + len(space.baselines())
 
 
 @every_rule
@@ -186,6 +217,22 @@ def test_workers_that_overlap_never_get_the_same_level(rule, name):
     levels = [level for (level,) in running.levels()]
     closest = (space.high - space.low) / RESOLUTION / 2
     assert all(abs(one - other) >= closest for index, one in enumerate(levels) for other in levels[:index])
+
+
+@pytest.mark.parametrize("rule", ["tpe", "gp"])
+def test_a_value_of_a_range_is_learned_from_others(rule):
+    """After 20 proposals the best value of a range is as near the top as 20 random ones are in 99 of 100.
+
+    Random ones are all further away than d with probability (1 - 2 d / width) ** 20.
+    """
+    space = RANGES["range"]
+    running = search(rule, space, seed=1)
+    running.add({"level": 0.0}, 0.0)
+    place = lambda alpha: math.log(alpha / 0.005) / math.log(6)  # noqa: E731 - in [0, 1]
+    for _ in range(20):
+        trial = running.ask()
+        running.tell(trial, 1 - (place(trial.params["alpha"]) - 0.6) ** 2)
+    assert abs(place(running.study.best_params["alpha"]) - 0.6) <= (1 - 0.01 ** (1 / 20)) / 2
 
 
 @every_rule
@@ -282,6 +329,158 @@ def test_a_rule_finds_the_top_of_a_noisy_quadratic(rule, space, place):
     assert abs(running.study.best_params["level"] - top) / width <= math.sqrt(reached**2 + 2 * noise)
 
 
+# --- what was pruned -------------------------------------------------------------------------------------
+
+
+def curve(
+    ticket: int, level: float, values: dict[int, float], *, ended: bool = True, **beside: Parameter
+) -> Tried:
+    """Return a trial that reported these values and ended, or trains on."""
+    score = values[max(values)] if ended and values else None
+    return Tried(ticket=ticket, level=level, beside=beside, score=score, rungs=values)
+
+
+def halved(values: Callable[[float, int], float], lasting: dict[float, int]) -> list[Tried]:
+    """Return trials of some levels that report at rungs 2, 4, 6 and 8, up to their last one."""
+    return [
+        curve(ticket, level, {rung: values(level, rung) for rung in (2, 4, 6, 8) if rung <= last})
+        for ticket, (level, last) in enumerate(lasting.items())
+    ]
+
+
+LASTING = {0.0: 8, 0.1: 2, 0.2: 4, 0.3: 8, 0.4: 6, 0.5: 2}
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        lambda level, rung: 0.8 - (level - 0.3) ** 2,  # nothing changes
+        lambda level, rung: 0.8 - (level - 0.3) ** 2 - 0.01 * rung**2,  # all get worse, whatever their level
+    ],
+)
+def test_what_was_pruned_is_worth_what_it_would_have_come_to(values):
+    """Where all levels change alike, each trial has the score that it would have had at the end."""
+    for one in at_the_end(halved(values, LASTING)):
+        assert one.score == pytest.approx(values(one.level, 8))
+
+
+def test_the_change_of_a_level_is_that_of_its_neighbours():
+    """Where the change is linear in the level, and the outermost levels go on, it is exact too."""
+
+    def values(level: float, rung: int) -> float:
+        return 0.8 - (level - 0.3) ** 2 - 0.01 * rung * (0.5 - level)
+
+    for one in at_the_end(halved(values, {**LASTING, 0.5: 8})):
+        assert one.score == pytest.approx(values(one.level, 8))
+
+
+def test_beyond_the_levels_that_went_on_their_change_is_constant():
+    """No change is extrapolated: a level above all that went on changes like the highest of them."""
+    went_on = [curve(0, 0.0, {2: 0.7, 4: 0.5}), curve(1, 0.2, {2: 0.7, 4: 0.6})]
+    *_, beyond = at_the_end([*went_on, curve(2, 0.4, {2: 0.6})])
+    assert beyond.score == pytest.approx(0.6 - 0.1)
+
+
+def test_a_score_is_carried_over_several_rungs():
+    """Nobody needs to have reported at both ends: whoever went on carries it on, still training or not."""
+    trials = [
+        curve(0, 0.0, {2: 0.7, 4: 0.6}),
+        curve(1, 0.0, {4: 0.5, 8: 0.2}, ended=False),
+        curve(2, 0.0, {2: 0.8}),
+        curve(3, 0.0, {3: 0.4}),  # nobody else was there
+        curve(4, 0.0, {}, ended=False),
+    ]
+    scores = [one.score for one in at_the_end(trials)]
+    assert scores == [pytest.approx(0.6 - 0.3), None, pytest.approx(0.8 - 0.1 - 0.3), 0.4, None]
+
+
+def test_each_combination_changes_by_itself():
+    """A trial is carried on by those with the same choices, and by all others where there are none."""
+    trials = [
+        curve(0, 0.0, {2: 0.7, 4: 0.6}, weight_decay=0.0),
+        curve(1, 0.0, {2: 0.7, 4: 0.4}, weight_decay=0.1),
+        curve(2, 0.1, {2: 0.8}, weight_decay=0.0),
+        curve(3, 0.1, {2: 0.8}, weight_decay=0.1),
+        curve(4, 0.1, {2: 0.8}, weight_decay=0.2),
+    ]
+    assert [one.score for one in at_the_end(trials)[2:]] == pytest.approx([0.7, 0.5, 0.6])
+
+
+scores = st.integers(-64, 64).map(lambda quarter: quarter / 4)
+curves = st.lists(
+    st.tuples(st.integers(0, 4), st.lists(scores, max_size=5), st.booleans()), min_size=1, max_size=12
+).map(
+    lambda several: [
+        curve(ticket, level / 4, dict(enumerate(values, start=1)), ended=ended)
+        for ticket, (level, values, ended) in enumerate(several)
+    ]
+)
+
+
+@repeatable
+@given(curves, st.randoms(use_true_random=False))
+def test_the_order_of_the_trials_does_not_matter_for_their_scores(several, random):
+    """Each trial is worth the same, in whatever order they are listed."""
+    mixed = random.sample(several, len(several))
+    worth = {one.ticket: one.score for one in at_the_end(mixed)}
+    for one in at_the_end(several):
+        assert worth[one.ticket] == pytest.approx(one.score)
+
+
+@repeatable
+@given(curves, st.lists(st.integers(-8, 8), min_size=5, max_size=5))
+def test_a_change_that_all_have_in_common_is_no_score(several, common):
+    """If at some rung all values were higher by the same, all scores change by that of the last rung."""
+    lifted = [
+        dataclasses.replace(
+            one,
+            rungs={rung: value + common[rung - 1] for rung, value in one.rungs.items()},
+            score=None if one.score is None else one.score + common[len(one.rungs) - 1],
+        )
+        for one in several
+        if one.rungs
+    ]
+    longest = max((len(one.rungs) for one in several), default=0)
+    after = at_the_end(lifted)
+    for before, one in zip(at_the_end([one for one in several if one.rungs]), after, strict=True):
+        if before.score is not None:
+            assert one.score == pytest.approx(before.score + common[longest - 1])
+
+
+@repeatable
+@given(curves)
+def test_a_trial_at_the_last_rung_keeps_its_score(several):
+    """The longest trials, those that train and those without reports, are left as they were."""
+    longest = max(len(one.rungs) for one in several)
+    for before, after in zip(several, at_the_end(several), strict=True):
+        if before.score is None or len(before.rungs) in (0, longest):
+            assert after == before
+
+
+@pytest.mark.parametrize("maximize", [True, False])
+@pytest.mark.parametrize("rule", ["gp", "heuristic"])
+def test_a_rule_finds_the_top_although_most_is_pruned(rule, maximize):
+    """Two in three are pruned early, at values above all final ones; the search still closes in on the top.
+
+    Four of the last eight proposals lie within a sixteenth of the range of it; of random ones, each so near
+    with probability 1/8, four of eight do so once in 90 times.
+    """
+    space, top, sign = Space(0.0, 0.5), 0.3, 1 if maximize else -1
+    running = search(rule, space, seed=0, maximize=maximize)
+    for last in [8, 2, 4] * 5 + [8]:
+        trial = running.ask()
+        value = 1 - ((trial.params["level"] - top) / 0.5) ** 2
+        for rung in (2, 4, 8):
+            if rung <= last:
+                trial.report(sign * (value - rung), rung)
+        if last == 8:
+            running.tell(trial, sign * (value - last))
+        else:
+            running.tell(trial, None, TrialState.PRUNED)
+    distances = [abs(level - top) / 0.5 for (level,) in running.levels()[-8:]]
+    assert sorted(distances)[3] <= 1 / 16
+
+
 # --- the heuristic ---------------------------------------------------------------------------------------
 
 UNIT = Space(0.0, 1.0)
@@ -350,6 +549,19 @@ def test_a_pending_level_counts_as_a_loss():
     assert levels == [0.75, 0.25, 0.625, 0.375]
 
 
+def test_the_baseline_is_the_first_step_of_each_combination():
+    """Level 0 has no settings of the schedule, and counts for all of them."""
+    space = Space(0.0, 1.0, settings={"until_epoch": Choices(choices=(2, 4))})
+    proposals = [heuristic(space, [tried(0, 0.0, 0.5)], np.random.default_rng(seed)) for seed in range(8)]
+    assert {(one["until_epoch"], one["level"]) for one in proposals} == {(2, 0.25), (4, 0.25)}
+
+
+def test_the_heuristic_refuses_a_range_beside_the_level():
+    """It climbs the level only, so a range beside it is refused with the samplers that search it."""
+    with pytest.raises(ValueError, match="search alpha with 'tpe', 'gp' or 'random'"):
+        heuristic(RANGES["range"], [], np.random.default_rng(0))
+
+
 def test_the_baseline_below_the_range_does_not_count():
     """With low above 0, the climb starts at low: level 0 is not in its range."""
     space = Space(2.0, 4.0)
@@ -402,14 +614,17 @@ def grids(draw) -> Space:
 @repeatable
 @given(grids(), st.floats(-1, 8), st.data())
 def test_the_nearest_untried_level_of_a_grid(space, level, data):
-    """It is on the grid, in the range, new, and none that is also new lies nearer; the higher one of two."""
+    """It is on the grid, in the range, new, and none that is also new lies nearer; the higher one of two.
+
+    If there is no new one, there is none.
+    """
     candidates = [one for one in space.grid if space.low <= one <= space.high]
     gone = data.draw(st.lists(st.sampled_from(space.grid), unique=True))
     left = [one for one in candidates if one not in gone]
     found = space.nearest_untried(level, gone)
     inside = min(max(level, space.low), space.high)
     if not left:
-        assert found == inside
+        assert found is None
         return
     assert found in left
     assert abs(found - inside) == min(abs(one - inside) for one in left)
@@ -450,7 +665,34 @@ def test_level_zero_fits_every_distribution(space):
     distributions = space.distributions()
     assert distributions["level"].low == 0.0
     assert distributions["level"].high == space.high
-    assert distributions.keys() == {"level", *space.choices}
+    assert distributions.keys() == {"level", *space.choices, *space.settings}
+
+
+@pytest.mark.parametrize("space", [*SPACES.values(), *RANGES.values()], ids=[*SPACES, *RANGES])
+def test_a_space_holds_what_it_draws_and_its_baselines(space):
+    """What is drawn beside the level, and what a baseline has, is of the space; anything else is not."""
+    drawn = [space.draw(np.random.default_rng(seed)) for seed in range(50)]
+    assert all(space.holds(one) for one in [*drawn, *space.baselines()])
+    distributions = space.distributions()
+    assert all(distributions[name]._contains(distributions[name].to_internal_repr(value))
+               for one in drawn for name, value in one.items())  # fmt: skip
+    assert not space.holds({"dropout": 0.5})
+    assert not any(space.holds({**one, "dropout": 0.5}) for one in drawn)
+    for name, values in space.choices.items():
+        assert {one[name] for one in drawn} == set(values)
+        assert not space.holds({**drawn[0], name: 7.0})
+    for name in space.ranges:
+        assert len({one[name] for one in drawn}) > 40  # of 1001 steps
+        assert not space.holds({**drawn[0], name: 7.0})
+
+
+def test_a_range_is_drawn_by_its_logarithm_where_asked():
+    """Half of the draws are below the geometric mean, and without `log` below the arithmetic one."""
+    for log, middle in ((True, 0.1), (False, 0.505)):
+        space = Space(0.0, 1.0, settings={"alpha": Range(low=0.01, high=1.0, log=log)})
+        rng = np.random.default_rng(0)
+        below = sum(space.draw(rng)["alpha"] < middle for _ in range(400))
+        assert abs(below - 200) <= 2.58 * 10  # two-sided 99 % of 400 fair coins, whose deviation is 10
 
 
 # --- the queue -------------------------------------------------------------------------------------------
@@ -493,6 +735,42 @@ def test_a_grid_with_choices_has_a_ticket_for_each_combination():
     assert sorted(found) == [(level, choice) for level in (0.0, 0.25, 0.5) for choice in (0.0, 0.1)]
 
 
+@pytest.mark.parametrize("sampler", ["grid", *RULES])
+def test_each_combination_of_recipe_fields_has_one_baseline(sampler):
+    """Level 0 is trained once for every combination of recipe fields, first, whatever proposes the levels."""
+    choices = {"weight_decay": {"choices": [0.0, 0.1]}, "learning_rate": {"choices": [0.01, 0.001]}}
+    search = {"sampler": sampler} if sampler == "grid" else {"sampler": sampler, "trials": 9}
+    found = tickets(make(training=choices, search=search))
+    baselines = [one for one in found if one is not None and one["level"] == 0]
+    assert found[:4] == baselines
+    pairs = {(one["weight_decay"], one["learning_rate"]) for one in baselines}
+    assert pairs == set(itertools.product([0.0, 0.1], [0.01, 0.001]))
+
+
+def test_a_baseline_has_no_settings_of_the_schedule():
+    """They mean nothing at level 0, which is trained once for all of them."""
+    spec = make(
+        training={"schedule": "backward", "weight_decay": {"choices": [0.0, 0.1]}},
+        backward={"until_epoch": {"choices": [2, 4]}},
+    )
+    found = [tuple(one.values()) for one in tickets(spec)]
+    assert found[:2] == [(0.0, 0.0), (0.0, 0.1)]
+    assert sorted(found[2:]) == sorted(itertools.product([0.25, 0.5], [0.0, 0.1], [2, 4]))
+
+
+def test_an_adaptive_study_has_one_ticket_beside_its_baseline():
+    """The run finds the level: the ticket holds the highest one that it may take."""
+    adaptive = {"levels": None, "training": {"schedule": "adaptive"}}
+    assert tickets(make(**adaptive)) == [{"level": 0.0}, {"level": 0.5}]
+    adaptive["levels"] = {"high": 0.3, "count": None}
+    adaptive["adaptive"] = {"alpha": {"choices": [0.01, 0.02]}}
+    assert tickets(make(**adaptive)) == [
+        {"level": 0.0},
+        {"level": 0.3, "alpha": 0.01},
+        {"level": 0.3, "alpha": 0.02},
+    ]
+
+
 def test_a_sampled_search_has_open_tickets():
     """Level 0 is fixed, and so many tickets are open that all together are `trials`."""
     changes = {"levels": {"count": None}, "search": {"sampler": "random", "trials": 5}}
@@ -523,3 +801,26 @@ def test_the_sampler_of_a_spec_proposes_in_its_space(name):
     for _ in range(5):
         running.tell(running.ask(), 0.5)
     assert sorted(level for (level,) in running.levels()) == [0.1, 0.2, 0.3, 0.4, 0.5]
+
+
+@pytest.mark.parametrize("name", ["random", "tpe", "gp"])
+def test_the_sampler_of_an_adaptive_study_searches_its_settings(name):
+    """Where the run finds the level, a sampler proposes the schedule's settings at the highest level."""
+    alpha = {"low": 0.005, "high": 0.03}
+    spec = make(
+        levels=None,
+        training={"schedule": "adaptive"},
+        search={"sampler": name, "trials": 12},
+        adaptive={"alpha": alpha},
+    )
+    running = Search(sampler_of(spec))
+    running.add({"level": 0.0}, 0.5)
+    for _ in range(11):
+        trial = running.ask()
+        assert trial.params["level"] == 0.5
+        assert schedule_settings(spec, trial.params) == {
+            "until_accuracy": 1.0,
+            "alpha": trial.params["alpha"],
+        }
+        running.tell(trial, trial.params["alpha"])
+    assert schedule_settings(spec, {}) == {"until_accuracy": 1.0}

@@ -33,6 +33,16 @@ RICH = {
     "budget": {"hours": 0.5, "epochs": 1000},
 }
 """A study with something in every table."""
+SCHEDULED = {
+    "levels": {"count": None},
+    "training": {"schedule": "backward"},
+    "search": {"sampler": "tpe", "trials": 8},
+    "backward": {
+        "until_accuracy": {"low": 0.5, "high": 1.0, "log": True},
+        "until_epoch": {"choices": [2, 4]},
+    },
+}
+"""A study that searches the settings of its schedule, among choices and in a range."""
 
 
 # --- levels ----------------------------------------------------------------------------------------------
@@ -115,7 +125,7 @@ def test_levels_without_count_and_step_are_continuous():
 # --- the stored form -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("changes", [{}, RICH], ids=["tiny", "rich"])
+@pytest.mark.parametrize("changes", [{}, RICH, SCHEDULED], ids=["tiny", "rich", "scheduled"])
 def test_a_spec_comes_back_from_json_as_it_was(changes):
     """A stored spec equals the one that was written, types included."""
     before = spec(**changes)
@@ -181,7 +191,9 @@ def paths(tree: Any, prefix: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
     return [prefix] * bool(prefix) + [path for key, value in inner for path in paths(value, (*prefix, key))]
 
 
-WHOLE = json.loads(spec(**RICH).model_dump_json())
+WHOLE = json.loads(
+    spec(**{**SCHEDULED, **RICH, "training": RICH["training"] | SCHEDULED["training"]}).model_dump_json()
+)
 
 
 @repeatable
@@ -274,6 +286,22 @@ def test_a_choice_beside_the_level_that_changed_is_a_difference():
     choices = lambda *values: spec(training={"weight_decay": {"choices": list(values)}})  # noqa: E731
     (line,) = differences(choices(0.0, 1e-4), choices(0.0, 1e-3))
     assert line == "training.recipe.weight_decay.choices: [0.0, 0.0001] before, [0.0, 0.001] now"
+
+
+@pytest.mark.parametrize(
+    ("changed", "line"),
+    [
+        ({"backward": {"until_accuracy": {"high": 0.9}}},
+         "settings.backward.until_accuracy.high: 1.0 before, 0.9 now"),
+        ({"backward": {"until_accuracy": 0.9}}, "settings.backward.until_accuracy: not set before, 0.9 now"),
+        ({"training": {"schedule": "constant"}, "backward": None},
+         'training.schedule: "backward" before, "constant" now'),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_another_schedule_or_search_of_it_is_a_difference(changed, line):
+    """Another schedule, and another value or range of its settings, is another search."""
+    assert line in differences(spec(**SCHEDULED), spec(**merged(SCHEDULED, changed)))
 
 
 # --- rungs -----------------------------------------------------------------------------------------------

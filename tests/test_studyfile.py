@@ -19,7 +19,7 @@ from floodsearch.catalog import known
 from floodsearch.errors import StudyFileError
 from floodsearch.search.pruners import PRUNERS
 from floodsearch.search.samplers import SAMPLERS
-from floodsearch.spec import Spec
+from floodsearch.spec import Choices, Range, Spec
 from floodsearch.studyfile import parse, read
 from floodsearch.tasks import TASKS
 from tests.conftest import TINY, merged
@@ -30,6 +30,7 @@ MODULE_NUMBERS = itertools.count()
 repeatable = settings(derandomize=True, deadline=None, database=None)
 
 SAMPLED = {"levels": {"count": None}, "search": {"sampler": "random", "trials": 8}}
+ADAPTIVE = {"levels": None, "training": {"schedule": "adaptive"}}
 
 
 def spec(**changes: Any) -> Spec:
@@ -138,6 +139,50 @@ def test_settings_of_the_chosen_sampler_and_pruner_are_kept():
     """The tables of the chosen names are stored with their defaults, but for those that are None."""
     chosen = merged(SAMPLED, {"search": {"sampler": "tpe", "pruner": "hyperband"}, "tpe": {"startup": 3}})
     assert spec(**chosen).settings == {"tpe": {"startup": 3}, "hyperband": {"reduction": 3}}
+
+
+def test_the_settings_of_the_schedule_are_kept():
+    """The table of the chosen schedule is stored with its defaults, but for those that are None."""
+    changes = {"training": {"schedule": "backward"}, "backward": {"until_epoch": 4}}
+    assert spec(**changes).settings == {"backward": {"until_accuracy": 1.0, "until_epoch": 4}}
+    assert spec(training={"schedule": "backward"}).settings == {"backward": {"until_accuracy": 1.0}}
+
+
+@pytest.mark.parametrize(("levels", "high"), [(None, 0.5), ({"high": None, "count": None}, 0.5),
+                                              ({"high": 0.3, "count": None}, 0.3)])  # fmt: skip
+def test_an_adaptive_study_has_one_level_beside_zero(levels, high):
+    """The adaptive schedule finds the level in each run: [levels] is left out, or holds the highest one."""
+    adaptive = spec(levels=levels, training={"schedule": "adaptive"})
+    assert adaptive.levels.grid() == (0.0, high)
+    assert adaptive.settings == {"adaptive": {"until_accuracy": 1.0, "alpha": 0.015}}
+
+
+def test_settings_of_the_schedule_can_be_searched():
+    """A setting of the schedule is searched among choices, or in a range by samplers that propose."""
+    alpha, accuracy = {"low": 0.005, "high": 0.03, "log": True}, {"choices": [0.9, 1.0]}
+    searched = {"search": {"sampler": "tpe"}, "adaptive": {"alpha": alpha, "until_accuracy": accuracy}}
+    loaded = spec(**merged(ADAPTIVE, searched))
+    assert loaded.searched_settings == {
+        "alpha": Range(low=0.005, high=0.03, log=True),
+        "until_accuracy": Choices(choices=(0.9, 1.0)),
+    }
+    assert loaded.search.trials == 51
+
+
+@pytest.mark.parametrize(
+    ("changes", "trials"),
+    [
+        # Level 0 counts once, whatever is searched of the schedule: 1 + 2 x 2, 2 + 2 x 2 x 2, 1 + 1 x 3.
+        ({"training": {"schedule": "backward"}, "backward": {"until_epoch": {"choices": [2, 4]}}}, 5),
+        ({"training": {"schedule": "backward", "weight_decay": {"choices": [0.0, 0.1]}},
+          "backward": {"until_epoch": {"choices": [2, 4]}}}, 10),
+        (merged(ADAPTIVE, {"adaptive": {"alpha": {"choices": [0.01, 0.02, 0.03]}}}), 4),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_search_of_choices_has_as_many_trials_as_there_are_tickets(changes, trials):
+    """Where all that is searched are levels of a grid and choices, a sampler has a trial for each of them."""
+    assert spec(**{"search": {"sampler": "random"}, **changes}).search.trials == trials
 
 
 def test_seeds_are_a_count_or_a_list():
@@ -304,7 +349,7 @@ def test_an_unknown_name_is_refused_with_the_valid_ones(changes, key, value, val
         ({"training": {"gamma": {"choices": [0.1, "much"]}}}, "training.gamma", ("'much'", "number")),
         ({"training": {"gamma": {"choices": [0.1, -2.0]}}}, "training.gamma", ("above 0, but is -2.0",)),
         # Settings.
-        ({"tpe": {"startup": 3}}, "tpe", ("have no use here", "search names another")),
+        ({"tpe": {"startup": 3}}, "tpe", ("have no use here: search.sampler is 'grid'", "remove the table")),
         ({"hyperband": {"reduction": 3}}, "hyperband", ("have no use here",)),
         (merged(SAMPLED, {"search": {"sampler": "tpe"}, "tpe": 3}), "tpe", ("3 is not a table", "[tpe]")),
         (
@@ -337,6 +382,82 @@ def test_an_unknown_name_is_refused_with_the_valid_ones(changes, key, value, val
             "median",
             ("startup must be at least 0, but is -1",),
         ),
+        # The schedule.
+        (
+            {"backward": {"until_epoch": 3}},
+            "backward",
+            ("have no use here: training.schedule is 'constant'",),
+        ),
+        (merged(ADAPTIVE, {"backward": {"until_epoch": 3}}), "backward", ("have no use here",)),
+        (merged(ADAPTIVE, {"adaptive": 3}), "adaptive", ("3 is not a table", "[adaptive]")),
+        (merged(ADAPTIVE, {"adaptive": {"alfa": 0.1}}), "adaptive.alfa", ("unknown key", "'alpha'?")),
+        (merged(ADAPTIVE, {"adaptive": {"alpha": "much"}}), "adaptive.alpha", ("'much'", "number")),
+        (merged(ADAPTIVE, {"adaptive": {"alpha": 0.0}}), "adaptive", ("alpha must be above 0, but is 0.0",)),
+        (merged(ADAPTIVE, {"adaptive": {"tolerance": -1.0}}), "adaptive", ("at least 0, but is -1.0",)),
+        (
+            {"training": {"schedule": "backward"}, "backward": {"until_accuracy": 1.5}},
+            "backward",
+            ("until_accuracy must be in (0, 1], but is 1.5",),
+        ),
+        (
+            {"training": {"schedule": "backward"}, "backward": {"until_epoch": 2.0}},
+            "backward.until_epoch",
+            ("2.0", "integer"),
+        ),
+        ({**ADAPTIVE, "levels": {"count": 5, "high": None}}, "levels.count", ("'adaptive' finds the level",)),
+        (
+            {**ADAPTIVE, "levels": {"low": 0.1, "high": None, "count": None}},
+            "levels.low",
+            ("no use", "remove"),
+        ),
+        ({**ADAPTIVE, "levels": {"high": -0.1, "count": None}}, "levels.high", ("-0.1", "greater than 0")),
+        # Searched beside the level.
+        (
+            merged(ADAPTIVE, {"adaptive": {"alpha": {"choices": [0.1, -0.1]}}}),
+            "adaptive",
+            ("alpha must be above 0, but is -0.1",),
+        ),
+        (
+            merged(ADAPTIVE, {"adaptive": {"alpha": {"choices": [0.1, 0.1]}}}),
+            "adaptive.alpha.choices",
+            ("holds a choice twice",),
+        ),
+        (
+            merged(ADAPTIVE, {"adaptive": {"alpha": {"low": 0.01, "high": 0.02}}}),
+            "adaptive.alpha",
+            ("is a range", "{choices = [...]}", "another sampler"),
+        ),
+        *(
+            (
+                merged(ADAPTIVE, {"search": {"sampler": "tpe"}, "adaptive": {"alpha": values}}),
+                key,
+                fragments,
+            )
+            for values, key, fragments in [
+                ({"low": 0.2, "high": 0.1}, "adaptive.alpha", ("0.2 is not below high = 0.1",)),
+                ({"low": 0.0, "high": 0.1, "log": True}, "adaptive.alpha", ("low = 0 has no logarithm",)),
+                ({"low": -0.1, "high": 0.1}, "adaptive", ("alpha must be above 0, but is -0.1",)),
+                ({"low": 0.1}, "adaptive.alpha.high", ("missing",)),
+                ({"low": 0.1, "high": "x"}, "adaptive.alpha.high", ("'x'", "number")),
+                ({"low": 0.1, "high": 0.2, "logs": True}, "adaptive.alpha.logs", ("did you mean 'log'?",)),
+            ]
+        ),
+        (
+            merged(
+                SAMPLED,
+                {"training": {"schedule": "backward"}, "backward": {"until_epoch": {"low": 2, "high": 5}}},
+            ),
+            "backward.until_epoch",
+            ("takes no fractions", "{choices = [...]}"),
+        ),
+        (
+            merged(
+                ADAPTIVE,
+                {"search": {"sampler": "heuristic"}, "adaptive": {"alpha": {"low": 0.01, "high": 0.02}}},
+            ),
+            "heuristic",
+            ("the level is all that it climbs", "alpha", "'tpe', 'gp' or 'random'"),
+        ),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -360,15 +481,11 @@ def test_a_bad_startup_is_refused_or_harmless(sampler, startup):
     ("changes", "key", "value"),
     [
         ({"levels": {"high": "auto"}}, "levels.high", "auto"),
-        ({"search": {"pruner": "halving"}}, "search.pruner", "halving"),
-        ({"training": {"schedule": "backward"}}, "training.schedule", "backward"),
-        ({"training": {"schedule": "adaptive"}}, "training.schedule", "adaptive"),
         ({"training": {"schedule": "policy"}}, "training.schedule", "policy"),
         ({"search": {"sampler": "policy"}}, "search.sampler", "policy"),
         ({"objective": "train:main", "task": None, "options": None}, "objective", "objective"),
         ({"command": "python train.py", "task": None, "options": None}, "command", "command"),
-        ({"halving": {"keep": 3}}, "halving", "halving"),
-        ({"adaptive": {"alpha": 0.015}}, "adaptive", "adaptive"),
+        ({"policy": {"hidden": 3}}, "policy", "policy"),
     ],
     ids=str,
 )
@@ -378,9 +495,9 @@ def test_what_this_version_has_not_is_refused_by_name(changes, key, value):
 
 
 def test_a_table_that_is_not_available_hides_no_other_problem():
-    """A refused [halving] table does not hide that the task is missing."""
-    found = dict(problems(task=None, options=None, halving={}))
-    assert "not available" in found["halving"]
+    """A refused [policy] table does not hide that the task is missing."""
+    found = dict(problems(task=None, options=None, policy={}))
+    assert "not available" in found["policy"]
     assert "missing" in found["task"]
 
 
@@ -394,12 +511,12 @@ def test_all_problems_are_reported_at_once():
         training={"epochs": 0, "seeds": 0, "momentum": 2.0, "epoch": 5},
         search={"sampler": "policy", "pruner": "nune", "window": 7.0},
         budget={"hours": 0.0},
-        halving={},
+        policy={},
     )
     assert {key for key, _ in found} == {
         "name", "colour", "options.label_nois", "options.width", "levels.low", "levels.high", "levels.count",
         "training.epochs", "training.seeds", "training.momentum", "training.epoch", "search.sampler",
-        "search.window", "budget.hours", "halving",
+        "search.window", "budget.hours", "policy",
     }  # fmt: skip
     assert len(found) == 15
     with pytest.raises(StudyFileError, match=r"^my\.toml has 2 problems\n") as error:
@@ -470,6 +587,7 @@ def test_a_file_is_read_as_it_was_written(tmp_path):
     path.write_text(
         'name = "tiny"\ntask = "two_gaussians"\n[options]\nlabel_noise = 0.1\nwidth = 8\ndepth = 1\n'
         "[levels]\nhigh = 0.5\ncount = 3\n[training]\nepochs = 10\nseeds = 2\nvalidate_every = 2\n"
+        '[search]\npruner = "none"\n'
     )
     assert read(path, KNOWN) == spec()
 
@@ -521,6 +639,28 @@ def test_a_task_of_the_users_own_may_have_usual_defaults(write_module, parameter
     reference = write_module(OWN_TASK.format(parameters=parameters)) + ":task"
     loaded = parse(own(reference), KNOWN)
     assert loaded.options["label_noise"] == 0.2
+
+
+WITHOUT_ACCURACY = """
+import dataclasses
+from floodsearch.tasks.synthetic import two_gaussians
+
+def task():
+    return dataclasses.replace(two_gaussians(width=4, depth=1), correct=None)
+"""
+
+
+def test_a_schedule_that_waits_for_an_accuracy_needs_one(write_module):
+    """Where a task has no accuracy, a schedule that waits for one is refused with what to use instead."""
+    least = {**own(write_module(WITHOUT_ACCURACY) + ":task"), "search": {"metric": "val_loss"}}
+    backward = merged(least, {"training": {"schedule": "backward"}, "backward": {"until_epoch": 3}})
+    assert parse(backward, KNOWN).settings["backward"]["until_epoch"] == 3
+    for refused in (merged(backward, {"backward": None}), merged(least, ADAPTIVE)):
+        with pytest.raises(StudyFileError) as error:
+            parse(refused, KNOWN)
+        ((key, message),) = error.value.problems
+        assert key == refused["training"]["schedule"]
+        assert "no accuracy to wait for; take the schedule backward with until_epoch" in message
 
 
 def test_a_module_that_is_missing_is_told_from_one_that_it_imports(write_module):
@@ -591,15 +731,22 @@ WHOLE = merged(
             "seed": 1,
             "metric": "val_loss",
         },
-        "training": {"weight_decay": {"choices": [0.0, 0.1]}, "milestones": [3, 6], "optimizer": "sgd"},
+        "training": {
+            "weight_decay": {"choices": [0.0, 0.1]},
+            "milestones": [3, 6],
+            "optimizer": "sgd",
+            "schedule": "backward",
+        },
         "tpe": {"startup": 2},
         "hyperband": {"first": 2, "reduction": 2},
         "budget": {"hours": 1.0, "epochs": 100},
+        "backward": {"until_accuracy": {"low": 0.9, "high": 1.0}, "until_epoch": {"choices": [2, 4]}},
     },
 )
 WORDS = st.sampled_from(
     sorted({*WHOLE, *WHOLE["training"], *WHOLE["search"], "choices", "auto", "halving", "policy", "objective",
-            "two_gaussians", "a:b", "heuristic", "gp", "adam", "val_loss", "minimize"})
+            "adaptive", "backward", "low", "log", "two_gaussians", "a:b", "heuristic", "gp", "adam",
+            "val_loss", "minimize"})
 )  # fmt: skip
 scalars = (
     st.booleans()
@@ -648,14 +795,10 @@ def test_a_mutated_study_loads_or_is_a_study_file_error(mutations):
     """A valid study with some values replaced by anything raises nothing but StudyFileError."""
     raw = copy.deepcopy(WHOLE)
     for path, value in mutations:
-        holder: Any = raw
-        for key in path[:-1]:
-            holder = holder[key] if isinstance(holder, dict | list) and len(holder) else {}
-            if not isinstance(holder, dict | list):
-                break
-        if isinstance(holder, dict) or (
-            isinstance(holder, list) and isinstance(path[-1], int) and path[-1] < len(holder)
-        ):
+        if path in places(raw):  # an earlier mutation may have removed it
+            holder: Any = raw
+            for key in path[:-1]:
+                holder = holder[key]
             holder[path[-1]] = value
     loads_or_is_refused(raw)
 

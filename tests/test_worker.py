@@ -21,12 +21,14 @@ import torch
 from floodsearch import queue
 from floodsearch.analysis import count, latest, recent_mean
 from floodsearch.answers import answer, status
+from floodsearch.devices import devices, find_device
 from floodsearch.errors import UsageError
+from floodsearch.heart import Heart, Leave, Settings
 from floodsearch.records import Attribute
 from floodsearch.storage import tables
 from floodsearch.storage.database import open_database
 from floodsearch.storage.studies import find_study, put_study, read_trials
-from floodsearch.worker import Leave, Settings, devices, find_device, work
+from floodsearch.worker import work
 
 HERE = Settings(device="cpu", threads=1)
 HASTY = Settings(device="cpu", threads=1, beat_seconds=0.1, grace_seconds=1.0)
@@ -35,7 +37,8 @@ WORK = """
 import alembic.command, psycopg
 from floodsearch.storage.database import open_database
 from floodsearch.storage.studies import find_study
-from floodsearch.worker import Leave, Settings, work
+from floodsearch.heart import Leave, Settings
+from floodsearch.worker import work
 
 def main(index, url, beat, grace):
     database = open_database(url)
@@ -346,7 +349,10 @@ def test_pruners_prune(database, make_spec, pruner):
         reports = database.optuna.get_all_trials(study.id)[trial.number].intermediate_values
         assert trial.value == reports[max(reports)]
     saved = sum((20 - trial.epoch) * 2 for trial in pruned)
-    assert epochs_run(study) == 12 * 2 * 20 - saved
+    curves = tables.read_curves(database, study.uuid).values()
+    # A run looks once an epoch whether it floods, and repeats the first epoch in which it does.
+    repeated = {(one.level, one.seed) for curve in curves for one in curve if one.flooded > 0}
+    assert epochs_run(study) == 12 * 2 * 20 - saved + len(repeated)
 
 
 def test_an_error_of_the_users_code_stops_the_study(database, make_spec, user_task):
@@ -604,6 +610,46 @@ def test_a_worker_that_was_thought_dead_changes_nothing(
     sleeper.end()
     assert read_trials(study) == trials
     assert tables.read_curves(database, study.uuid) == curves
+
+
+# The heart
+
+
+@pytest.fixture
+def heart(database, make_spec):
+    """Give the heart of a worker that has just entered a study, with a beat of a twentieth of a second."""
+    study = put(database, make_spec())
+    settings = Settings(device="cpu", beat_seconds=0.05, grace_seconds=0.2)
+    return Heart(study, enter(study), settings, Leave())
+
+
+def enter(study):
+    return tables.enter_worker(study.database, study.uuid, host="here", pid=1, device="cpu", versions={})
+
+
+def test_the_dead_are_found_between_the_shortest_tickets(heart, eventually):
+    """A worker whose tickets all are shorter than a beat still finds that another one died."""
+    study = heart.study
+    dead = enter(study)
+    [ticket] = queue.take(study, dead)
+
+    def lost():
+        heart.train(1)  # the next ticket, many times a beat
+        return latest(read_trials(study, results=False))[ticket.number].attempt == 2
+
+    with heart:
+        eventually(lost)
+    assert states(study)[ticket.number] == "waiting"
+    [row] = [row for row in tables.read_workers(study.database, study.uuid) if row.id == heart.worker]
+    assert row.training == (1,)
+
+
+def test_a_stop_is_seen_between_the_shortest_tickets(heart, eventually):
+    """A worker whose tickets all are shorter than a beat still sees that its study was stopped."""
+    heart.study.stop("enough")
+    with heart:
+        eventually(lambda: heart.train(1) or heart.leave.wanted.is_set())
+    assert heart.leave.reason == "enough"
 
 
 # A failing storage

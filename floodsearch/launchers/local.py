@@ -21,14 +21,15 @@ from typing import Any
 from floodsearch import queue
 from floodsearch.answers import answer, status
 from floodsearch.catalog import known
+from floodsearch.devices import devices, find_device
 from floodsearch.errors import UsageError, WorkersFailedError
 from floodsearch.records import BestLevel, StudyStatus
+from floodsearch.retry import persistently
 from floodsearch.spec import Spec
 from floodsearch.storage import DEFAULT_STORAGE, tables
 from floodsearch.storage.database import open_database
 from floodsearch.storage.studies import StoredStudy, put_study
 from floodsearch.studyfile import parse, read
-from floodsearch.worker import devices, find_device, persistently
 
 LOGS = Path("floodsearch-logs")
 RESTARTS = 3
@@ -52,10 +53,11 @@ class Crew:
     threads: int
 
     @classmethod
-    def of(cls, where: str, workers: int | None, cores: int) -> Crew:
+    def of(cls, where: str, workers: int | None, cores: int, portions: int) -> Crew:
         """Return the crew for a `--devices` list and a number of workers.
 
-        By default there is one worker a GPU, or one a core without a GPU, but at most eight.
+        By default there is one worker a GPU, or one a core without a GPU, but at most eight, and no more
+        than there are `portions` of work to take at once: those that are left train with more threads.
 
         Raises:
             UsageError: if a device does not exist or the number is below 1.
@@ -66,7 +68,8 @@ class Crew:
         if names in ([], ["auto"]):
             names = [name for name in devices() if name != "cpu"] or ["cpu"]
         names = [str(find_device(name)) for name in names]
-        count = workers or (min(cores, MOST_CPU_WORKERS) if names == ["cpu"] else len(names))
+        places = min(cores, MOST_CPU_WORKERS) if names == ["cpu"] else len(names)
+        count = workers or min(places, portions)
         assigned = tuple(names[index % len(names)] for index in range(count))
         return cls(devices=assigned, threads=max(1, cores // max(1, assigned.count("cpu"))))
 
@@ -95,7 +98,7 @@ def launch(
         spec = parse(study, known())
     else:
         spec = study if isinstance(study, Spec) else read(Path(study), known())
-    crew = Crew.of(devices, workers, available_cores())
+    crew = Crew.of(devices, workers, available_cores(), queue.portions(spec))
     database = open_database(storage, create=True)
     try:
         stored = put_study(database, spec)

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from floodsearch.records import BestLevel, StudyStatus, TicketCounts
+from floodsearch.records import BestLevel, Combination, StudyStatus, TicketCounts
+
+MOST_NAMED = 8
+"""Tied levels that are listed one by one; more are told by their range."""
 
 
 def best_text(best: BestLevel) -> str:
@@ -13,11 +16,14 @@ def best_text(best: BestLevel) -> str:
     rows = [
         (best.metric, _versus(best.value, best.value_se, plain.value if plain else None)),
         ("gain over level 0", _gain(best)),
+        ("not decided", _more_seeds(best)),
+        ("tied with", _tied(best)),
         ("test accuracy", _versus(best.test_accuracy, None, plain.test_accuracy if plain else None)),
         ("test loss", _versus(best.test_loss, None, plain.test_loss if plain else None)),
         ("training accuracy", _number(best.train_accuracy)),
         ("tickets", counts_text(best.trials)),
         ("epochs", f"{best.epochs_run:,} of {best.epochs_exhaustive or 0:,} for an exhaustive search"),
+        *((_settings(one), _combination(one)) for one in best.combinations),
     ]
     rows = [(name, text) for name, text in rows if text]
     width = max(len(name) for name, _ in rows)
@@ -87,19 +93,54 @@ def duration(seconds: float) -> str:
 
 def _headline(best: BestLevel) -> str:
     beside = "".join(f", {name} = {value}" for name, value in best.parameters.items())
+    interval = "" if best.interval is None else f" ({best.interval[0]:g} to {best.interval[1]:g} with 90 %)"
     done = best.trials.total - best.trials.unfinished
     provisional = "" if best.finished else f" (provisional: {done} of {best.trials.total} tickets are done)"
-    return f"{best.study}: the best flood level is {best.level:g}{beside}{provisional}"
+    return f"{best.study}: the best flood level is {best.level:g}{interval}{beside}{provisional}"
 
 
 def _gain(best: BestLevel) -> str:
     if best.gain is None:
         return "not known: level 0 is not complete"
+    if best.seeds == 1:
+        if best.level == 0:
+            return "none on this seed; one seed cannot show whether flooding helps"
+        return f"{best.gain:+.4f} on the seed that chose the level, which flatters; its error is not known"
+    found = f"flooding {best.verdict}" if best.verdict in ("helps", "hurts") else "not shown to help"
     if best.level == 0:
-        return "none: no level was better than no flooding"
-    spread = "" if best.gain_se is None else f" ± {best.gain_se:.4f}"
-    seeds = "1 seed, so its error is not known" if best.seeds == 1 else f"{best.seeds} seeds"
-    return f"{best.gain:+.4f}{spread} (paired, {seeds})"
+        return f"none: no level was better than no flooding; {found}"
+    low, high = best.gain_interval or (best.gain, best.gain)
+    p_value = "" if best.p_value is None else f", p = {best.p_value:.2g}"
+    return f"{best.gain:+.4f} ({low:+.4f} to {high:+.4f} with 90 %; {best.seeds} seeds{p_value}): {found}"
+
+
+def _more_seeds(best: BestLevel) -> str:
+    if best.seeds == 1:
+        return "one seed has no error to judge a gain by; five or more have"
+    if best.verdict != "not shown":
+        return ""
+    if best.more_seeds is None:
+        return "the gain is too small for any reasonable number of seeds"
+    seeds = "seed" if best.more_seeds == 1 else "seeds"
+    return f"about {best.more_seeds} more {seeds} would show whether it helps"
+
+
+def _tied(best: BestLevel) -> str:
+    if best.tied is None:
+        return "not known: too few levels to see their noise"
+    if len(best.tied) > MOST_NAMED:
+        return f"{len(best.tied)} levels between {best.tied[0]:g} and {best.tied[-1]:g}"
+    return ", ".join(f"{level:g}" for level in best.tied) or "none"
+
+
+def _settings(one: Combination) -> str:
+    return ", ".join(f"{name} = {value}" for name, value in one.parameters.items())
+
+
+def _combination(one: Combination) -> str:
+    gain = "" if one.gain is None else f", gain {one.gain:+.4f}"
+    spread = "" if one.gain_se is None else f" ± {one.gain_se:.4f}"
+    return f"level {one.level:g}: {_versus(one.value, None, one.baseline)}{gain}{spread}"
 
 
 def _versus(value: float | None, se: float | None, baseline: float | None) -> str:

@@ -1,58 +1,131 @@
 """Which trials to stop: pruners by the name that a study file uses.
 
-An entry makes an Optuna pruner for runs of `epochs` epochs that report at `rungs`. Pruners are asked at rungs
-only, because some of them read every curve of the study on every call.
+An entry makes an Optuna pruner for the runs of a study. Pruners are asked at rungs
+only, because some of them read every curve of the study on every call. `halving` is ours: workers let it
+judge all tickets of a bracket together; asked as an Optuna pruner, it judges a trial among those before it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
+import optuna
 from optuna.pruners import BasePruner, HyperbandPruner, MedianPruner, NopPruner
+
+from floodsearch.records import Decision
+from floodsearch.search.halving import Standing, halve
+from floodsearch.search.halving import rungs as halving_rungs
+from floodsearch.spec import Training
 
 PrunerFactory = Callable[..., BasePruner]
 
 
-def median(epochs: int, rungs: Sequence[int], *, startup: int = 5, warmup: int = 0) -> BasePruner:
+@dataclass(frozen=True)
+class HalvingPruner(BasePruner):
+    """Successive halving of a bracket of flood levels.
+
+    Args:
+        rungs: the epochs at which levels are judged.
+        reduction: one level in this many is kept at a rung.
+        ties: levels within this many standard errors below the last one kept go on too.
+        brackets: into how many parts a grid is cut.
+    """
+
+    rungs: tuple[int, ...]
+    reduction: float
+    ties: float
+    brackets: int
+
+    def judge(self, standings: Mapping[int, Standing], epoch: int, highest: float) -> dict[int, Decision]:
+        """Return the decisions on all levels that have reached a rung; at other epochs all go on."""
+        if epoch not in self.rungs:
+            return {ticket: Decision(prune=False, reason="not judged") for ticket in standings}
+        return halve(standings, epoch=epoch, highest=highest, reduction=self.reduction, ties=self.ties)
+
+    def prune(self, study: optuna.Study, trial: optuna.trial.FrozenTrial) -> bool:
+        """Return whether a trial with a parameter `level` stops, among all that reported at its last rung."""
+        epoch = max(trial.intermediate_values, default=0)
+        if epoch not in self.rungs or "level" not in trial.params:
+            return False
+        sign = 1.0 if study.direction == optuna.study.StudyDirection.MAXIMIZE else -1.0
+        trials = study._storage.get_all_trials(study._study_id, deepcopy=False)
+        reached = {
+            one.number: Standing(one.params["level"], sign * one.intermediate_values[epoch])
+            for one in (*trials, trial)
+            if epoch in one.intermediate_values and "level" in one.params
+        }
+        highest = max(one.level for one in reached.values())
+        return self.judge(reached, epoch, highest)[trial.number].prune
+
+
+def halving(
+    training: Training,
+    *,
+    first: float = 0.03,
+    growth: float = 2.0,
+    reduction: float = 4.0,
+    ties: float = 0.0,
+    brackets: int = 1,
+) -> BasePruner:
+    """Stop all but the best part of a bracket at a few rungs, by recent values smoothed over levels.
+
+    Args:
+        training: of the study.
+        first: the first rung, as a share of the epochs.
+        growth: from one rung to the next.
+        reduction: one level in this many is kept.
+        ties: in standard errors of the smoothed curve.
+        brackets: into how many parts the levels of a grid are cut, each judged and trained by itself.
+    """
+    if not 0 < first < 1:
+        raise ValueError(f"first must be a share of the epochs in (0, 1), but is {first}")
+    if growth <= 1 or reduction <= 1:
+        raise ValueError(f"growth and reduction must be above 1, but are {growth} and {reduction}")
+    if not (math.isfinite(ties) and ties >= 0):
+        raise ValueError(f"ties must be at least 0, but is {ties}")
+    _at_least(1, brackets=brackets)
+    judged_at = halving_rungs(training.epochs, training.validate_every, first=first, growth=growth)
+    return HalvingPruner(judged_at, reduction, ties, brackets)
+
+
+def median(training: Training, *, startup: int = 5, warmup: int = 0) -> BasePruner:
     """Stop what is worse than the median of the complete trials.
 
     Optuna compares each trial's *best* value so far, which is blind to much of what flooding does late in a
     run: it saves little here.
 
     Args:
-        epochs: length of a run.
-        rungs: the epochs at which trials report.
+        training: of the study.
         startup: complete trials before anything is stopped.
         warmup: epochs of a trial before it may be stopped.
     """
-    del epochs, rungs
+    del training
     _at_least(0, startup=startup, warmup=warmup)
     return MedianPruner(n_startup_trials=startup, n_warmup_steps=warmup)
 
 
-def hyperband(
-    epochs: int, rungs: Sequence[int], *, first: int | None = None, reduction: int = 3
-) -> BasePruner:
+def hyperband(training: Training, *, first: int | None = None, reduction: int = 3) -> BasePruner:
     """Stop by Hyperband: successive halving in several brackets, each trial against earlier ones.
 
     Args:
-        epochs: length of a run.
-        rungs: the epochs at which trials report.
+        training: of the study.
         first: epoch of the first decision; the first rung by default.
         reduction: one in this many goes on.
     """
-    first = rungs[0] if first is None else first
+    first = training.report_epochs()[0] if first is None else first
     _at_least(1, first=first)
     _at_least(2, reduction=reduction)
-    if first > epochs:
-        raise ValueError(f"first must be at most the {epochs} epochs, but is {first}")
+    if first > training.epochs:
+        raise ValueError(f"first must be at most the {training.epochs} epochs, but is {first}")
     # Given as numbers: Optuna's "auto" is guessed by each process from what it happens to see first.
-    return HyperbandPruner(min_resource=first, max_resource=epochs, reduction_factor=reduction)
+    return HyperbandPruner(min_resource=first, max_resource=training.epochs, reduction_factor=reduction)
 
 
-def none(epochs: int, rungs: Sequence[int]) -> BasePruner:
+def none(training: Training) -> BasePruner:
     """Stop nothing."""
-    del epochs, rungs
+    del training
     return NopPruner()
 
 
@@ -62,4 +135,9 @@ def _at_least(bound: int, **values: int) -> None:
             raise ValueError(f"{name} must be at least {bound}, but is {value}")
 
 
-PRUNERS: Mapping[str, PrunerFactory] = {"median": median, "hyperband": hyperband, "none": none}
+PRUNERS: Mapping[str, PrunerFactory] = {
+    "halving": halving,
+    "median": median,
+    "hyperband": hyperband,
+    "none": none,
+}

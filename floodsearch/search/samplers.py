@@ -1,21 +1,24 @@
 """Which level to try next: pure rules of what was tried, and the adapter that makes them Optuna samplers.
 
 A rule is a function `(space, tried, rng, **settings) -> parameters`. It sees scores, of which larger is
-better, and has no state: the same history gives the same proposal in any process. A level that was proposed
-before is moved to the nearest new one by the adapter.
+better, and has no state: the same history gives the same proposal in any process. The adapter makes the
+scores of trials that were pruned comparable with those of complete ones, and moves a level that was proposed
+before to the nearest new one.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
+import statistics
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import optuna
-from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
+from optuna.distributions import BaseDistribution, FloatDistribution
 from optuna.samplers import BaseSampler, GPSampler, TPESampler
 from optuna.trial import FrozenTrial, TrialState
 
@@ -35,18 +38,65 @@ class Tried:
     beside: Mapping[str, Parameter]
     score: float | None
     """Larger is better; None while it trains, and for good if it diverged."""
-    epoch: int
-    """The last epoch that it reported, 0 for none."""
-    complete: bool
+    rungs: Mapping[int, float] = field(default_factory=dict)
+    """The recent mean of the metric at each epoch that it reported; larger is better."""
+
+    def counts_for(self, beside: Mapping[str, Parameter]) -> bool:
+        """Return whether it is a level of these parameters: of all, or their baseline, which has fewer."""
+        return self.beside.items() <= beside.items()
 
 
 Rule = Callable[..., dict[str, Parameter]]
+
+REDRAWS = 100
+"""Draws until a value of a range is new: if nine in ten were tried, all of them fail 3 times in 100,000."""
+
+
+def at_the_end(tried: Sequence[Tried]) -> list[Tried]:
+    """Return the same with scores that can be compared: what each is worth at the end, not where it stopped.
+
+    A trial that was pruned has the value of its last rung, and values of different rungs do not compare:
+    unflooded runs get worse as they memorise their labels, flooded ones less so. Its score is therefore
+    carried from rung to rung as that of the trials that went on: from the rung where it stopped to the next
+    one that some of the others reported too, by their mean change between the two, and so on to the last
+    rung. The change is taken at the trial's own level, linear in the level between those that went on and
+    constant beyond them, and from those with the same parameters beside it where there are any.
+
+    Those that go on were the better ones, by luck too, so that they change rather for the worse: a trial that
+    was pruned is not flattered. Where nobody went on a score stays what it is, such as that of a complete
+    trial; so does one without reports.
+    """
+    scores = {index: one.score for index, one in enumerate(tried) if one.score is not None and one.rungs}
+    last = {index: max(tried[index].rungs) for index in scores}
+    for rung in sorted({epoch for one in tried for epoch in one.rungs}):
+        here = [index for index in scores if last[index] == rung]
+        both = [one for one in tried if rung in one.rungs and max(one.rungs) > rung]
+        if not here or not both:
+            continue
+        then = min(epoch for one in both for epoch in one.rungs if epoch > rung)
+        both = [one for one in both if then in one.rungs]
+        for index in here:
+            scores[index] += _change(tried[index], both, rung, then)
+            last[index] = then
+    return [replace(one, score=scores.get(index, one.score)) for index, one in enumerate(tried)]
+
+
+def _change(one: Tried, both: Sequence[Tried], rung: int, then: int) -> float:
+    """Return by how much a trial would have changed between two rungs that others have both reported."""
+    alike = [other for other in both if other.counts_for(one.beside)]
+    if all(other.beside != one.beside for other in alike):
+        alike = list(both)  # a value from a range is nobody else's, and a baseline alone says too little
+    changes: dict[float, list[float]] = {}
+    for other in alike:
+        changes.setdefault(other.level, []).append(other.rungs[then] - other.rungs[rung])
+    levels = sorted(changes)
+    return float(np.interp(one.level, levels, [statistics.fmean(changes[level]) for level in levels]))
 
 
 def random(space: Space, tried: Sequence[Tried], rng: np.random.Generator) -> dict[str, Parameter]:
     """Propose any level with the same chance."""
     del tried
-    return {"level": float(rng.uniform(space.low, space.high)), **_any_choices(space, rng)}
+    return {"level": float(rng.uniform(space.low, space.high)), **space.draw(rng)}
 
 
 def tpe(
@@ -86,7 +136,8 @@ def heuristic(
     trials, where standing still would repeat a training. From the best level so far it steps on in the
     direction of the last gain, turns round after a loss, and halves the step after a loss on both sides.
     A level that is still training counts as a loss, so that several workers spread around the best one.
-    Levels outside the range, such as the baseline when `low` is above 0, do not count.
+    Levels outside the range, such as the baseline when `low` is above 0, do not count. Each combination of
+    choices beside the level is climbed by itself.
 
     Args:
         space: where to search.
@@ -99,9 +150,13 @@ def heuristic(
         raise ValueError(f"step must be above 0, but is {step}")
     if tolerance < 0:
         raise ValueError(f"tolerance must be at least 0, but is {tolerance}")
-    beside = _any_choices(space, rng)
+    if space.ranges:
+        raise ValueError(
+            f"the level is all that it climbs; search {', '.join(space.ranges)} with 'tpe', 'gp' or 'random'"
+        )
+    beside = space.draw(rng)
     steps = sorted(
-        (one for one in tried if one.beside == beside and space.low <= one.level <= space.high),
+        (one for one in tried if one.counts_for(beside) and space.low <= one.level <= space.high),
         key=lambda one: (one.score is None, one.ticket),
     )
     alpha = (space.high - space.low) / 4 if step is None else step
@@ -153,10 +208,8 @@ class RuleSampler(BaseSampler):
         trials = study._storage.get_all_trials(study._study_id, deepcopy=False)
         tried = [one for one in map(self._tried, trials) if one is not None]
         ticket = int(trial.user_attrs.get(Attribute.TICKET, trial.number))
-        proposal = self.rule(self.space, tried, np.random.default_rng([self.seed, ticket]))
-        beside = {name: value for name, value in proposal.items() if name != "level"}
-        levels = [one.level for one in tried if one.beside == beside]
-        return {"level": self.space.nearest_untried(float(proposal["level"]), levels), **beside}
+        rng = np.random.default_rng([self.seed, ticket])
+        return self._moved(self.rule(self.space, at_the_end(tried), rng), tried, rng)
 
     def sample_independent(
         self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
@@ -166,6 +219,27 @@ class RuleSampler(BaseSampler):
             f"parameter {param_name!r} is not searched; known: {', '.join(self.space.distributions())}"
         )
 
+    def _moved(
+        self, proposal: dict[str, Parameter], tried: Sequence[Tried], rng: np.random.Generator
+    ) -> dict[str, Parameter]:
+        """Return the nearest level that is new, with other parameters only where these were tried everywhere.
+
+        Choices move on to the next ones, values of ranges to any: a rule that repeats itself to the step has
+        nothing more to learn there.
+        """
+        beside = self.space.settled({name: value for name, value in proposal.items() if name != "level"})
+        others = itertools.chain(
+            [beside],
+            ({**beside, **choices} for choices in self.space.combinations()),
+            (self.space.draw(rng) for _ in range(REDRAWS if self.space.ranges else 0)),
+        )
+        for other in others:
+            gone = [one.level for one in tried if one.counts_for(other)]
+            level = self.space.nearest_untried(float(proposal["level"]), gone)
+            if level is not None:
+                return {"level": level, **other}
+        return {**proposal, **beside}
+
     def _tried(self, trial: FrozenTrial) -> Tried | None:
         parameters = {**trial.system_attrs.get("fixed_params", {}), **trial.params}
         # A failed trial says nothing of its level: its ticket is trained again under a new number. Others
@@ -173,45 +247,46 @@ class RuleSampler(BaseSampler):
         if "level" not in parameters or trial.state == TrialState.FAIL:
             return None
         beside = {name: value for name, value in parameters.items() if name != "level"}
-        if beside not in self.space.combinations():
+        if not self.space.holds(beside):
             return None
-        # A diverged trial keeps its last report, which says nothing good or bad of its level.
-        diverged = trial.user_attrs.get(Attribute.CAUSE) == "diverged"
-        value = trial.value if trial.state.is_finished() and not diverged else None
-        if value is not None:
-            value = None if not math.isfinite(value) else value if self.maximize else -value
-        return Tried(
+        one = Tried(
             ticket=int(trial.user_attrs.get(Attribute.TICKET, trial.number)),
             level=float(parameters["level"]),
             beside=beside,
-            score=value,
-            epoch=max(trial.intermediate_values, default=0),
-            complete=trial.state == TrialState.COMPLETE,
+            score=None,
         )
+        if trial.user_attrs.get(Attribute.CAUSE) == "diverged":
+            return one  # its last reports say nothing good or bad of its level
+        sign = 1.0 if self.maximize else -1.0
+        rungs = {
+            epoch: sign * value for epoch, value in trial.intermediate_values.items() if math.isfinite(value)
+        }
+        value = trial.value if trial.state.is_finished() else None
+        if value is None or not math.isfinite(value):
+            return replace(one, rungs=rungs)
+        return replace(one, score=sign * value, rungs=rungs)
 
 
 def _ask(sampler: BaseSampler, space: Space, tried: Sequence[Tried]) -> dict[str, Parameter]:
     """Ask an Optuna sampler in a study in memory that holds what was tried.
 
     Optuna's samplers keep a random state and read their study's storage; made anew for each proposal, from
-    the same history, they are pure.
+    the same history, they are pure. What has a score is shown to them as complete: their own way with pruned
+    trials is to leave them out (GP) or to rank them behind all others (TPE), although their scores compare.
     """
-    distributions: dict[str, BaseDistribution] = {"level": FloatDistribution(space.low, space.high)}
-    distributions |= {name: CategoricalDistribution(values) for name, values in space.choices.items()}
+    distributions = {**space.distributions(), "level": FloatDistribution(space.low, space.high)}
     study = optuna.create_study(direction="maximize", sampler=sampler)
     for one in tried:
-        if not space.low <= one.level <= space.high:
+        parameters = {"level": one.level, **one.beside}
+        # Not the baseline outside the range, or without the settings that are searched beside other levels.
+        if parameters.keys() != distributions.keys() or not space.low <= one.level <= space.high:
             continue
-        state = TrialState.RUNNING
-        if one.score is not None:
-            state = TrialState.COMPLETE if one.complete else TrialState.PRUNED
         study.add_trial(
             optuna.create_trial(
-                state=state,
-                value=one.score if one.complete else None,
-                params={"level": one.level, **one.beside},
+                state=TrialState.RUNNING if one.score is None else TrialState.COMPLETE,
+                value=one.score,
+                params=parameters,
                 distributions=distributions,
-                intermediate_values={} if one.score is None else {one.epoch: one.score},
             )
         )
     with warnings.catch_warnings():
@@ -222,11 +297,6 @@ def _ask(sampler: BaseSampler, space: Space, tried: Sequence[Tried]) -> dict[str
 def _check_startup(startup: int) -> None:
     if startup < 0:
         raise ValueError(f"startup must be at least 0, but is {startup}")
-
-
-def _any_choices(space: Space, rng: np.random.Generator) -> dict[str, Parameter]:
-    combinations = space.combinations()
-    return combinations[int(rng.integers(len(combinations)))]
 
 
 def _seed(rng: np.random.Generator) -> int:

@@ -15,9 +15,9 @@ from importlib.metadata import version
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
-from floodsearch.analysis import Question, seed_result, window_start
+from floodsearch.analysis import RUNG_VALIDATIONS, Question, recent_mean, seed_result, window_start
 from floodsearch.errors import StudyChangedError, UnknownStudyError, UsageError
-from floodsearch.records import Attribute, EpochRecord, SeedResult, TicketState, TrialRecord
+from floodsearch.records import Attribute, EpochRecord, TicketState, TrialRecord
 from floodsearch.spec import Spec, differences, from_json
 from floodsearch.storage import tables, trials
 from floodsearch.storage.database import Database
@@ -209,30 +209,42 @@ def _record(trial: FrozenTrial) -> TrialRecord | None:
 
 
 def _with_results(study: StoredStudy, records: list[TrialRecord]) -> list[TrialRecord]:
-    """Add what each seed of the complete trials came to."""
-    complete = [record for record in records if record.state == "complete"]
-    if not complete:
+    """Add what each seed came to: at the end of the complete trials, and at the rungs where some ended."""
+    ended = [record for record in records if record.state in ("complete", "pruned") and record.epoch > 0]
+    if not ended:
         return records
-    shortest = min(record.epochs for record in complete)
+    rungs = sorted({record.epoch for record in ended})
+    # Without pruning only the ends of the curves matter, which are a fifth of them.
+    after = window_start(rungs[0], study.spec.search.window) if len(rungs) == 1 else 0
     curves = tables.read_curves(
-        study.database,
-        study.uuid,
-        {record.ticket for record in complete},
-        after=window_start(shortest, study.spec.search.window),
+        study.database, study.uuid, {record.ticket for record in ended}, after=after, validated=True
     )
-    return [
-        replace(record, results=_results(study, record, curves.get(record.ticket, [])))
-        if record.state == "complete"
-        else record
-        for record in records
-    ]
+    by_seed: dict[tuple[int, int], list[EpochRecord]] = {}
+    for ticket, curve in curves.items():
+        for epoch_record in curve:
+            by_seed.setdefault((ticket, epoch_record.seed), []).append(epoch_record)
+    return [_with_seeds(study, record, rungs, by_seed) if record in ended else record for record in records]
 
 
-def _results(study: StoredStudy, trial: TrialRecord, curve: Sequence[EpochRecord]) -> tuple[SeedResult, ...]:
-    """Return what each seed came to; a curve that was deleted by hand leaves its seed out."""
-    found = []
-    for seed in study.spec.training.seeds[: trial.seeds]:
-        records = [record for record in curve if record.seed == seed]
-        if any(record.epoch == trial.epochs for record in records):
-            found.append(seed_result(records, study.question, trial.epochs))
-    return tuple(found)
+def _with_seeds(
+    study: StoredStudy,
+    trial: TrialRecord,
+    rungs: Sequence[int],
+    by_seed: Mapping[tuple[int, int], Sequence[EpochRecord]],
+) -> TrialRecord:
+    """Add to an ended trial what its seeds came to; a curve that was deleted by hand leaves its seed out."""
+    question, complete = study.question, trial.state == "complete"
+    curves = [by_seed.get((trial.ticket, seed), []) for seed in study.spec.training.seeds[: trial.seeds]]
+    whole = [curve for curve in curves if any(record.epoch == trial.epoch for record in curve)]
+    reached = [rung for rung in rungs if rung <= trial.epoch] if len(whole) == trial.seeds else []
+    return replace(
+        trial,
+        results=tuple(seed_result(curve, question, trial.epochs) for curve in whole) if complete else (),
+        rungs={
+            rung: tuple(
+                recent_mean(curve, question, rung, at_least=1 if rung == trial.epochs else RUNG_VALIDATIONS)
+                for curve in whole
+            )
+            for rung in reached
+        },
+    )

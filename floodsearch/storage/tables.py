@@ -136,7 +136,12 @@ def write_curves(connection: Connection, study: str, ticket: int, records: Seque
 
 
 def read_curves(
-    database: Database, study: str, tickets: Collection[int] | None = None, *, after: float = 0
+    database: Database,
+    study: str,
+    tickets: Collection[int] | None = None,
+    *,
+    after: float = 0,
+    validated: bool = False,
 ) -> dict[int, list[EpochRecord]]:
     """Return epoch records by ticket, in the order of seeds and epochs.
 
@@ -145,6 +150,7 @@ def read_curves(
         study: our uuid of the study.
         tickets: only these; all if None.
         after: only later epochs, and the tested ones.
+        validated: only epochs with a validation.
     """
     columns = [curves.c[name] for name in CURVE_FIELDS]
     query = (
@@ -152,6 +158,8 @@ def read_curves(
         .where(curves.c.study == study)
         .order_by(curves.c.ticket, curves.c.seed, curves.c.epoch)
     )
+    if validated:
+        query = query.where(curves.c.val_loss.is_not(None))
     if after > 0:
         query = query.where((curves.c.epoch > after) | curves.c.test_loss.is_not(None))
     if tickets is not None:

@@ -16,7 +16,7 @@ from typing import Any
 from optuna.distributions import BaseDistribution, distribution_to_json
 from optuna.storages._rdb import models
 from optuna.trial import TrialState
-from sqlalchemy import Connection, delete, func, insert, select, update
+from sqlalchemy import Connection, Select, delete, func, insert, select, update
 
 from floodsearch.records import Attribute, Parameter
 from floodsearch.storage.tables import UPSERT
@@ -73,27 +73,44 @@ def add(
     )
 
 
-def claim(connection: Connection, study_id: int, worker: int) -> int | None:
-    """Let the first waiting ticket of a study run, signed by a worker; return its trial, or None.
+def claim(connection: Connection, study_id: int, worker: int, *, most: int = 1) -> list[int]:
+    """Let the first waiting tickets of a study run, signed by a worker; return their trials.
 
+    A ticket that belongs to a bracket is claimed with all that wait of its bracket, however many there are.
     SQLite's BEGIN IMMEDIATE lets one process in at a time; PostgreSQL skips what another is claiming.
     Waiting trials without a ticket, added with Optuna or a dashboard, are left alone.
+
+    Args:
+        connection: in a transaction that may write.
+        study_id: Optuna's id of the study.
+        worker: who signs.
+        most: of tickets without a bracket.
     """
-    waiting = (
+    first = _waiting(study_id, Attribute.TICKET).limit(most)
+    claimed: list[int] = list(connection.execute(first).scalars())
+    if claimed:
+        of_first = (ATTRIBUTE.trial_id == claimed[0]) & (ATTRIBUTE.key == Attribute.BRACKET.value)
+        bracket = connection.execute(select(ATTRIBUTE.value_json).where(of_first)).scalar_one_or_none()
+        if bracket is not None:
+            same = _waiting(study_id, Attribute.BRACKET).where(ATTRIBUTE.value_json == bracket)
+            claimed = list(connection.execute(same).scalars())
+        started = update(TRIAL).where(TRIAL.trial_id.in_(claimed))
+        connection.execute(started.values(state=TrialState.RUNNING, datetime_start=_now()))
+        signed = [row for one in claimed for row in _attribute_rows(one, {Attribute.WORKER: worker})]
+        _upsert(connection, ATTRIBUTE, signed, key=("trial_id", "key"))
+    return claimed
+
+
+def _waiting(study_id: int, attribute: Attribute) -> Select[Any]:
+    """Return the query for the waiting trials that have an attribute, in the order of their numbers."""
+    return (
         select(TRIAL.trial_id)
         .join(ATTRIBUTE, ATTRIBUTE.trial_id == TRIAL.trial_id)
         .where(TRIAL.study_id == study_id, TRIAL.state == TrialState.WAITING)
-        .where(ATTRIBUTE.key == Attribute.TICKET.value)
+        .where(ATTRIBUTE.key == attribute.value)
         .order_by(TRIAL.number)
-        .limit(1)
         .with_for_update(skip_locked=True, of=TRIAL)
     )
-    trial_id: int | None = connection.execute(waiting).scalar_one_or_none()
-    if trial_id is not None:
-        started = update(TRIAL).where(TRIAL.trial_id == trial_id)
-        connection.execute(started.values(state=TrialState.RUNNING, datetime_start=_now()))
-        annotate(connection, trial_id, {Attribute.WORKER: worker})
-    return trial_id
 
 
 def lock(connection: Connection, trial_id: int) -> tuple[TrialState, int | None]:

@@ -1,14 +1,15 @@
-"""One training with one seed and one level, as an iterator of epoch records.
+"""One training with one seed and one level, epoch by epoch.
 
-The caller decides what to do with each record: report, prune, stop. Nothing here knows of trials.
+The caller decides what to do with each record: report, prune, stop, fork. Nothing here knows of trials.
 """
 
 from __future__ import annotations
 
 import copy
+import functools
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 from floodsearch.errors import DivergedError
 from floodsearch.flooding import check_level, flood
 from floodsearch.records import EpochRecord
-from floodsearch.schedules import SCHEDULES, ScheduleState
+from floodsearch.schedules import SCHEDULES, start
 from floodsearch.tasks.streams import stream_seed
 from floodsearch.tasks.task import Split, Task
 from floodsearch.training.batches import batches, chunks, count
@@ -34,6 +35,7 @@ class Plan:
         epochs: length of a run.
         validate_every: epochs between validations; the last epoch is always validated.
         schedule: a name of `SCHEDULES`.
+        settings: of the schedule.
         metric: `val_accuracy` or `val_loss`, which decides the best validation epoch.
         maximize: whether a larger metric is better.
     """
@@ -41,6 +43,7 @@ class Plan:
     epochs: int
     validate_every: int = 1
     schedule: str = "constant"
+    settings: Mapping[str, Any] = field(default_factory=dict)
     metric: str = "val_accuracy"
     maximize: bool = True
 
@@ -66,22 +69,35 @@ class Run:
 
     Attributes:
         epoch: epochs trained so far.
+        lowest: the lowest batch loss of the last epoch, in the unit of the task's loss.
     """
 
     def __init__(self, task: Task, plan: Plan, *, seed: int, level: float, device: torch.device) -> None:
-        self.task, self.plan, self.seed, self.device = task, plan, seed, device
         data = task.data(seed)
-        self.train = data.train.to(device)
-        self.validation = data.validation.to(device)
-        self.test = data.test.to(device)
         with borrowed(device):
             seed_global(stream_seed(seed, "initialisation"), device)
-            self.model = task.model().to(device)
+            model = task.model().to(device)
+        splits = (data.train.to(device), data.validation.to(device), data.test.to(device))
+        self._begin(task, plan, seed, level, device, splits, model)
+
+    def _begin(
+        self,
+        task: Task,
+        plan: Plan,
+        seed: int,
+        level: float,
+        device: torch.device,
+        splits: tuple[Split, Split, Split],
+        model: nn.Module,
+    ) -> None:
+        self.task, self.plan, self.seed, self.device, self.model = task, plan, seed, device, model
+        self.train, self.validation, self.test = splits
         self.dropout_seed = stream_seed(seed, "dropout") >> 1  # room to add the number of the step
         self.optimizer = task.optimizer(self.model.parameters(), task.recipe)
-        self.schedule = SCHEDULES[plan.schedule]
-        self.schedule_state = ScheduleState(level=check_level(level))
+        self.schedule = functools.partial(SCHEDULES[plan.schedule], **plan.settings)
+        self.schedule_state = start(plan.schedule, check_level(level), samples=len(self.validation.inputs))
         self.epoch = 0
+        self.lowest = math.inf
         self.last: EpochRecord | None = None
         self.best: EpochRecord | None = None
         self.best_weights: dict[str, Tensor] = {}
@@ -93,19 +109,41 @@ class Run:
             DivergedError: when a batch loss is NaN or infinite.
         """
         while self.epoch < self.plan.epochs:
-            record = self._train_epoch(self.epoch + 1)
-            self.epoch += 1
-            if self.epoch % self.plan.validate_every == 0 or self.epoch == self.plan.epochs:
-                validation = evaluate(self.model, self.task, self.validation)
-                if not math.isfinite(validation.loss):  # the last step broke the weights
-                    raise self._diverged(
-                        record.level, self.epoch, count(self.train, self.task.recipe.batch_size)
-                    )
-                record = replace(record, val_loss=validation.loss, val_accuracy=validation.accuracy)
-                self._remember_best(record)
-            self.schedule_state = self.schedule(self.schedule_state, record)
-            self.last = record
-            yield record
+            yield self.advance()
+
+    def advance(self) -> EpochRecord:
+        """Train one more epoch and return its record.
+
+        Raises:
+            DivergedError: when a batch loss is NaN or infinite.
+        """
+        record = self._train_epoch(self.epoch + 1)
+        self.epoch += 1
+        if self.epoch % self.plan.validate_every == 0 or self.epoch == self.plan.epochs:
+            validation = evaluate(self.model, self.task, self.validation)
+            if not math.isfinite(validation.loss):  # the last step broke the weights
+                raise self._diverged(record.level, self.epoch, count(self.train, self.task.recipe.batch_size))
+            record = replace(record, val_loss=validation.loss, val_accuracy=validation.accuracy)
+            self._remember_best(record)
+        self.schedule_state = self.schedule(self.schedule_state, record)
+        self.last = record
+        return record
+
+    def fork(self, state: dict[str, Any], level: float) -> Run:
+        """Return a run of another level that goes on from an earlier `state` of this one.
+
+        It is the run that would have been trained at that level from the start, as long as no batch loss was
+        below the level before that state: until then, a constant level has changed nothing.
+        """
+        fork = object.__new__(Run)
+        splits = (self.train, self.validation, self.test)
+        model = copy.deepcopy(self.model)
+        fork._begin(self.task, self.plan, self.seed, level, self.device, splits, model)
+        fork.restore(state)
+        fork.schedule_state = start(self.plan.schedule, level, samples=len(self.validation.inputs))
+        fork.last = None if fork.last is None else replace(fork.last, level=level)
+        fork.best = None if fork.best is None else replace(fork.best, level=level)
+        return fork
 
     def _train_epoch(self, epoch: int) -> EpochRecord:
         level = self.schedule_state.level
@@ -140,6 +178,7 @@ class Run:
         for step, loss in enumerate(losses, start=1):
             if not math.isfinite(loss):
                 raise self._diverged(level, epoch, step)
+        self.lowest = min(losses)
         samples = sum(sizes)
         return EpochRecord(
             seed=self.seed,
@@ -192,23 +231,21 @@ class Run:
 
         No generator is in it: order and dropout are seeded from (seed, epoch) and (seed, step).
         """
-        state = {
+        return {
             "epoch": self.epoch,
-            "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            "model": copy.deepcopy(self.model.state_dict()),  # training goes on in place
+            "optimizer": copy.deepcopy(self.optimizer.state_dict()),
             "schedule": self.schedule_state,
             "last": self.last,
             "best": self.best,
-            "best_weights": self.best_weights,
+            "best_weights": self.best_weights,  # replaced as a whole, never changed
         }
-        return copy.deepcopy(state)  # training goes on in place
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go on from a `state`, which stays as it is."""
-        state = copy.deepcopy(state)
         self.epoch = state["epoch"]
         self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        self.optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))  # it keeps what it is given
         self.schedule_state = state["schedule"]
         self.last, self.best = state["last"], state["best"]
         self.best_weights = state["best_weights"]

@@ -23,13 +23,14 @@ from torch import Tensor, nn
 
 from floodsearch import queue
 from floodsearch.catalog import known
+from floodsearch.heart import Leave, Settings
 from floodsearch.storage.database import open_database
 from floodsearch.storage.studies import put_study
 from floodsearch.studyfile import parse
 from floodsearch.tasks.synthetic import two_gaussians
 from floodsearch.tasks.task import Data, Recipe, Split, Task, binary_correct, logistic_loss
 from floodsearch.training.run import Plan, Run, evaluate
-from floodsearch.worker import Leave, Settings, work
+from floodsearch.worker import work
 
 EPOCHS, EPOCH_SECONDS, LEVELS, VALIDATE_EVERY = 500, 0.005, 5, 5
 

@@ -1,0 +1,307 @@
+"""Tickets that a worker trains together, from the first epoch to the end of each."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Literal, Protocol
+
+import torch
+
+from floodsearch import queue
+from floodsearch.analysis import RUNG_VALIDATIONS, mean_and_se, mean_of, recent_mean, seed_result
+from floodsearch.catalog import schedule_settings, task_of
+from floodsearch.errors import DivergedError, TicketLostError
+from floodsearch.heart import Heart
+from floodsearch.queue import Entry, Ticket
+from floodsearch.records import Attribute, EpochRecord, SeedResult
+from floodsearch.retry import attempt, persistently
+from floodsearch.search.halving import Standing
+from floodsearch.search.pruners import HalvingPruner
+from floodsearch.spec import Budget
+from floodsearch.storage import tables
+from floodsearch.storage.studies import StoredStudy
+from floodsearch.training.cohort import Cohort, Step
+from floodsearch.training.run import Plan
+
+FLUSH_SECONDS = 10.0
+"""Curves are written at least this often, so that a dashboard lives and little is lost."""
+
+log = logging.getLogger("floodsearch.worker")
+
+Ending = Literal["complete", "pruned", "diverged", "failed", "lost", "handed back"]
+
+
+class Members(Protocol):
+    """What trains the members of a cohort, named by their tickets; `Cohort` is the one that does."""
+
+    def advance(self) -> Step:
+        """Train all members one epoch further."""
+
+    def forked(self, member: int) -> bool:
+        """Return whether a member's level has begun to matter."""
+
+    def drop(self, member: int) -> None:
+        """Train a member no further."""
+
+    def tested(self, member: int) -> list[EpochRecord]:
+        """Return a member's records with test metrics."""
+
+
+Trainer = Callable[[StoredStudy, Sequence[Ticket], Mapping[int, Sequence[int]], torch.device], Members]
+"""(study, tickets, seeds to train by ticket, device) to what trains them; they differ in level only."""
+
+
+def train_cohort(
+    study: StoredStudy,
+    tickets: Sequence[Ticket],
+    seeds: Mapping[int, Sequence[int]],
+    device: torch.device,
+) -> Members:
+    """Return the cohort of tickets that differ in level only."""
+    training, question = study.spec.training, study.question
+    plan = Plan(
+        epochs=tickets[0].epochs,
+        validate_every=training.validate_every,
+        schedule=training.schedule,
+        settings=schedule_settings(study.spec, tickets[0].beside),
+        metric=question.metric,
+        maximize=question.maximize,
+    )
+    task = task_of(study.spec, tickets[0].beside)
+    levels = {ticket.number: ticket.level for ticket in tickets}
+    return Cohort(task, plan, levels=levels, seeds=seeds, device=device)
+
+
+class Bracket:
+    """Tickets on their way to their ends, in lockstep; those with other parameters beside follow later."""
+
+    def __init__(
+        self, tickets: Sequence[Ticket], device: torch.device, heart: Heart, trainer: Trainer
+    ) -> None:
+        self.alive = {ticket.number: ticket for ticket in tickets}
+        self.study = tickets[0].study  # with its spec as of when the tickets were taken
+        self.device, self.heart, self.trainer = device, heart, trainer
+        self.curves = {ticket.number: Curve(ticket) for ticket in tickets}
+        self.flushed = time.monotonic()
+
+    def end(self) -> None:
+        """Train the tickets and write down how each ended."""
+        self._say_what_trains()
+        try:
+            for together in self._alike():
+                self._train(together)
+                if self.heart.leave.wanted.is_set():
+                    self._hand_back()
+        finally:
+            self.heart.train()
+
+    def _alike(self) -> Iterable[list[int]]:
+        """Return the tickets in groups that differ in level only."""
+        groups: dict[object, list[int]] = {}
+        for number, ticket in self.alive.items():
+            groups.setdefault((sorted(ticket.beside.items()), ticket.epochs).__repr__(), []).append(number)
+        return list(groups.values())
+
+    def _train(self, together: Sequence[int]) -> None:
+        tickets = [self.alive[number] for number in together if number in self.alive]
+        if not tickets:
+            return
+        for ticket in tickets:
+            log.info("ticket %d: level %g %s", ticket.number, ticket.level, dict(ticket.beside) or "")
+            self._recall(ticket)
+        epochs = tickets[0].epochs
+        numbers = {ticket.number for ticket in tickets}
+        seeds = {
+            ticket.number: [seed for seed in ticket.seeds if not self.curves[ticket.number].records[seed]]
+            for ticket in tickets
+        }
+        try:
+            cohort = self.trainer(self.study, tickets, seeds, self.device)
+        except (Exception, SystemExit) as error:  # a user's task may fail in any way while it is built
+            for number in numbers:
+                self._failed(number, error)
+            return
+        rungs = self._rungs(epochs)
+        for epoch in range(1, epochs + 1) if any(seeds.values()) else ():
+            self._advance(cohort)
+            if epoch in rungs:
+                self._rung(cohort, numbers & self.alive.keys(), epoch)
+            if not numbers & self.alive.keys():
+                return
+            if self.heart.leave.wanted.is_set() and epoch < epochs:
+                self._hand_back()
+                return
+            if time.monotonic() - self.flushed >= FLUSH_SECONDS:
+                self._flush(cohort)
+        for number in sorted(numbers & self.alive.keys()):
+            self._complete(number, cohort)
+
+    def _rungs(self, epochs: int) -> set[int]:
+        asked = next(iter(self.alive.values())).asked.pruner
+        own = asked.rungs if isinstance(asked, HalvingPruner) else ()
+        return {*self.study.spec.training.report_epochs(), *own, epochs}
+
+    def _advance(self, cohort: Members) -> None:
+        step = cohort.advance()
+        self.heart.epochs_run += step.trained
+        for number, records in step.records.items():
+            if number in self.curves:
+                self.curves[number].add(records)
+        for number, error in step.failed.items():
+            self._failed(number, error)
+
+    def _recall(self, ticket: Ticket) -> None:
+        """Take over the runs that an earlier trial of this ticket finished: only new seeds are trained."""
+        if ticket.attempt == 1:
+            return
+        study = self.study
+        known = persistently(lambda: tables.read_curves(study.database, study.uuid, {ticket.number}))
+        for seed in ticket.seeds:
+            records = {record.epoch: record for record in known.get(ticket.number, []) if record.seed == seed}
+            last = records.get(ticket.epochs)
+            if last is not None and last.test_loss is not None:
+                self.curves[ticket.number].records[seed] = records
+
+    def _rung(self, cohort: Members, reached: Iterable[int], epoch: int) -> None:
+        """Note the recent means over all seeds, ask the pruner, and look at the budget."""
+        spec, sign = self.study.spec, 1.0 if self.study.spec.maximize else -1.0
+        standings = {}
+        for number in sorted(reached):
+            ticket = self.alive[number]
+            at_least = 1 if epoch == ticket.epochs else RUNG_VALIDATIONS
+            curve = self.curves[number]
+            question = self.study.question
+            means = [recent_mean(curve.of(s), question, epoch, at_least=at_least) for s in ticket.seeds]
+            value, _ = mean_and_se(means)
+            curve.reports[epoch] = value
+            standings[number] = ticket, Standing(ticket.level, sign * value, cohort.forked(number))
+        if spec.budget != Budget():
+            attempt(self.heart.beat)  # the budget counts the epochs of all workers up to now
+            workers = attempt(lambda: tables.read_workers(self.study.database, self.study.uuid))
+            if workers and (reason := queue.closed(self.study, workers)) is not None:
+                self.heart.leave.ask(reason)
+        if spec.search.pruner == "none" or not standings or epoch == next(iter(standings.values()))[0].epochs:
+            return
+        self._flush(cohort)
+        standings = {number: one for number, one in standings.items() if number in self.alive}
+        for number, decision in (attempt(lambda: queue.judge(standings, epoch)) or {}).items():
+            if decision.prune:
+                ticket = self.alive[number]
+                cohort.drop(number)
+                self._ended(number, "pruned", lambda: queue.prune(ticket, decision))  # noqa: B023 - called at once
+
+    def _failed(self, number: int, error: BaseException) -> None:
+        """Write down that a ticket diverged or its code raised."""
+        ticket = self.alive.get(number)
+        if ticket is None:
+            return
+        self._flush_all([number])
+        if isinstance(error, DivergedError):
+            log.info("ticket %d: %s", number, error)
+            self._ended(number, "diverged", lambda: queue.diverge(ticket, error))
+        else:
+            log.error("ticket %d failed", number, exc_info=error)
+            self._ended(number, "failed", lambda: queue.fail(ticket, error))
+
+    def _ended(self, number: int, ending: Ending, write: Callable[[], object]) -> None:
+        """Write down how a ticket ended; one that was taken from this worker is dropped quietly."""
+        try:
+            persistently(write)
+        except TicketLostError as error:
+            log.warning("%s", error)
+            ending = "lost"
+        log.info("ticket %d: %s", number, ending)
+        self.alive.pop(number, None)
+        self._say_what_trains()
+
+    def _say_what_trains(self) -> None:
+        self.heart.train(*self.alive)
+
+    def _hand_back(self) -> None:
+        self._flush_all(self.alive)
+        for number, ticket in list(self.alive.items()):
+            self._ended(number, "handed back", lambda: queue.hand_back(ticket))  # noqa: B023 - called at once
+
+    def _complete(self, number: int, cohort: Members) -> None:
+        ticket, curve = self.alive[number], self.curves[number]
+        try:
+            curve.add(cohort.tested(number))
+        except Exception as error:  # a user's model may also fail on the test split
+            self._failed(number, error)
+            return
+        self._flush_all([number], persistent=True)  # a complete ticket without its curve would have no value
+        if number not in self.alive:
+            return
+        results = [seed_result(curve.of(seed), self.study.question, ticket.epochs) for seed in ticket.seeds]
+        value, numbers = _summary(results)
+        self._ended(number, "complete", lambda: queue.complete(ticket, value, numbers))
+
+    def _flush(self, cohort: Members) -> None:
+        """Write what is new of all tickets; those that are another's by now are trained no further."""
+        for number in self._flush_all(self.alive):
+            cohort.drop(number)
+
+    def _flush_all(self, numbers: Iterable[int], *, persistent: bool = False) -> set[int]:
+        """Write what is new, in one transaction; where the storage fails it stays for the next time.
+
+        Returns:
+            The tickets that were taken from this worker; they are out.
+        """
+        entries = [self.curves[number].entry() for number in numbers]
+
+        def write() -> set[int]:
+            return queue.record(entries)
+
+        lost = persistently(write) if persistent else attempt(write)
+        self.flushed = time.monotonic()
+        if lost is None:
+            return set()
+        for entry in entries:
+            self.curves[entry.ticket.number].written()
+        for number in lost:
+            log.warning("ticket %d was taken from this worker, which was thought dead", number)
+            self.alive.pop(number, None)
+        if lost:
+            self._say_what_trains()
+        return lost
+
+
+def _summary(results: Sequence[SeedResult]) -> tuple[float, dict[Attribute, float | None]]:
+    """Return a ticket's value, and the numbers that a dashboard shows beside it."""
+    value, value_se = mean_and_se([result.value for result in results])
+    return value, {
+        Attribute.VALUE_SE: value_se,
+        Attribute.TEST_ACCURACY: mean_of(results, "test_accuracy"),
+        Attribute.TEST_LOSS: mean_of(results, "test_loss"),
+    }
+
+
+class Curve:
+    """What a ticket has shown: all epoch records, and what is not in the database yet."""
+
+    def __init__(self, ticket: Ticket) -> None:
+        self.ticket = ticket
+        self.records: dict[int, dict[int, EpochRecord]] = {seed: {} for seed in ticket.seeds}
+        self.unwritten: dict[tuple[int, int], EpochRecord] = {}
+        self.reports: dict[int, float] = {}
+
+    def add(self, records: Sequence[EpochRecord]) -> None:
+        """Add records; one for an epoch that is there replaces it."""
+        for record in records:
+            self.records[record.seed][record.epoch] = record
+            self.unwritten[record.seed, record.epoch] = record
+
+    def of(self, seed: int) -> list[EpochRecord]:
+        """Return the records of one run."""
+        return list(self.records[seed].values())
+
+    def entry(self) -> Entry:
+        """Return what is to be written."""
+        return Entry(self.ticket, list(self.unwritten.values()), dict(self.reports))
+
+    def written(self) -> None:
+        """Forget what has been written."""
+        self.unwritten.clear()
+        self.reports.clear()

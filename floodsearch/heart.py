@@ -1,0 +1,141 @@
+"""What keeps a worker among the living, and what makes it leave."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import threading
+import time
+import uuid
+from dataclasses import dataclass, field
+from typing import IO
+
+from floodsearch import queue
+from floodsearch.queue import Reaper
+from floodsearch.retry import attempt, first_line
+from floodsearch.storage import tables
+from floodsearch.storage.studies import StoredStudy
+
+log = logging.getLogger("floodsearch.worker")
+
+
+class Leave:
+    """A reason to leave, given by a signal, the study, or the end of `launch`; the first one stays."""
+
+    def __init__(self) -> None:
+        self.reason: str | None = None
+        self.wanted = threading.Event()
+        self.signal: int | None = None
+        self.abandoned = False
+
+    def ask(self, reason: str) -> None:
+        """Ask the worker to hand its tickets back and leave."""
+        if not self.wanted.is_set():
+            self.reason = reason
+            self.wanted.set()
+
+    def on_signals(self, *numbers: int) -> None:
+        """Leave on these signals; a second one ends the process at once."""
+
+        def handle(number: int, frame: object) -> None:
+            del frame
+            signal.signal(number, signal.SIG_DFL)
+            self.signal = number
+            self.ask(f"signal {signal.Signals(number).name}")
+
+        for number in numbers:
+            signal.signal(number, handle)
+
+    def on_end_of(self, stream: IO[bytes]) -> None:
+        """Leave when a stream ends: its other end was held by a process that is gone."""
+
+        def wait() -> None:
+            while os.read(stream.fileno(), 4096):
+                pass
+            self.abandoned = True
+            self.ask("whoever started this worker is gone")
+
+        threading.Thread(target=wait, name="lifeline", daemon=True).start()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """How a worker works; nothing here changes a result.
+
+    Args:
+        device: where it trains, as torch names it, or `auto`.
+        threads: of torch, on the CPU; None leaves torch's own choice.
+        beat_seconds: between two signs of life.
+        grace_seconds: silence after which a worker is taken for dead; the same for all workers.
+    """
+
+    device: str = "auto"
+    threads: int | None = None
+    beat_seconds: float = 5.0
+    grace_seconds: float = queue.GRACE_SECONDS
+
+
+@dataclass
+class Heart:
+    """The thread that beats for a worker, counts its epochs, watches the study and reaps the dead.
+
+    It survives every error of the storage: a worker whose database is away for a while is not dead.
+    """
+
+    study: StoredStudy
+    worker: int
+    settings: Settings
+    leave: Leave
+    epochs_run: int = 0
+    training: tuple[int, ...] = ()
+    _stopped: bool = False
+    _wake: threading.Event = field(default_factory=threading.Event)
+
+    def __enter__(self) -> Heart:
+        self._thread = threading.Thread(target=self._run, name="heart", daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._stopped = True
+        self._wake.set()
+        self._thread.join()
+        attempt(lambda: self.beat(leaving=True))
+
+    def _run(self) -> None:
+        reaper = Reaper(self.study, uuid.uuid4().hex, grace_seconds=self.settings.grace_seconds)
+        due = time.monotonic() + self.settings.beat_seconds
+        while not self._stopped:
+            self._wake.wait(max(0.0, due - time.monotonic()))
+            self._wake.clear()
+            try:
+                self.beat()
+                # Woken early, only what this worker trains is new. However short its tickets are, it looks
+                # at the study and at other workers when that is due.
+                if time.monotonic() < due:
+                    continue
+                due = time.monotonic() + self.settings.beat_seconds
+                if (reason := self.study.stopped()) is not None:
+                    self.leave.ask(reason)
+                for number in reaper.step():
+                    log.warning("trial %d was lost; its ticket waits again", number)
+            except Exception as error:  # whatever it is, the next beat may work
+                due = time.monotonic() + self.settings.beat_seconds
+                reaper.forget()
+                log.warning("no beat: %s: %s", type(error).__name__, first_line(error))
+
+    def train(self, *tickets: int) -> None:
+        """Say what is trained from now on; written by the thread, so that training waits for no database."""
+        self.training = tickets
+        self._wake.set()
+
+    def beat(self, *, leaving: bool = False) -> None:
+        """Write a sign of life now."""
+        tables.beat(
+            self.study.database,
+            self.worker,
+            epochs_run=self.epochs_run,
+            training=self.training,
+            leaving=leaving,
+        )

@@ -1,0 +1,178 @@
+"""Runs of several levels and seeds that a worker trains together, forked from one trunk per seed.
+
+Until the first batch whose loss is below its level, a run is the unflooded run of its seed, step for step. So
+each seed starts as one trunk at level 0, and a level leaves it where it first floods: after each epoch the
+trunk's lowest batch loss is looked at, and a level above it repeats that epoch, flooded, from the snapshot at
+its start. On a CPU a forked run equals one that was trained alone to the bit; a level that is never crossed
+is the baseline and costs nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+
+from floodsearch.errors import DivergedError
+from floodsearch.records import EpochRecord
+from floodsearch.schedules import forks
+from floodsearch.tasks.task import Task
+from floodsearch.training.run import Plan, Run
+
+ROUNDING = 1e-6
+"""A level within this share of a batch loss may equal it in single precision. Forking early is exact too."""
+
+
+@dataclass
+class Step:
+    """What one epoch of a cohort came to.
+
+    Attributes:
+        records: by member, one for each seed that it still trains.
+        failed: members whose training raised, and what; they are out of the cohort.
+        trained: member-epochs; a shared trunk counts once, and a repeated epoch again.
+    """
+
+    records: dict[int, list[EpochRecord]] = field(default_factory=dict)
+    failed: dict[int, BaseException] = field(default_factory=dict)
+    trained: int = 0
+
+
+class Cohort:
+    """Members, each a level with a run per seed, trained in lockstep, epoch by epoch.
+
+    Args:
+        task: what is trained.
+        plan: how long, and how it is validated.
+        levels: by member, in the unit of the task's loss; a member is named by any number.
+        seeds: by member, those of its runs.
+        device: where they train.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        plan: Plan,
+        *,
+        levels: Mapping[int, float],
+        seeds: Mapping[int, Sequence[int]],
+        device: torch.device,
+    ) -> None:
+        self.task, self.plan, self.device = task, plan, device
+        self.levels = dict(levels)
+        self.seeds = {member: tuple(seeds[member]) for member in levels}
+        self.epoch = 0
+        self.trunks: dict[int, Run] = {}
+        self.runs: dict[tuple[int, int], Run] = {}  # the runs that have left their trunk, by (member, seed)
+
+    def forked(self, member: int) -> bool:
+        """Return whether a member has left the trunk with any of its seeds: its level has begun to matter."""
+        return any((member, seed) in self.runs for seed in self.seeds[member])
+
+    def drop(self, member: int) -> None:
+        """Train a member no further and free its memory."""
+        for seed in self.seeds.pop(member, ()):
+            self.runs.pop((member, seed), None)
+        self.levels.pop(member, None)
+
+    def advance(self) -> Step:
+        """Train all members one epoch further."""
+        step = Step(records={member: [] for member in self.levels})
+        self.epoch += 1
+        for seed in sorted({seed for seeds in self.seeds.values() for seed in seeds}):
+            sharing = self._sharing(seed)
+            away = [member for member, seeds in self.seeds.items() if seed in seeds and member not in sharing]
+            if not forks(self.plan.schedule):
+                alone = [member for member in sharing if self.levels[member] > 0]
+                away += self._begin_alone(seed, alone, step)
+                sharing = [member for member in sharing if member not in alone]
+            if sharing:
+                away += self._advance_trunk(seed, sharing, step)
+            for member in away:
+                self._advance_fork(member, seed, step)
+        for member in step.failed:
+            step.records.pop(member, None)
+        return step
+
+    def _sharing(self, seed: int) -> list[int]:
+        """Return the members that are still on the trunk of a seed."""
+        return [
+            member
+            for member, seeds in self.seeds.items()
+            if seed in seeds and (member, seed) not in self.runs
+        ]
+
+    def _begin_alone(self, seed: int, members: Sequence[int], step: Step) -> list[int]:
+        """Start members that have no part in a trunk, because their schedule moves the level by itself."""
+        for member in members:
+            try:
+                level = self.levels[member]
+                self.runs[member, seed] = Run(
+                    self.task, self.plan, seed=seed, level=level, device=self.device
+                )
+            except (Exception, SystemExit) as error:
+                self._fail(step, [member], error)
+        return [member for member in members if member not in step.failed]
+
+    def _advance_trunk(self, seed: int, sharing: Sequence[int], step: Step) -> list[int]:
+        """Train a trunk one epoch; return the members that fork off before it."""
+        try:
+            trunk = self._trunk(seed)
+            above = [member for member in sharing if self.levels[member] > 0]
+            snapshot = trunk.state() if above else {}
+            try:
+                record = trunk.advance()
+                # Not "below": a batch loss that equals the level, rounded as the loss is, has no gradient.
+                crossed = [m for m in above if self.levels[m] >= trunk.lowest - ROUNDING * abs(trunk.lowest)]
+            except DivergedError as error:
+                # Whether a level was crossed before the loss broke is found by training it by itself.
+                crossed = above
+                self._fail(step, [member for member in sharing if member not in above], error)
+            else:
+                step.trained += 1
+                for member in sharing:
+                    if member not in crossed and member in step.records:
+                        step.records[member].append(replace(record, level=self.levels[member]))
+        except (Exception, SystemExit) as error:  # whatever a user's code does ends these members only
+            self._fail(step, sharing, error)
+            return []
+        for member in crossed:
+            try:
+                self.runs[member, seed] = trunk.fork(snapshot, self.levels[member])
+            except (Exception, SystemExit) as error:  # not every model can be copied
+                self._fail(step, [member], error)
+        return crossed
+
+    def _trunk(self, seed: int) -> Run:
+        if seed not in self.trunks:
+            self.trunks[seed] = Run(self.task, self.plan, seed=seed, level=0.0, device=self.device)
+        return self.trunks[seed]
+
+    def _advance_fork(self, member: int, seed: int, step: Step) -> None:
+        if member in step.failed:
+            return
+        try:
+            step.records[member].append(self.runs[member, seed].advance())
+        except (Exception, SystemExit) as error:
+            self._fail(step, [member], error)
+        step.trained += 1
+
+    def _fail(self, step: Step, members: Sequence[int], error: BaseException) -> None:
+        for member in members:
+            step.failed[member] = error
+            self.drop(member)
+
+    def tested(self, member: int) -> list[EpochRecord]:
+        """Return a member's records with test metrics: of its best validation epochs and its last ones."""
+        found: list[EpochRecord] = []
+        level = self.levels[member]
+        of_trunk: dict[str, Any] = {"level": level}
+        for seed in self.seeds[member]:
+            run = self.runs.get((member, seed))
+            if run is not None:
+                found += run.tested()
+            elif seed in self.trunks:
+                found += [replace(record, **of_trunk) for record in self.trunks[seed].tested()]
+        return found

@@ -1,0 +1,260 @@
+"""Searches replayed on recorded curves: what each strategy chooses, and at what cost.
+
+    python -m tests.benchmarks.replay tests/benchmarks/tables/two_gaussians_10.npz [--json] [--repeats 1]
+
+No training: floodsearch runs as it is, through its queue, worker, pruner and analysis, on a temporary SQLite
+file, and the epochs come from the table. Beside it stand Optuna's own searches on the same curves. Each seed
+is a study of its own, and each block of five seeds that follow one another (in a ring) is one.
+
+Test accuracy is that of the chosen level at the last epoch, mean over the seeds of a study. Regret is against
+the level with the best mean test accuracy of those seeds. Cost is a share of all epochs of all levels. The
+standard error counts only studies that share no seed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import tempfile
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import optuna
+
+from floodsearch import queue
+from floodsearch.answers import answer
+from floodsearch.catalog import known
+from floodsearch.heart import Leave, Settings
+from floodsearch.records import BestLevel
+from floodsearch.smoothing import smooth
+from floodsearch.storage.database import open_database
+from floodsearch.storage.studies import put_study
+from floodsearch.studyfile import parse
+from floodsearch.worker import work
+from tests.benchmarks.table import Recorded, Table
+
+WINDOW = 0.2
+GROUP = 5
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What one search came to: the place of its level in the table, and its share of all epochs."""
+
+    level: int
+    cost: float
+
+
+Strategy = Callable[[Table, Sequence[int], int], Choice]
+"""(table, places of the study's seeds, number of the repetition) to its choice."""
+
+
+def search(table: Table, seeds: Sequence[int], **changes: object) -> BestLevel:
+    """Search a table with floodsearch, with default settings but for some tables of the study file."""
+    high, count = float(table.levels[-1]), len(table.levels)
+    content = {
+        "name": "replay",
+        "task": "two_gaussians",  # which is not trained
+        "levels": {"high": high, "count": count},
+        "training": {
+            "epochs": table.length,
+            "seeds": [int(table.seeds[seed]) for seed in seeds],
+            "validate_every": int(table.epochs[0]),
+        },
+        **changes,
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        database = open_database(f"sqlite:///{folder}/replay.db", create=True)
+        study = put_study(database, parse(content, known()))
+        queue.fill(study)
+        work(
+            study,
+            Settings(device="cpu"),
+            Leave(),
+            lambda study, tickets, seeds, device: Recorded(table, tickets, seeds),
+        )
+        found = answer(study)
+        database.close()
+    return found
+
+
+def floodsearch(table: Table, seeds: Sequence[int], repeat: int) -> Choice:
+    """Search with floodsearch's default settings."""
+    found = search(table, seeds, search={"seed": repeat})
+    return Choice(
+        _place(table, found.level), found.epochs_run / (len(table.levels) * len(seeds) * table.length)
+    )
+
+
+def _place(table: Table, level: float) -> int:
+    return int(np.abs(table.levels - level).argmin())
+
+
+def exhaustive(table: Table, seeds: Sequence[int], repeat: int, *, smoothed: bool) -> Choice:
+    """Train every level to its end; take the highest value, or the maximum of the smoothed curve."""
+    del repeat
+    values = table.values(WINDOW)[list(seeds)]
+    curve = smooth(table.levels, values).mean if smoothed else values.mean(axis=0)
+    return Choice(int(np.argmax(curve)), 1.0)
+
+
+def no_flooding(table: Table, seeds: Sequence[int], repeat: int) -> Choice:
+    """Train without flooding."""
+    del seeds, repeat
+    return Choice(0, 1 / len(table.levels))
+
+
+def with_optuna(
+    table: Table,
+    seeds: Sequence[int],
+    repeat: int,
+    *,
+    sampler: Callable[[int], optuna.samplers.BaseSampler],
+    pruner: Callable[[Table], optuna.pruners.BasePruner],
+    share: float = 1.0,
+) -> Choice:
+    """Search as a user of Optuna would: as many trials as levels, each reporting its mean over the seeds."""
+    curves = table.val_accuracy[list(seeds)].mean(axis=0)  # (L, V)
+    values = table.values(WINDOW)[list(seeds)].mean(axis=0)  # (L,)
+    step = float(table.levels[1] - table.levels[0])
+    spent = 0
+
+    def objective(trial: optuna.Trial) -> float:
+        nonlocal spent
+        level = trial.suggest_float("level", 0.0, float(table.levels[-1]), step=step)
+        place, before = _place(table, level), 0
+        trial.set_user_attr("place", place)
+        for epoch, value in zip(table.epochs.tolist(), curves[place].tolist(), strict=True):
+            spent += epoch - before
+            before = epoch
+            trial.report(value, epoch)
+            if trial.should_prune():
+                raise optuna.TrialPruned
+        return float(values[place])
+
+    study = optuna.create_study(
+        direction="maximize", sampler=sampler(repeat), pruner=pruner(table), study_name="s"
+    )
+    study.optimize(objective, n_trials=max(1, round(share * len(table.levels))))
+    return Choice(study.best_trial.user_attrs["place"], spent / (len(table.levels) * table.length))
+
+
+def _grid(table: Table) -> Callable[[int], optuna.samplers.BaseSampler]:
+    return lambda seed: optuna.samplers.GridSampler({"level": table.levels.tolist()}, seed=seed)
+
+
+def _tpe(seed: int) -> optuna.samplers.BaseSampler:
+    return optuna.samplers.TPESampler(seed=seed)
+
+
+def _gp(seed: int) -> optuna.samplers.BaseSampler:
+    return optuna.samplers.GPSampler(seed=seed, deterministic_objective=False)
+
+
+def _random(seed: int) -> optuna.samplers.BaseSampler:
+    return optuna.samplers.RandomSampler(seed=seed)
+
+
+def _none(table: Table) -> optuna.pruners.BasePruner:
+    del table
+    return optuna.pruners.NopPruner()
+
+
+def _median(table: Table) -> optuna.pruners.BasePruner:
+    del table
+    return optuna.pruners.MedianPruner()
+
+
+def _hyperband(table: Table) -> optuna.pruners.BasePruner:
+    return optuna.pruners.HyperbandPruner(min_resource=int(table.epochs[0]), max_resource=table.length)
+
+
+def _successive_halving(table: Table) -> optuna.pruners.BasePruner:
+    first = max(int(table.epochs[0]), round(0.04 * table.length))
+    return optuna.pruners.SuccessiveHalvingPruner(min_resource=first, reduction_factor=3)
+
+
+def grid_with_halving(table: Table, seeds: Sequence[int], repeat: int) -> Choice:
+    """Search a grid with Optuna's asynchronous successive halving."""
+    return with_optuna(table, seeds, repeat, sampler=_grid(table), pruner=_successive_halving)
+
+
+STRATEGIES: dict[str, Strategy] = {
+    "floodsearch": floodsearch,
+    "exhaustive, smoothed": partial(exhaustive, smoothed=True),
+    "exhaustive, highest": partial(exhaustive, smoothed=False),
+    "optuna tpe + median": partial(with_optuna, sampler=_tpe, pruner=_median),
+    "optuna tpe + hyperband": partial(with_optuna, sampler=_tpe, pruner=_hyperband),
+    "optuna gp, a third": partial(with_optuna, sampler=_gp, pruner=_none, share=1 / 3),
+    "optuna grid + halving": grid_with_halving,
+    "optuna random, a third": partial(with_optuna, sampler=_random, pruner=_none, share=1 / 3),
+    "no flooding": no_flooding,
+}
+
+
+def studies_of(table: Table, size: int) -> list[list[int]]:
+    """Return the places of the seeds of each study: blocks of `size` in a ring."""
+    total = len(table.seeds)
+    return [[(start + offset) % total for offset in range(size)] for start in range(total)]
+
+
+def _run(path: Path, name: str, size: int, repeats: int) -> dict[str, object]:
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    table = Table.load(path)
+    studies = studies_of(table, size)
+    accuracies, regrets, costs = [], [], []
+    for seeds in studies:
+        test = table.test_final[list(seeds)].mean(axis=0)
+        found = [STRATEGIES[name](table, seeds, repeat) for repeat in range(repeats)]
+        accuracies.append(np.mean([test[choice.level] for choice in found]))
+        regrets.append(np.mean([test.max() - test[choice.level] for choice in found]))
+        costs.append(np.mean([choice.cost for choice in found]))
+    disjoint = len(table.seeds) // size
+    error = float(np.std(accuracies, ddof=1)) / math.sqrt(disjoint) if disjoint > 1 else None
+    return {
+        "strategy": name,
+        "seeds_per_study": size,
+        "test_accuracy": float(np.mean(accuracies)),
+        "se": error,
+        "regret": float(np.mean(regrets)),
+        "cost": float(np.mean(costs)),
+    }
+
+
+def main() -> None:
+    """Replay all strategies and print a table, or JSON."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("table", type=Path)
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--repeats", type=int, default=1, help="of each search, with another seed")
+    parser.add_argument("--only", choices=STRATEGIES, help="one strategy")
+    arguments = parser.parse_args()
+    sizes = [size for size in (1, GROUP) if size <= len(Table.load(arguments.table).seeds)]
+    jobs = [
+        (arguments.table, name, size, arguments.repeats)
+        for size in sizes
+        for name in ([arguments.only] if arguments.only else STRATEGIES)
+    ]
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    with ProcessPoolExecutor() as pool:
+        results = list(pool.map(_run, *zip(*jobs, strict=True)))
+    if arguments.json:
+        print(json.dumps(results, indent=2))
+        return
+    print(f"{'strategy':<24} {'seeds':>5}  {'test accuracy':>16}  {'regret':>7}  {'cost':>6}")
+    for one in results:
+        error = "       " if one["se"] is None else f"± {one['se']:.4f}"
+        print(
+            f"{one['strategy']:<24} {one['seeds_per_study']:>5}  {one['test_accuracy']:>8.4f} {error}"
+            f"  {one['regret']:>7.4f}  {one['cost']:>6.3f}"
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,113 @@
+"""report.text: records as text for a terminal."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from floodsearch.records import Baseline, BestLevel, Combination, TicketCounts
+from floodsearch.report.text import best_text, paste_line
+
+FOUND = BestLevel(
+    study="two-gaussians-10",
+    level=0.29,
+    parameters={},
+    interval=(0.24, 0.34),
+    tied=(0.24, 0.26, 0.34),
+    metric="val_accuracy",
+    value=0.834,
+    value_se=0.012,
+    seeds=8,
+    test_accuracy=0.82,
+    test_accuracy_clean=None,
+    test_loss=0.5,
+    best_epoch_test_accuracy=None,
+    train_accuracy=0.9,
+    baseline=Baseline(
+        value=0.773, value_se=0.02, test_accuracy=0.744, test_accuracy_clean=None, test_loss=2.0
+    ),
+    gain=0.061,
+    gain_se=0.01,
+    gain_interval=(0.04, 0.08),
+    p_value=0.004,
+    verdict="helps",
+    more_seeds=None,
+    combinations=(),
+    trials=TicketCounts(complete=2, pruned=49),
+    epochs_run=9000,
+    epochs_exhaustive=127500,
+    cost=0.07,
+    finished=True,
+)
+NOTHING = replace(FOUND, level=0.0, gain=0.0, gain_se=0.0, gain_interval=None, p_value=None)
+
+
+def test_the_answer_in_a_few_lines():
+    """Level, interval, ties, gain, evidence and verdict are said; the last line is to be pasted."""
+    lines = best_text(FOUND).splitlines()
+    assert lines[0] == "two-gaussians-10: the best flood level is 0.29 (0.24 to 0.34 with 90 %)"
+    assert (
+        "  gain over level 0  +0.0610 (+0.0400 to +0.0800 with 90 %; 8 seeds, p = 0.004): flooding helps"
+        in lines
+    )
+    assert "  tied with          0.24, 0.26, 0.34" in lines
+    assert lines[-1].strip() == "loss = (loss - 0.29).abs() + 0.29"
+    assert "not decided" not in best_text(FOUND)
+    assert "None" not in best_text(FOUND)
+
+
+def test_many_ties_are_told_by_their_range():
+    """A flat curve does not print every level."""
+    tied = tuple(round(0.02 * index, 2) for index in range(1, 20))
+    assert "19 levels between 0.02 and 0.38" in best_text(replace(FOUND, tied=tied))
+
+
+def test_one_seed_says_what_it_cannot_know():
+    """With one seed no error is invented, and the answer says so."""
+    one = replace(
+        FOUND, seeds=1, value_se=None, gain_se=None, gain_interval=None, p_value=None, verdict=None, tied=None
+    )
+    text = best_text(replace(one, interval=None))
+    assert "its error is not known" in text
+    assert "one seed" in text
+    assert "None" not in text
+    assert "none on this seed" in best_text(replace(one, level=0.0, gain=0.0))
+
+
+@pytest.mark.parametrize(
+    ("verdict", "more", "said"),
+    [
+        ("not shown", 7, "about 7 more seeds"),
+        ("not shown", 1, "about 1 more seed would"),
+        ("not shown", None, "too small for any reasonable number of seeds"),
+        ("hurts", None, "flooding hurts"),
+    ],
+)
+def test_what_is_not_decided_is_said(verdict, more, said):
+    """A gain that is not shown comes with how many more seeds would show it."""
+    assert said in best_text(replace(FOUND, verdict=verdict, more_seeds=more, p_value=None))
+
+
+def test_no_flooding_can_be_the_answer():
+    """At level 0 the text says that no level was better, and what is pasted changes nothing."""
+    text = best_text(replace(NOTHING, verdict="hurts"))
+    assert "none: no level was better than no flooding; flooding hurts" in text
+    assert paste_line(NOTHING).startswith("loss = loss")
+    assert "not shown to help" in best_text(replace(NOTHING, verdict="not shown", more_seeds=3))
+
+
+def test_each_combination_has_a_line():
+    """What was searched beside the level is listed, with the best level and gain of each."""
+    entry = Combination(
+        parameters={"weight_decay": 0.1}, level=0.2, value=0.8, baseline=0.7, gain=0.1, gain_se=0.02
+    )
+    text = best_text(replace(FOUND, parameters=entry.parameters, combinations=(entry,)))
+    assert "weight_decay = 0.1" in text.splitlines()[0]
+    assert "level 0.2: 0.8000 (level 0: 0.7000), gain +0.1000 ± 0.0200" in text
+
+
+def test_before_the_search_is_over_the_answer_is_provisional():
+    """The headline says how much is done."""
+    text = best_text(replace(FOUND, finished=False, trials=TicketCounts(complete=2, waiting=3)))
+    assert "(provisional: 2 of 5 tickets are done)" in text
