@@ -354,17 +354,19 @@ def test_a_task_that_cannot_be_built_fails_its_members(part):
     assert cohort.advance() == Step()
 
 
-def test_a_model_that_cannot_be_copied_fails_what_would_fork():
-    """Levels that never flood are trained all the same, whatever the model is."""
+@pytest.mark.parametrize("validate_every", [1, 2])
+def test_a_model_that_cannot_be_copied_is_forked(validate_every):
+    """A fork's model is made anew: weights that are computed, as under weight normalisation, fork exactly."""
 
-    class Single(nn.Linear):
-        def __deepcopy__(self, memo: Any) -> Any:
-            raise RuntimeError("there is only one of me")
+    def model() -> nn.Module:
+        return nn.utils.parametrizations.weight_norm(nn.Linear(5, 2))
 
-    task = Task(data=draw, model=lambda: Single(5, 2), recipe=Recipe(), loss=functional.cross_entropy)
-    together = Together(make_cohort(task, Plan(epochs=3), {0: 0.0, 1: 1e-9, 2: 1e3}))
-    assert together.failed.keys() == {2}
-    assert together.records[0] == [*alone_in_turn(task, Plan(epochs=3), 0.0)]
+    task = Task(data=draw, model=model, recipe=Recipe(), loss=functional.cross_entropy)
+    plan = Plan(epochs=4, validate_every=validate_every)
+    together = Together(make_cohort(task, plan, {0: 0.0, 1: 1e-9, 2: 1e3}))
+    assert not together.failed
+    assert together.records[0] == [*alone_in_turn(task, plan, 0.0)]
+    assert together.records[2] == [*alone_in_turn(task, plan, 1e3)]
 
 
 def alone_in_turn(task: Task, plan: Plan, level: float) -> list[EpochRecord]:

@@ -254,7 +254,7 @@ def test_plain_optuna_sees_metric_and_best_trial(database, make_spec, plain, met
     worker = tables.enter_worker(database, study.uuid, host="h", pid=1, device="cpu", versions={})
     levels = {}
     for value in (0.7, 0.9, 0.8):
-        ticket = queue.take(study, worker)
+        (ticket,) = queue.take(study, worker)
         queue.complete(ticket, value, {})
         levels[value] = ticket.level
     seen = plain()

@@ -74,11 +74,8 @@ class Run:
 
     def __init__(self, task: Task, plan: Plan, *, seed: int, level: float, device: torch.device) -> None:
         data = task.data(seed)
-        with borrowed(device):
-            seed_global(stream_seed(seed, "initialisation"), device)
-            model = task.model().to(device)
         splits = (data.train.to(device), data.validation.to(device), data.test.to(device))
-        self._begin(task, plan, seed, level, device, splits, model)
+        self._begin(task, plan, seed, level, device, splits)
 
     def _begin(
         self,
@@ -88,10 +85,12 @@ class Run:
         level: float,
         device: torch.device,
         splits: tuple[Split, Split, Split],
-        model: nn.Module,
     ) -> None:
-        self.task, self.plan, self.seed, self.device, self.model = task, plan, seed, device, model
+        self.task, self.plan, self.seed, self.device = task, plan, seed, device
         self.train, self.validation, self.test = splits
+        with borrowed(device):
+            seed_global(stream_seed(seed, "initialisation"), device)
+            self.model = task.model().to(device)
         self.dropout_seed = stream_seed(seed, "dropout") >> 1  # room to add the number of the step
         self.optimizer = task.optimizer(self.model.parameters(), task.recipe)
         self.schedule = functools.partial(SCHEDULES[plan.schedule], **plan.settings)
@@ -137,8 +136,8 @@ class Run:
         """
         fork = object.__new__(Run)
         splits = (self.train, self.validation, self.test)
-        model = copy.deepcopy(self.model)
-        fork._begin(self.task, self.plan, self.seed, level, self.device, splits, model)
+        # Made anew: a copy would hold what the trunk's later epochs left outside of its state.
+        fork._begin(self.task, self.plan, self.seed, level, self.device, splits)
         fork.restore(state)
         fork.schedule_state = start(self.plan.schedule, level, samples=len(self.validation.inputs))
         fork.last = None if fork.last is None else replace(fork.last, level=level)
