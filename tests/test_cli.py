@@ -39,6 +39,8 @@ count = 3
 epochs = 10
 seeds = 2
 validate_every = 2
+[search]
+pruner = "none"
 """
 
 
