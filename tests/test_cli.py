@@ -107,12 +107,9 @@ def test_best_json_has_every_field_of_the_answer(finished: Path) -> None:
     assert answer["baseline"].keys() >= {"value", "test_accuracy", "test_loss"}
     assert answer["trials"] == {"complete": 3, "pruned": 0, "failed": 0, "running": 0, "waiting": 0}
     assert answer["epochs_run"] == answer["epochs_exhaustive"] == 3 * 2 * 10
-    assert (answer["cost"], answer["finished"], answer["verdict"], answer["interval"]) == (
-        1.0,
-        True,
-        None,
-        None,
-    )
+    assert (answer["cost"], answer["finished"]) == (1.0, True)
+    assert answer["verdict"] in ("helps", "not shown", "hurts")
+    assert 0 <= answer["interval"][0] <= answer["level"] <= answer["interval"][1] <= 0.5
 
 
 def test_best_ends_with_the_line_to_paste(finished: Path) -> None:
