@@ -12,7 +12,7 @@ demo: $(VENV)/.installed
 
 # All tests; those that need PostgreSQL are skipped, and counted, where there is none.
 test: $(VENV)/.installed-test
-	$(BIN)/pytest
+	$(BIN)/pytest --numprocesses auto
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff format --check .

@@ -38,12 +38,15 @@ class Question:
         metric: a field of `EpochRecord` that is measured at validations, such as `val_accuracy`.
         maximize: whether a larger metric is better.
         window: share of the epochs, counted from the end, over which a value averages, in (0, 1].
+        scale: the range of levels that matter, in the unit of the loss, over which a curve is smoothed; the
+            highest level by default.
     """
 
     study: str
     metric: str
     maximize: bool
     window: float
+    scale: float | None = None
 
 
 RUNG_VALIDATIONS = 3
@@ -185,7 +188,7 @@ def best_level(
     question: Question,
     *,
     epochs_run: int,
-    epochs_exhaustive: int,
+    epochs_exhaustive: int | None,
     finished: bool,
 ) -> BestLevel:
     """Return the complete level at the maximum of the smooth curve, and what is known of it.
@@ -194,7 +197,7 @@ def best_level(
         trials: all trials of the study.
         question: what is compared.
         epochs_run: member-epochs that the workers trained.
-        epochs_exhaustive: tickets x seeds x epochs.
+        epochs_exhaustive: tickets x seeds x epochs, if that is known.
         finished: whether the search is over; before, the answer is provisional.
 
     Raises:
@@ -284,7 +287,7 @@ def _landscapes(trials: Sequence[TrialRecord], question: Question) -> list[Lands
     complete = comparable(trials)
     if not complete:
         return []
-    highest = max(trial.level or 0.0 for trial in trials)
+    highest = question.scale or max(trial.level or 0.0 for trial in trials)
     combinations: dict[frozenset[tuple[str, object]], list[TrialRecord]] = {}
     for trial in sorted(trials, key=lambda one: (one.ticket, one.number)):
         if trial.epochs == complete[0].epochs and trial.level is not None:

@@ -6,8 +6,10 @@ from collections.abc import Sequence
 
 from floodsearch import queue
 from floodsearch.analysis import best_level, best_of, comparable, count, latest
+from floodsearch.forecast import epochs_a_second, epochs_left
 from floodsearch.records import BestLevel, StudyStatus, TrialRecord, WorkerRecord
-from floodsearch.search.space import tickets
+from floodsearch.search.space import ticket_count
+from floodsearch.spec import AUTO
 from floodsearch.storage import DEFAULT_STORAGE, tables
 from floodsearch.storage.database import open_database
 from floodsearch.storage.studies import StoredStudy, find_study, read_trials
@@ -68,17 +70,19 @@ def status(study: StoredStudy) -> StudyStatus:
         best_value=None if best_so_far is None else best_so_far.value,
         epochs_run=sum(worker.epochs_run for worker in workers),
         epochs_exhaustive=epochs_exhaustive(study),
-        seconds_left=None if finished else _seconds_left(trials, alive, now),
+        pilot=study.pilot,
+        piloting=study.spec.levels.high == AUTO,
+        seconds_left=None if finished else _seconds_left(study, trials, alive, now),
         finished=finished,
         stopped=queue.closed(study, workers),
         failures=tuple(_failures(trials)),
     )
 
 
-def epochs_exhaustive(study: StoredStudy) -> int:
-    """Return the member-epochs of training every ticket to the end."""
-    training = study.spec.training
-    return len(tickets(study.spec)) * len(training.seeds) * training.epochs
+def epochs_exhaustive(study: StoredStudy) -> int | None:
+    """Return the member-epochs of training every ticket to the end; None if the pilot decides how many."""
+    training, count = study.spec.training, ticket_count(study.spec)
+    return None if count is None else count * len(training.seeds) * training.epochs
 
 
 def _finished(study: StoredStudy, trials: Sequence[TrialRecord], workers: Sequence[WorkerRecord]) -> bool:
@@ -89,14 +93,13 @@ def _finished(study: StoredStudy, trials: Sequence[TrialRecord], workers: Sequen
     return spent and not any(trial.state == "running" for trial in trials)
 
 
-def _seconds_left(trials: Sequence[TrialRecord], alive: Sequence[WorkerRecord], now: float) -> float | None:
-    """Forecast from the member-epochs a second of the workers that are alive."""
-    speed = sum(one.epochs_run / (now - one.started) for one in alive if now > one.started)
-    if speed <= 0:
+def _seconds_left(
+    study: StoredStudy, trials: Sequence[TrialRecord], alive: Sequence[WorkerRecord], now: float
+) -> float | None:
+    speed = epochs_a_second(study, alive, now)
+    if speed is None or not alive or study.spec.levels.high == AUTO:
         return None
-    newest = latest(trials).values()
-    left = sum((one.epochs - one.epoch) * one.seeds for one in newest if one.state in ("waiting", "running"))
-    return left / speed
+    return epochs_left(study.spec, trials) / speed
 
 
 def _failures(trials: Sequence[TrialRecord]) -> list[str]:

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Literal, Protocol
-
-import torch
+from collections.abc import Callable, Iterable, Sequence
+from typing import Literal
 
 from floodsearch import queue
 from floodsearch.analysis import RUNG_VALIDATIONS, mean_and_se, mean_of, recent_mean, seed_result
-from floodsearch.catalog import schedule_settings, task_of
 from floodsearch.errors import DivergedError, TicketLostError
 from floodsearch.heart import Heart
 from floodsearch.queue import Entry, Ticket
@@ -21,9 +18,7 @@ from floodsearch.search.halving import Standing
 from floodsearch.search.pruners import HalvingPruner
 from floodsearch.spec import Budget
 from floodsearch.storage import tables
-from floodsearch.storage.studies import StoredStudy
-from floodsearch.training.cohort import Cohort, Step
-from floodsearch.training.run import Plan
+from floodsearch.trainer import Members, Trainer
 
 FLUSH_SECONDS = 10.0
 """Curves are written at least this often, so that a dashboard lives and little is lost."""
@@ -33,56 +28,13 @@ log = logging.getLogger("floodsearch.worker")
 Ending = Literal["complete", "pruned", "diverged", "failed", "lost", "handed back"]
 
 
-class Members(Protocol):
-    """What trains the members of a cohort, named by their tickets; `Cohort` is the one that does."""
-
-    def advance(self) -> Step:
-        """Train all members one epoch further."""
-
-    def forked(self, member: int) -> bool:
-        """Return whether a member's level has begun to matter."""
-
-    def drop(self, member: int) -> None:
-        """Train a member no further."""
-
-    def tested(self, member: int) -> list[EpochRecord]:
-        """Return a member's records with test metrics."""
-
-
-Trainer = Callable[[StoredStudy, Sequence[Ticket], Mapping[int, Sequence[int]], torch.device], Members]
-"""(study, tickets, seeds to train by ticket, device) to what trains them; they differ in level only."""
-
-
-def train_cohort(
-    study: StoredStudy,
-    tickets: Sequence[Ticket],
-    seeds: Mapping[int, Sequence[int]],
-    device: torch.device,
-) -> Members:
-    """Return the cohort of tickets that differ in level only."""
-    training, question = study.spec.training, study.question
-    plan = Plan(
-        epochs=tickets[0].epochs,
-        validate_every=training.validate_every,
-        schedule=training.schedule,
-        settings=schedule_settings(study.spec, tickets[0].beside),
-        metric=question.metric,
-        maximize=question.maximize,
-    )
-    task = task_of(study.spec, tickets[0].beside)
-    levels = {ticket.number: ticket.level for ticket in tickets}
-    return Cohort(task, plan, levels=levels, seeds=seeds, device=device)
-
-
 class Bracket:
     """Tickets on their way to their ends, in lockstep; those with other parameters beside follow later."""
 
-    def __init__(
-        self, tickets: Sequence[Ticket], device: torch.device, heart: Heart, trainer: Trainer
-    ) -> None:
+    def __init__(self, tickets: Sequence[Ticket], heart: Heart, trainer: Trainer) -> None:
         self.alive = {ticket.number: ticket for ticket in tickets}
         self.study = tickets[0].study  # with its spec as of when the tickets were taken
-        self.device, self.heart, self.trainer = device, heart, trainer
+        self.heart, self.trainer = heart, trainer
         self.curves = {ticket.number: Curve(ticket) for ticket in tickets}
         self.flushed = time.monotonic()
 
@@ -118,7 +70,7 @@ class Bracket:
             for ticket in tickets
         }
         try:
-            cohort = self.trainer(self.study, tickets, seeds, self.device)
+            cohort = self.trainer(self.study, tickets, seeds)
         except (Exception, SystemExit) as error:  # a user's task may fail in any way while it is built
             for number in numbers:
                 self._failed(number, error)

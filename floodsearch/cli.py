@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from floodsearch.launchers.local import Launch
-    from floodsearch.records import StudyStatus
+    from floodsearch.records import Pilot, StudyStatus
     from floodsearch.storage.database import Database
     from floodsearch.storage.studies import StoredStudy
 
@@ -211,25 +211,50 @@ def export(
 
 
 @app.command()
-def check(study: StudyFile, as_json: AsJson = False) -> None:
+def check(
+    study: StudyFile,
+    storage: Annotated[
+        str | None,
+        typer.Option(envvar="FLOODSEARCH_STORAGE", metavar="URL", help="Where it was begun: tells the time."),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
     """Show the resolved study with all defaults, or all its problems, and what it would cost."""
     from floodsearch.catalog import known
-    from floodsearch.search.space import tickets
+    from floodsearch.forecast import epochs_expected
+    from floodsearch.report.text import forecast_text
+    from floodsearch.search.space import ticket_count
     from floodsearch.studyfile import read
 
     _import_from_here(study.parent)
     spec = read(study, known())
-    count = len(tickets(spec))
-    cost = count * len(spec.training.seeds) * spec.training.epochs
+    count, expected = ticket_count(spec), epochs_expected(spec)
+    exhaustive = None if count is None else count * len(spec.training.seeds) * spec.training.epochs
+    pilot = None if storage is None else _pilot_of(storage, spec.name)
+    seconds = None if pilot is None or expected is None else expected * pilot.seconds_per_epoch
     content = spec.model_dump(mode="json")
     if as_json:
-        extra = {"fingerprint": spec.fingerprint(), "tickets": count, "epochs_exhaustive": cost}
+        extra = {
+            "fingerprint": spec.fingerprint(),
+            "tickets": count,
+            "epochs_exhaustive": exhaustive,
+            "epochs_expected": expected,
+            "seconds_expected": seconds,
+        }
         _print_json({**content, **extra})
         return
-    lines = [f"{key} = {json.dumps(value)}" for key, value in _flattened(content)]
-    seeds = len(spec.training.seeds)
-    lines.append(f"{count} tickets x {seeds} seeds x {spec.training.epochs} epochs = {cost:,} epochs at most")
-    print("\n".join(lines))  # noqa: T201
+    print("\n".join(f"{key} = {json.dumps(value)}" for key, value in _flattened(content)))  # noqa: T201
+    print(forecast_text(spec, count, expected, seconds))  # noqa: T201
+
+
+def _pilot_of(storage: str, name: str) -> Pilot | None:
+    """Return what the pilot of a study found; without it nothing is known of the time, which is no error."""
+    try:
+        with _found(storage, name) as study:
+            return study.pilot
+    except UsageError as error:
+        _say(f"the time is not known: {error}")
+        return None
 
 
 @app.command()
@@ -358,7 +383,7 @@ def _show(launched: Launch) -> None:
 
 
 def _view(status: StudyStatus) -> Table:
-    """Return a bar over the epochs of all tickets, and a line of numbers under it."""
+    """Return a bar over the tickets, and a line of numbers under it."""
     from rich.progress_bar import ProgressBar
     from rich.table import Table
     from rich.text import Text
@@ -367,8 +392,10 @@ def _view(status: StudyStatus) -> Table:
 
     ended = status.trials.total - status.trials.unfinished
     bar = Table.grid(padding=(0, 1))
-    done = status.epochs_exhaustive if status.finished else status.epochs_run
-    progress = ProgressBar(total=status.epochs_exhaustive, completed=done, width=40)
+    if status.trials.total == 0:  # the pilot has not ended
+        progress = ProgressBar(total=None, width=40)
+    else:
+        progress = ProgressBar(total=status.trials.total, completed=ended, width=40)
     bar.add_row(status.name, progress, f"{ended} of {status.trials.total} tickets")
     view = Table.grid()
     view.add_row(bar)

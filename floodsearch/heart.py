@@ -89,6 +89,8 @@ class Heart:
     leave: Leave
     epochs_run: int = 0
     training: tuple[int, ...] = ()
+    lease: tuple[str, str] | None = None
+    """The name and the holder of a lease that lasts as long as this worker lives."""
     _stopped: bool = False
     _wake: threading.Event = field(default_factory=threading.Event)
 
@@ -139,3 +141,5 @@ class Heart:
             training=self.training,
             leaving=leaving,
         )
+        if (lease := self.lease) is not None:
+            tables.acquire_lease(self.study.database, self.study.uuid, *lease, queue.GRACE_SECONDS)

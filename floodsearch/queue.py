@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import traceback
-from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -22,8 +21,8 @@ from floodsearch.errors import DivergedError, TicketLostError
 from floodsearch.records import Attribute, Decision, EpochRecord, Parameter, TrialRecord, WorkerRecord
 from floodsearch.search.halving import Standing
 from floodsearch.search.pruners import HalvingPruner
-from floodsearch.search.space import Space, tickets
-from floodsearch.spec import Spec
+from floodsearch.search.space import Space, ticket_count, tickets
+from floodsearch.spec import AUTO, MOST_LEVELS, Spec
 from floodsearch.storage import tables, trials
 from floodsearch.storage.studies import StoredStudy, lease, read_trials
 from floodsearch.storage.trials import NewTrial
@@ -39,6 +38,15 @@ ROUND = 4
 """Open tickets that a worker takes at once under halving: a sampler sees results before it proposes more."""
 SECONDS_PER_HOUR = 3600
 TRACEBACK_CHARACTERS = 4000
+
+
+PILOT = "pilot"
+"""The lease of the worker that finds the highest level."""
+
+
+def pilot_holder(worker: int) -> str:
+    """Return the name by which a worker holds the pilot's lease."""
+    return f"worker {worker}"
 
 
 @dataclass(frozen=True)
@@ -95,11 +103,13 @@ def fill(study: StoredStudy) -> int:
     """
     with lease(study.database, study.uuid, "fill"):
         study = study.reread()
+        if study.spec.levels.high == AUTO:
+            return 0  # the pilot has to tell which levels there are
         history = read_trials(study, results=False)
         newest, wanted, size = latest(history), tickets(study.spec), _size(study.spec)
-        brackets = _brackets(study.spec, len(wanted))
+        bracket = brackets(study.spec, len(wanted))
         new = [
-            _new_trial(parameters, newest.get(number), {Attribute.TICKET: number, **size, **brackets(number)})
+            _new_trial(parameters, newest.get(number), size | _names(number, bracket(number)))
             for number, parameters in enumerate(wanted)
             if _missing(newest.get(number), history, study.spec)
         ]
@@ -130,6 +140,8 @@ def _unconfirmed(study: StoredStudy) -> list[TrialRecord]:
 
 def unfinished(study: StoredStudy, history: Sequence[TrialRecord]) -> bool:
     """Return whether a ticket of the study is waiting, in training, or missing from the queue."""
+    if study.spec.levels.high == AUTO:
+        return True
     newest = latest(history)
     if any(trial.state in ("waiting", "running") for trial in newest.values()):
         return True
@@ -162,19 +174,25 @@ def _new_trial(
     return NewTrial({Attribute.ATTEMPT: attempt, **attributes}, known)
 
 
-def _brackets(spec: Spec, total: int) -> Callable[[int], dict[Attribute, int]]:
-    """Return the bracket of each ticket: a block of a grid, in the order in which its levels are spread."""
+def brackets(spec: Spec, total: int) -> Callable[[int], int | None]:
+    """Return which bracket a ticket of so many belongs to: a block of a grid, in spread order; or none."""
     pruner = pruner_of(spec)
     if spec.search.sampler != "grid" or not isinstance(pruner, HalvingPruner):
-        return lambda number: {}
-    return lambda number: {Attribute.BRACKET: number * pruner.brackets // total}
+        return lambda number: None
+    return lambda number: number * pruner.brackets // total
+
+
+def _names(number: int, bracket: int | None) -> dict[Attribute, int]:
+    """Return the attributes that say which ticket a trial is of, and of which bracket."""
+    return {Attribute.TICKET: number} | ({} if bracket is None else {Attribute.BRACKET: bracket})
 
 
 def portions(spec: Spec) -> int:
     """Return how many workers can have tickets of a study in their hands at once."""
-    total = len(tickets(spec))
-    together = Counter(tuple(_brackets(spec, total)(number).items()) for number in range(total))
-    return len(together) if () not in together else total
+    total = ticket_count(spec) or MOST_LEVELS
+    bracket = brackets(spec, total)
+    together = {bracket(number) for number in range(total)}
+    return total if None in together else len(together)
 
 
 def _size(spec: Spec) -> dict[Attribute, int]:
@@ -283,13 +301,18 @@ def judge(standings: Mapping[int, tuple[Ticket, Standing]], epoch: int) -> dict[
     if isinstance(pruner, HalvingPruner):
         rivals = _rivals(first, tickets, epoch) if epoch in pruner.rungs else {}
         together = pruner.judge(
-            {**rivals, **{n: one for n, (_, one) in standings.items()}}, epoch, first.study.spec.levels.high
+            {**rivals, **{n: one for n, (_, one) in standings.items()}}, epoch, _scale(first.study)
         )
         decisions = {number: together[number] for number in tickets}
     else:
         decisions = {number: _asked(ticket, epoch) for number, ticket in tickets.items()}
     confirmed = Decision(prune=False, reason="kept: it confirms the answer")
     return {number: confirmed if tickets[number].confirms else one for number, one in decisions.items()}
+
+
+def _scale(study: StoredStudy) -> float:
+    """Return the range of levels over which their curve is smooth, in the unit of the loss."""
+    return study.question.scale or study.spec.levels.highest
 
 
 def _asked(ticket: Ticket, epoch: int) -> Decision:
@@ -401,7 +424,11 @@ def _put_back(study: StoredStudy, trial_id: int, worker: int) -> bool:
 
 
 def release(study: StoredStudy, worker: int, reason: str) -> list[int]:
-    """Declare the tickets of a dead worker lost and queue them again; return the trial numbers."""
+    """Declare the tickets of a dead worker lost and queue them again; return the trial numbers.
+
+    If it was the pilot's, another worker may begin that again.
+    """
+    tables.release_lease(study.database, study.uuid, PILOT, pilot_holder(worker))
     lost = [
         trial.number
         for trial in _running(study)

@@ -213,6 +213,23 @@ class BestLevel:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Pilot:
+    """What the start of the unflooded runs told about a study whose highest level was not given."""
+
+    epochs: int
+    """Member-epochs that it trained, of all seeds; the unflooded runs go on from there."""
+    minima: tuple[float, ...]
+    """The lowest validation loss of each seed."""
+    bound: float
+    """Flooding above it is underfitting by choice: the largest of the minima, with a margin."""
+    high: float
+    """The highest level of the study: the bound on a round step."""
+    seconds_per_epoch: float
+    """Of one run, validations included."""
+    device: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerRecord:
     """One worker of a study. Times are seconds of the database's clock since 1970, UTC."""
 
@@ -241,7 +258,12 @@ class StudyStatus:
     best_level: float | None
     best_value: float | None
     epochs_run: int
-    epochs_exhaustive: int
+    epochs_exhaustive: int | None
+    """None while the pilot has to tell how many levels there are."""
+    pilot: Pilot | None
+    """What the pilot found; None before, and where the file gives the highest level."""
+    piloting: bool
+    """Whether the levels are not known yet, because the pilot has not ended."""
     seconds_left: float | None
     """Forecast from the speed of the workers so far; None where nothing is known."""
     finished: bool

@@ -9,11 +9,13 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import sys
 from collections.abc import Iterator, Mapping
-from decimal import ROUND_HALF_EVEN, Decimal
+from decimal import ROUND_CEILING, ROUND_HALF_EVEN, Decimal
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, PlainValidator, ValidationError
+from pydantic_core import PydanticCustomError
 
 from floodsearch.errors import Problem, StudyFileError
 
@@ -28,6 +30,10 @@ DIRECTIONS: Mapping[str, Literal["maximize", "minimize"]] = {
     "val_loss": "minimize",
 }
 """The metrics that a built-in training reports, and which way is better."""
+
+
+AUTO: Literal["auto"] = "auto"
+"""A highest level that the pilot finds."""
 
 
 class Section(BaseModel):
@@ -59,20 +65,31 @@ class Range(Section):
         return None
 
 
+def _level_or_auto(value: object) -> float | Literal["auto"]:
+    """Return a level above 0, or "auto" (one message for both, where a union would give two)."""
+    if value == AUTO:
+        return AUTO
+    if isinstance(value, int | float) and not isinstance(value, bool) and 0 < value <= sys.float_info.max:
+        return float(value)
+    raise PydanticCustomError("level", "Input should be a finite number greater than 0, or 'auto'")
+
+
 class Levels(Section):
     """Which flood levels are searched, in the unit of the training loss."""
 
     low: float = Field(0.0, ge=0)
-    high: float = Field(gt=0)
+    high: Annotated[float | Literal["auto"], PlainValidator(_level_or_auto)]
     count: int | None = Field(None, ge=2, le=MOST_LEVELS)
     step: float | None = Field(None, gt=0)
 
     def problems(self) -> Iterator[Problem]:
         """Yield what is wrong between the fields."""
-        if self.low >= self.high:
-            yield Problem("levels.low", f"{self.low:g} is not below levels.high = {self.high:g}")
         if self.count is not None and self.step is not None:
             yield Problem("levels.step", "given together with levels.count; keep one of the two")
+        if self.high == AUTO:
+            return
+        if self.low >= self.high:
+            yield Problem("levels.low", f"{self.low:g} is not below levels.high = {self.high:g}")
         if self.step is not None and self.step > self.high - self.low:
             yield Problem(
                 "levels.step", f"{self.step:g} is larger than the range, {self.high - self.low:g} wide"
@@ -82,13 +99,45 @@ class Levels(Section):
                 "levels.step", f"{self.step:g} gives more than {MOST_LEVELS:,} levels; take a larger one"
             )
 
+    @property
+    def highest(self) -> float:
+        """The highest level.
+
+        Raises:
+            ValueError: while the pilot has to find it.
+        """
+        if self.high == AUTO:
+            raise ValueError("the highest level is not known before the pilot has ended")
+        return self.high
+
+    def up_to(self, bound: float) -> Levels:
+        """Return the same with a highest level that covers a bound.
+
+        `count` levels lie on a round step: 1, 2 or 5 times a power of ten, rounded up; a given step stays;
+        and the end of a continuous range has two digits.
+
+        Raises:
+            ValueError: if the bound is not above `low`.
+        """
+        if not self.low < bound < math.inf:
+            raise ValueError(f"the levels would end at {bound:.4g}, but levels.low is {self.low:g}")
+        low, width = Decimal(str(self.low)), Decimal(str(bound)) - Decimal(str(self.low))
+        if self.count is not None:
+            width = _round_up(width / (self.count - 1)) * (self.count - 1)
+        elif self.step is not None:
+            step = Decimal(str(self.step))
+            width = (width / step).to_integral_value(ROUND_CEILING) * step
+        else:
+            width = width.quantize(Decimal(1).scaleb(width.adjusted() - 1), rounding=ROUND_CEILING)
+        return self.model_copy(update={"high": float(low + width)})
+
     def grid(self) -> tuple[float, ...] | None:
         """Return the levels of the grid, ascending and with level 0, or None for a continuous search.
 
         Computed in decimals and rounded to four digits of the step, so that 0.29 is 0.29 and not
         0.29000000000000004.
         """
-        low, high = Decimal(str(self.low)), Decimal(str(self.high))
+        low, high = Decimal(str(self.low)), Decimal(str(self.highest))
         if self.count is not None:
             step = (high - low) / (self.count - 1)
             steps = self.count - 1
@@ -102,6 +151,12 @@ class Levels(Section):
         rounded = {level.quantize(digit, rounding=ROUND_HALF_EVEN) for level in levels}
         inside = {float(min(max(level, low), high)) for level in rounded}
         return tuple(sorted(inside | {0.0}))
+
+
+def _round_up(step: Decimal) -> Decimal:
+    """Return the next 1, 2 or 5 times a power of ten."""
+    power = Decimal(1).scaleb(step.adjusted())
+    return next(digit * power for digit in (1, 2, 5, 10) if digit * power >= step)
 
 
 class Training(Section):
@@ -192,6 +247,14 @@ class Spec(Section):
         """The schedule's settings that are searched beside the level; at level 0 they mean nothing."""
         settings = self.settings.get(self.training.schedule, {})
         return {name: value for name, value in settings.items() if isinstance(value, Choices | Range)}
+
+    def up_to(self, bound: float) -> Spec:
+        """Return the same with levels that cover a bound, where the highest one was left to the pilot."""
+        return self.model_copy(update={"levels": self.levels.up_to(bound)})
+
+    def stand_in(self) -> Spec:
+        """Return the same with any highest level, where the pilot has to find it, to look at the rest."""
+        return self.up_to(self.levels.low + 1) if self.levels.high == AUTO else self
 
     def fingerprint(self) -> str:
         """Return 16 hex digits that are equal for equal specs."""

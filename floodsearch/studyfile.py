@@ -19,6 +19,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from floodsearch.errors import Problem, StudyFileError, TaskError
 from floodsearch.spec import (
+    AUTO,
     DIRECTIONS,
     MOST_SEEDS,
     Budget,
@@ -48,7 +49,6 @@ NOT_AVAILABLE: Mapping[str, str] = {
     "command": "write task instead",
     "training.schedule = policy": "use 'constant', 'backward' or 'adaptive'",
     "search.sampler = policy": "use 'heuristic', 'tpe' or 'gp'",
-    "levels.high = auto": "give a number, such as 0.5",
     "policy": "remove the table",
 }
 """What the design has and this version has not: refused by name, never ignored."""
@@ -310,7 +310,8 @@ class _Reader:
         self, search: Search, levels: Levels, recipe: Mapping[str, Any], settings: Mapping[str, Any]
     ) -> Search:
         """Check that the sampler, what is searched and the number of trials fit each other."""
-        grid = levels.grid()
+        counted = levels.high != AUTO or levels.count is not None
+        grid = (levels.up_to(levels.low + 1) if levels.high == AUTO else levels).grid()
         baselines = _combinations(recipe)
         ranges = [where for where, value in settings.items() if isinstance(value, Range)]
         if search.sampler == "grid":
@@ -322,7 +323,9 @@ class _Reader:
                     Problem("levels.count", "missing; a grid needs levels.count or levels.step")
                 )
         size = None
-        if grid is not None and not ranges:  # at level 0 the settings of the schedule mean nothing
+        if (
+            counted and grid is not None and not ranges
+        ):  # at level 0 the settings of the schedule mean nothing
             size = baselines * (1 + (len(grid) - 1) * _combinations(settings))
         trials = search.trials
         if search.sampler == "grid":
@@ -421,7 +424,7 @@ class _Reader:
             self._unknown(where, str(entry["loc"][-1]), model.model_fields)
         elif entry["type"] == "missing":
             hints = {
-                "levels.high": "such as 0.5",
+                "levels.high": 'such as 0.5, or "auto"',
                 "name": 'such as "my-study"',
                 "task": 'such as "two_gaussians"',
             }

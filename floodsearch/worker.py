@@ -14,18 +14,21 @@ import socket
 import torch
 
 from floodsearch import queue
-from floodsearch.bracket import Bracket, Trainer, train_cohort
+from floodsearch.bracket import Bracket
 from floodsearch.devices import find_device
 from floodsearch.errors import TicketLostError, UsageError
 from floodsearch.heart import Heart, Leave, Settings
+from floodsearch.pilot import pilot
 from floodsearch.retry import persistently
+from floodsearch.spec import AUTO
 from floodsearch.storage import tables
 from floodsearch.storage.studies import StoredStudy, read_trials, versions
+from floodsearch.trainer import Cohorts, Trainer
 
 log = logging.getLogger("floodsearch.worker")
 
 
-def work(study: StoredStudy, settings: Settings, leave: Leave, trainer: Trainer = train_cohort) -> str:
+def work(study: StoredStudy, settings: Settings, leave: Leave, trainer: Trainer | None = None) -> str:
     """Train tickets of a study until none is left, it is closed, or there is a reason to leave.
 
     A worker without a ticket waits while others train: a ticket may come back from one that dies.
@@ -34,7 +37,7 @@ def work(study: StoredStudy, settings: Settings, leave: Leave, trainer: Trainer 
         study: whose tickets it takes.
         settings: how it works.
         leave: why it may be asked to leave.
-        trainer: makes what trains tickets; a replay gives back recorded curves instead.
+        trainer: makes what trains tickets, cohorts by default; a replay gives back recorded curves instead.
 
     Returns:
         Why it left.
@@ -54,18 +57,23 @@ def work(study: StoredStudy, settings: Settings, leave: Leave, trainer: Trainer 
         versions=versions() | {"platform": platform.platform()},
     )
     log.info("worker %d trains study %s on %s", worker, study.name, device)
+    cohorts = Cohorts(device)
     with Heart(study, worker, settings, leave) as heart:
         while not leave.wanted.is_set():
             study = _reread(study)
             if (reason := persistently(lambda: _closed(study))) is not None:  # noqa: B023 - called at once
                 return reason
+            if study.spec.levels.high == AUTO:
+                if not persistently(lambda: pilot(study, cohorts, heart)):  # noqa: B023 - called at once
+                    leave.wanted.wait(min(1.0, settings.beat_seconds))
+                continue
             try:
                 tickets = persistently(lambda: queue.take(study, worker))  # noqa: B023 - called at once
             except TicketLostError as error:
                 log.warning("%s", error)
                 continue
             if tickets:
-                Bracket(tickets, device, heart, trainer).end()
+                Bracket(tickets, heart, trainer or cohorts).end()
             elif not persistently(lambda: _more_to_come(study)):  # noqa: B023 - called at once
                 return "all tickets are finished"
             else:

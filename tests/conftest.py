@@ -26,6 +26,8 @@ from floodsearch.spec import Spec
 from floodsearch.storage.database import Database, open_database
 from floodsearch.studyfile import parse
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported: tests run side by side
+
 TINY: Mapping[str, Any] = {
     "name": "tiny",
     "task": "two_gaussians",

@@ -106,8 +106,9 @@ def test_best_json_has_every_field_of_the_answer(finished: Path) -> None:
     assert {"epochs_run", "epochs_exhaustive", "cost", "finished"} <= answer.keys()
     assert answer["baseline"].keys() >= {"value", "test_accuracy", "test_loss"}
     assert answer["trials"] == {"complete": 3, "pruned": 0, "failed": 0, "running": 0, "waiting": 0}
-    assert answer["epochs_run"] == answer["epochs_exhaustive"] == 3 * 2 * 10
-    assert (answer["cost"], answer["finished"]) == (1.0, True)
+    assert answer["epochs_exhaustive"] == 3 * 2 * 10
+    assert 2 * 10 <= answer["epochs_run"] <= 3 * 2 * 10  # a start that levels share is trained once
+    assert (answer["cost"], answer["finished"]) == (answer["epochs_run"] / 60, True)
     assert answer["verdict"] in ("helps", "not shown", "hurts")
     assert 0 <= answer["interval"][0] <= answer["level"] <= answer["interval"][1] <= 0.5
 
@@ -159,7 +160,7 @@ def test_more_seeds_extend_a_finished_study(tmp_path: Path) -> None:
     assert floodsearch("launch", "tiny.toml", "--devices", "cpu", cwd=tmp_path).returncode == 0
     answer = json.loads(floodsearch("best", "tiny", "--json", cwd=tmp_path).stdout)
     assert answer["seeds"] == 3
-    assert answer["epochs_run"] == 3 * 3 * 10
+    assert answer["epochs_run"] <= 3 * 3 * 10
     assert answer["trials"]["complete"] == 3
 
 
@@ -204,7 +205,7 @@ def test_a_file_with_many_problems_shows_all_of_them(tmp_path: Path) -> None:
         assert "wrong.toml has 3 problems" in message
         assert "options.widht: unknown key, did you mean 'width'?" in message
         assert "training.epochs: 0 should be greater than or equal to 1" in message
-        assert "levels.high: -0.5 should be greater than 0" in message
+        assert "levels.high: -0.5 should be a finite number greater than 0" in message
 
 
 WRONG_USE: dict[str, tuple[list[str], str]] = {

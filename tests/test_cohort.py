@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pytest
@@ -20,6 +20,7 @@ from floodsearch.tasks.streams import stream
 from floodsearch.tasks.task import Data, Recipe, Split, Task
 from floodsearch.training.cohort import Cohort, Step
 from floodsearch.training.run import Plan, Run
+from floodsearch.training.trunk import Trunks
 
 CPU = torch.device("cpu")
 SAMPLES, BATCH = 50, 16  # the last of four batches is smaller
@@ -47,9 +48,13 @@ def make_task(*extra: nn.Module, loss: Any = functional.cross_entropy, **recipe:
 
 
 def make_cohort(
-    task: Task, plan: Plan, levels: Mapping[int, float] = LEVELS, seeds: Sequence[int] = (0, 2)
+    task: Task,
+    plan: Plan,
+    levels: Mapping[int, float] = LEVELS,
+    seeds: Sequence[int] = (0, 2),
+    **trunks: Any,
 ) -> Cohort:
-    return Cohort(task, plan, levels=levels, seeds=dict.fromkeys(levels, tuple(seeds)), device=CPU)
+    return Cohort(task, plan, levels=levels, seeds=dict.fromkeys(levels, tuple(seeds)), device=CPU, **trunks)
 
 
 class Together:
@@ -92,14 +97,6 @@ def alone(task: Task, plan: Plan, level: float, seed: int) -> tuple[list[EpochRe
 
 def first_flooded(records: Sequence[EpochRecord]) -> float:
     return next((one.epoch for one in records if one.flooded > 0), math.inf)
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 # --- exact -----------------------------------------------------------------------------------------------
@@ -223,6 +220,59 @@ def test_level_zero_never_forks():
     task = make_task(loss=lambda outputs, labels: functional.cross_entropy(outputs, labels) - 10)
     together = Together(make_cohort(task, Plan(epochs=4), {0: 0.0, 1: 0.1}))
     assert together.forked == [{1}] * 4
+
+
+# --- cohorts that come later -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("room", [0, 1, 10**4, 10**9])
+def test_a_later_cohort_is_exact_and_trains_its_trunks_no_second_time(room):
+    """Whatever is kept of a trunk's past: levels fork from it as if alone, and its own epochs are not new."""
+    task, plan, seeds = TASKS["all of it"], Plan(epochs=8, validate_every=3), (0, 5)
+    trunks = Trunks(task, plan, CPU, room=room)
+    first = Together(make_cohort(task, plan, {0: 0.0}, seeds, trunks=trunks, last=False))
+    assert first.trained == plan.epochs * len(seeds)
+    later = Together(make_cohort(task, plan, LEVELS, seeds, trunks=trunks, last=False))
+    own = repeated = 0
+    for (member, level), seed in itertools.product(LEVELS.items(), seeds):
+        expected, tested = alone(task, plan, level, seed)
+        assert later.run(member, seed) == (expected, tested)
+        if (since := first_flooded(expected)) <= plan.epochs:
+            own += plan.epochs + 1 - int(since)
+            repeated += int(since) - 1
+    assert repeated > 0
+    assert own <= later.trained <= own + repeated
+    assert later.trained == {0: own + repeated, 10**9: own}.get(room, later.trained)
+
+
+def test_trunks_that_serve_no_later_cohort_keep_nothing_of_the_past():
+    """Memory: behind the last cohort that uses it a trunk lets its states go."""
+    task, plan = TASKS["adam"], Plan(epochs=8)
+    trunks = Trunks(task, plan, CPU, room=10**9)
+    trunks.of(0).reach(4, forks=False)
+    cohort = make_cohort(task, plan, {0: 0.0, 1: 0.3}, (0,), trunks=trunks, last=True)
+    for _ in range(4):
+        cohort.advance()
+    assert all(at >= 4 for at in trunks.of(0)._kept)
+
+
+def test_a_trunk_that_broke_is_trained_again_when_its_cause_is_gone():
+    """An error of the user's code ends the members of its cohort, not those of later ones."""
+    fails = [True]
+
+    def loss(outputs: Tensor, labels: Tensor) -> Tensor:
+        if torch.is_grad_enabled() and fails[0]:
+            raise OSError("the disk is away")
+        return functional.cross_entropy(outputs, labels)
+
+    task, plan = make_task(loss=loss), Plan(epochs=3)
+    trunks = Trunks(task, plan, CPU, room=10**6)
+    broken = Together(make_cohort(task, plan, {0: 0.0}, (0,), trunks=trunks, last=False))
+    assert isinstance(broken.failed[0], OSError)
+    fails[0] = False
+    trunks.drop_broken()
+    mended = Together(make_cohort(task, plan, {0: 0.0}, (0,), trunks=trunks, last=False))
+    assert mended.run(0, 0) == alone(task, plan, 0.0, 0)
 
 
 # --- members that leave ----------------------------------------------------------------------------------

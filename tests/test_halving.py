@@ -12,11 +12,12 @@ import torch
 
 from floodsearch import queue
 from floodsearch.analysis import latest
-from floodsearch.bracket import Bracket, train_cohort
+from floodsearch.bracket import Bracket
 from floodsearch.heart import Heart, Leave, Settings
 from floodsearch.search.halving import Standing, halve, rungs
 from floodsearch.storage import tables
 from floodsearch.storage.studies import put_study, read_trials
+from floodsearch.trainer import Cohorts
 from floodsearch.worker import work
 
 HERE = Settings(device="cpu", threads=1)
@@ -215,9 +216,9 @@ def enter(study):
     return tables.enter_worker(study.database, study.uuid, host="here", pid=1, device="cpu", versions={})
 
 
-def train(study, tickets, worker, trainer=train_cohort, leave=None):
+def train(study, tickets, worker, trainer=None, leave=None):
     heart = Heart(study, worker, HERE, leave or Leave())
-    Bracket(tickets, torch.device("cpu"), heart, trainer).end()
+    Bracket(tickets, heart, trainer or Cohorts(torch.device("cpu"))).end()
 
 
 def ends(study):
@@ -263,7 +264,7 @@ def interrupted(what, when, then):
     """Return a trainer that does something before the given call of a method of its cohort."""
 
     def trainer(*arguments):
-        cohort = train_cohort(*arguments)
+        cohort = Cohorts(torch.device("cpu"))(*arguments)
         plain, calls = getattr(cohort, what), itertools.count(1)
 
         def call(*given):

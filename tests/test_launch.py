@@ -169,7 +169,7 @@ def test_launch_returns_the_answer(storage_url, here):
     assert (best.study, best.finished, best.seeds) == ("tiny", True, 2)
     assert best.level in (0.0, 0.25, 0.5)
     assert (best.trials.complete, best.trials.total) == (3, 3)
-    assert best.epochs_run == best.epochs_exhaustive == 60
+    assert best.epochs_run <= best.epochs_exhaustive == 60
     assert best.baseline is not None
 
     (here / "tiny.toml").write_text(TINY_TOML)

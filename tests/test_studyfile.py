@@ -480,7 +480,6 @@ def test_a_bad_startup_is_refused_or_harmless(sampler, startup):
 @pytest.mark.parametrize(
     ("changes", "key", "value"),
     [
-        ({"levels": {"high": "auto"}}, "levels.high", "auto"),
         ({"training": {"schedule": "policy"}}, "training.schedule", "policy"),
         ({"search": {"sampler": "policy"}}, "search.sampler", "policy"),
         ({"objective": "train:main", "task": None, "options": None}, "objective", "objective"),

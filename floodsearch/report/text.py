@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from floodsearch.records import BestLevel, Combination, StudyStatus, TicketCounts
+from floodsearch.records import BestLevel, Combination, Pilot, StudyStatus, TicketCounts
+from floodsearch.spec import Spec
 
 MOST_NAMED = 8
 """Tied levels that are listed one by one; more are told by their range."""
@@ -46,6 +47,8 @@ def status_text(status: StudyStatus) -> str:
     if status.best_level is not None:
         lines.append(f"  best      level {status.best_level:g}, {status.metric} {_number(status.best_value)}")
     lines.append(f"  epochs    {epochs_text(status)}")
+    if status.pilot is not None:
+        lines.append(f"  pilot     {pilot_text(status.pilot)}")
     if status.seconds_left is not None:
         lines.append(f"  time left about {duration(status.seconds_left)}")
     return "\n".join([*lines, *(f"  {failure}" for failure in status.failures)])
@@ -53,6 +56,8 @@ def status_text(status: StudyStatus) -> str:
 
 def progress_text(status: StudyStatus) -> str:
     """Return where a study stands, in one line."""
+    if status.piloting:
+        return f"pilot: looking for the highest level · {status.epochs_run:,} epochs"
     parts = [counts_text(status.trials)]
     if status.best_level is not None:
         parts.append(f"best {status.best_level:g} ({status.metric} {_number(status.best_value)})")
@@ -64,11 +69,40 @@ def progress_text(status: StudyStatus) -> str:
 
 def epochs_text(status: StudyStatus) -> str:
     """Return the epochs run, of how many, and how many were saved in a finished study."""
+    if status.epochs_exhaustive is None:
+        return f"{status.epochs_run:,}"
     text = f"{status.epochs_run:,} of {status.epochs_exhaustive:,}"
     saved = status.epochs_exhaustive - status.epochs_run
     # While workers are alive their last epochs may not be counted yet.
     counted = status.finished and status.workers == 0
     return f"{text}, {saved:,} saved" if counted and saved > 0 else text
+
+
+def pilot_text(pilot: Pilot) -> str:
+    """Return what the pilot found, in one line."""
+    losses = f"{min(pilot.minima):.4g}"
+    if max(pilot.minima) > min(pilot.minima):
+        losses += f" to {max(pilot.minima):.4g}"
+    return f"lowest validation loss {losses} in {pilot.epochs} epochs: levels up to {pilot.high:g}"
+
+
+def forecast_text(spec: Spec, count: int | None, expected: int | None, seconds: float | None) -> str:
+    """Return what a search costs at most, and about how much is expected.
+
+    Args:
+        spec: of the study.
+        count: of its tickets; None if the pilot decides that.
+        expected: member-epochs, by the pruner's plan.
+        seconds: that they take with one worker, if that is known.
+    """
+    seeds, epochs = len(spec.training.seeds), spec.training.epochs
+    if count is None or expected is None:
+        return f"a ticket for each level that the pilot finds x {seeds} seeds x {epochs} epochs"
+    most = count * seeds * epochs
+    text = f"{count} tickets x {seeds} seeds x {epochs} epochs = {most:,} epochs at most"
+    if expected < most:
+        text += f"; about {expected:,} with the pruner {spec.search.pruner!r}"
+    return text if seconds is None else f"{text}; {duration(seconds)} with one worker"
 
 
 def counts_text(counts: TicketCounts) -> str:

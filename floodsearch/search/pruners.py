@@ -44,6 +44,20 @@ class HalvingPruner(BasePruner):
             return {ticket: Decision(prune=False, reason="not judged") for ticket in standings}
         return halve(standings, epoch=epoch, highest=highest, reduction=self.reduction, ties=self.ties)
 
+    def epochs_left(self, levels: int, epoch: int, epochs: int) -> int:
+        """Return the epochs that a bracket will still train with one seed, if no level ties.
+
+        Args:
+            levels: above 0, alive and behind the same epoch.
+            epoch: that they have reached.
+            epochs: of a run.
+        """
+        left = 0
+        for rung in (*(rung for rung in self.rungs if rung > epoch), epochs):
+            left += levels * (rung - epoch)
+            levels, epoch = math.ceil(levels / self.reduction), rung
+        return left
+
     def prune(self, study: optuna.Study, trial: optuna.trial.FrozenTrial) -> bool:
         """Return whether a trial with a parameter `level` stops, among all that reported at its last rung."""
         epoch = max(trial.intermediate_values, default=0)

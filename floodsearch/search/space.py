@@ -11,7 +11,7 @@ import numpy as np
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
 
 from floodsearch.records import Parameter
-from floodsearch.spec import Choices, Range, Spec
+from floodsearch.spec import AUTO, Choices, Range, Spec
 
 RESOLUTION = 1000  # in so many steps a continuous range is told apart when something was proposed before
 
@@ -42,7 +42,7 @@ class Space:
         above = [level for level in grid or () if level > 0]
         # Level 0 is trained in any case; with one level beside it, no level is left to be proposed.
         low = above[0] if len(above) == 1 else spec.levels.low
-        return cls(low, spec.levels.high, grid, spec.training.searched, spec.searched_settings)
+        return cls(low, spec.levels.highest, grid, spec.training.searched, spec.searched_settings)
 
     @property
     def ranges(self) -> dict[str, Range]:
@@ -132,6 +132,9 @@ def tickets(spec: Spec) -> list[dict[str, Parameter] | None]:
     the whole range; a sampled search has open tickets, whose parameters are proposed when a worker takes one.
     A schedule that finds the level in each run has one level here, the highest that it may take. The tickets
     of a grown study begin with those of the old.
+
+    Raises:
+        ValueError: while the pilot has to find the highest level.
     """
     space = Space.of(spec)
     fixed: list[dict[str, Parameter] | None] = [{"level": 0.0, **beside} for beside in space.baselines()]
@@ -143,6 +146,13 @@ def tickets(spec: Spec) -> list[dict[str, Parameter] | None]:
         for index in van_der_corput(len(levels))
         for beside in space.combinations()
     ]
+
+
+def ticket_count(spec: Spec) -> int | None:
+    """Return how many tickets a study has, or None if the pilot decides that: with a step and no end."""
+    if spec.levels.high == AUTO and spec.search.sampler == "grid" and spec.levels.count is None:
+        return None
+    return len(tickets(spec.stand_in()))
 
 
 def van_der_corput(n: int) -> list[int]:

@@ -9,7 +9,7 @@ import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 
 import optuna
@@ -17,12 +17,14 @@ from optuna.trial import FrozenTrial, TrialState
 
 from floodsearch.analysis import RUNG_VALIDATIONS, Question, recent_mean, seed_result, window_start
 from floodsearch.errors import StudyChangedError, UnknownStudyError, UsageError
-from floodsearch.records import Attribute, EpochRecord, TicketState, TrialRecord
-from floodsearch.spec import Spec, differences, from_json
+from floodsearch.records import Attribute, EpochRecord, Pilot, TicketState, TrialRecord
+from floodsearch.spec import AUTO, Spec, differences, from_json
 from floodsearch.storage import tables, trials
 from floodsearch.storage.database import Database
 
-SPEC, UUID, VERSIONS, STOPPED = (f"floodsearch:{name}" for name in ("spec", "uuid", "versions", "stopped"))
+SPEC, UUID, VERSIONS, STOPPED, PILOT = (
+    f"floodsearch:{name}" for name in ("spec", "uuid", "versions", "stopped", "pilot")
+)
 LEASE_SECONDS = 60
 
 STATES: Mapping[TrialState, TicketState] = {
@@ -43,7 +45,8 @@ class StoredStudy:
         name: its name.
         id: Optuna's id, which SQLite may give out again after a deletion.
         uuid: ours, which nobody gets again.
-        spec: what was asked, as of when it was read.
+        spec: what was asked, as of when it was read, with the highest level that the pilot found.
+        pilot: what the pilot found; None before, and where the highest level was given.
     """
 
     database: Database
@@ -51,19 +54,27 @@ class StoredStudy:
     id: int
     uuid: str
     spec: Spec
+    pilot: Pilot | None = None
 
     @property
     def question(self) -> Question:
         """What the records of this study are asked."""
         search = self.spec.search
         return Question(
-            study=self.name, metric=search.metric, maximize=self.spec.maximize, window=search.window
+            study=self.name,
+            metric=search.metric,
+            maximize=self.spec.maximize,
+            window=search.window,
+            scale=None if self.pilot is None else self.pilot.bound,
         )
 
     def reread(self) -> StoredStudy:
         """Return the study with its spec as it is now: someone may have extended it."""
-        text = self.database.optuna.get_study_user_attrs(self.id)[SPEC]
-        return replace(self, spec=from_json(text, f"the stored spec of {self.name!r}"))
+        return _study(self.database, self.name, self.id)
+
+    def settle(self, pilot: Pilot) -> None:
+        """Store what the pilot found."""
+        self.database.optuna.set_study_user_attr(self.id, PILOT, json.dumps(asdict(pilot)))
 
     def stopped(self) -> str | None:
         """Return why no ticket is handed out any more, or None."""
@@ -106,11 +117,24 @@ def find_study(database: Database, name: str) -> StoredStudy:
         study_id = database.optuna.get_study_id_from_name(name)
     except KeyError:
         raise UnknownStudyError(name, study_names(database), database.name) from None
+    return _study(database, name, study_id)
+
+
+def _study(database: Database, name: str, study_id: int) -> StoredStudy:
     attributes = database.optuna.get_study_user_attrs(study_id)
     if SPEC not in attributes or UUID not in attributes:
         raise UnknownStudyError(name, study_names(database), database.name)
-    spec = from_json(attributes[SPEC], f"the stored spec of {name!r}")
-    return StoredStudy(database, name, study_id, attributes[UUID], spec)
+    spec = _asked(attributes, name)
+    pilot = None
+    if spec.levels.high == AUTO and PILOT in attributes:
+        found = json.loads(attributes[PILOT])
+        pilot = Pilot(**{**found, "minima": tuple(found["minima"])})
+        spec = spec.up_to(pilot.bound)
+    return StoredStudy(database, name, study_id, attributes[UUID], spec, pilot)
+
+
+def _asked(attributes: Mapping[str, str], name: str) -> Spec:
+    return from_json(attributes[SPEC], f"the stored spec of {name!r}")
 
 
 def put_study(database: Database, spec: Spec) -> StoredStudy:
@@ -141,9 +165,10 @@ def put_study(database: Database, spec: Spec) -> StoredStudy:
             storage.set_study_user_attr(study_id, VERSIONS, json.dumps(versions()))
             storage.set_study_user_attr(study_id, SPEC, spec.model_dump_json())
         study = find_study(database, spec.name)
-        if changed := differences(study.spec, spec):
+        stored = _asked(storage.get_study_user_attrs(study_id), spec.name)
+        if changed := differences(stored, spec):
             raise StudyChangedError(spec.name, changed)
-        if study.spec != spec:
+        if stored != spec:
             storage.set_study_user_attr(study_id, SPEC, spec.model_dump_json())
         if study.stopped():
             study.stop(None)

@@ -20,9 +20,7 @@ from floodsearch.records import EpochRecord
 from floodsearch.schedules import forks
 from floodsearch.tasks.task import Task
 from floodsearch.training.run import Plan, Run
-
-ROUNDING = 1e-6
-"""A level within this share of a batch loss may equal it in single precision. Forking early is exact too."""
+from floodsearch.training.trunk import Trunks
 
 
 @dataclass
@@ -49,6 +47,8 @@ class Cohort:
         levels: by member, in the unit of the task's loss; a member is named by any number.
         seeds: by member, those of its runs.
         device: where they train.
+        trunks: of earlier cohorts with the same task and plan, which are trained no second time.
+        last: whether nobody will fork from these trunks again.
     """
 
     def __init__(
@@ -59,12 +59,14 @@ class Cohort:
         levels: Mapping[int, float],
         seeds: Mapping[int, Sequence[int]],
         device: torch.device,
+        trunks: Trunks | None = None,
+        last: bool = True,
     ) -> None:
-        self.task, self.plan, self.device = task, plan, device
+        self.task, self.plan, self.device, self.last = task, plan, device, last
         self.levels = dict(levels)
         self.seeds = {member: tuple(seeds[member]) for member in levels}
         self.epoch = 0
-        self.trunks: dict[int, Run] = {}
+        self.trunks = Trunks(task, plan, device) if trunks is None else trunks
         self.runs: dict[tuple[int, int], Run] = {}  # the runs that have left their trunk, by (member, seed)
 
     def forked(self, member: int) -> bool:
@@ -117,38 +119,38 @@ class Cohort:
         return [member for member in members if member not in step.failed]
 
     def _advance_trunk(self, seed: int, sharing: Sequence[int], step: Step) -> list[int]:
-        """Train a trunk one epoch; return the members that fork off before it."""
+        """Train a trunk one epoch, if it is not ahead; return the members that fork off before it."""
+        above = [member for member in sharing if self.levels[member] > 0]
         try:
-            trunk = self._trunk(seed)
-            above = [member for member in sharing if self.levels[member] > 0]
-            snapshot = trunk.state() if above else {}
-            try:
-                record = trunk.advance()
-                # Not "below": a batch loss that equals the level, rounded as the loss is, has no gradient.
-                crossed = [m for m in above if self.levels[m] >= trunk.lowest - ROUNDING * abs(trunk.lowest)]
-            except DivergedError as error:
-                # Whether a level was crossed before the loss broke is found by training it by itself.
-                crossed = above
-                self._fail(step, [member for member in sharing if member not in above], error)
-            else:
-                step.trained += 1
-                for member in sharing:
-                    if member not in crossed and member in step.records:
-                        step.records[member].append(replace(record, level=self.levels[member]))
+            trunk = self.trunks.of(seed)
+            step.trained += trunk.reach(self.epoch, forks=bool(above))
+            if self.last:
+                trunk.forget(self.epoch)
+        except DivergedError as error:
+            # Whether a level was crossed before the loss broke is found by training it by itself.
+            crossed = above
+            self._fail(step, [member for member in sharing if member not in above], error)
         except (Exception, SystemExit) as error:  # whatever a user's code does ends these members only
             self._fail(step, sharing, error)
             return []
+        else:
+            crossed = [member for member in above if trunk.crossed(self.epoch, self.levels[member])]
+            record = trunk.records[self.epoch - 1]
+            for member in sharing:
+                if member not in crossed and member in step.records:
+                    step.records[member].append(replace(record, level=self.levels[member]))
         for member in crossed:
-            try:
-                self.runs[member, seed] = trunk.fork(snapshot, self.levels[member])
-            except (Exception, SystemExit) as error:  # not every model can be copied
-                self._fail(step, [member], error)
+            self._fork(member, seed, step)
         return crossed
 
-    def _trunk(self, seed: int) -> Run:
-        if seed not in self.trunks:
-            self.trunks[seed] = Run(self.task, self.plan, seed=seed, level=0.0, device=self.device)
-        return self.trunks[seed]
+    def _fork(self, member: int, seed: int, step: Step) -> None:
+        try:
+            run, repeated = self.trunks.of(seed).fork(self.epoch, self.levels[member])
+        except (Exception, SystemExit) as error:  # not every model can be copied
+            self._fail(step, [member], error)
+        else:
+            self.runs[member, seed] = run
+            step.trained += repeated
 
     def _advance_fork(self, member: int, seed: int, step: Step) -> None:
         if member in step.failed:
@@ -173,6 +175,6 @@ class Cohort:
             run = self.runs.get((member, seed))
             if run is not None:
                 found += run.tested()
-            elif seed in self.trunks:
-                found += [replace(record, **of_trunk) for record in self.trunks[seed].tested()]
+            else:
+                found += [replace(record, **of_trunk) for record in self.trunks.of(seed).tested()]
         return found

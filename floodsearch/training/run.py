@@ -66,26 +66,26 @@ class Run:
         seed: fixes all that is random: data, initialisation, order, dropout.
         level: flood level b >= 0, in the unit of the task's loss.
         device: where it trains.
+        splits: training, validation and test split of the seed, on the device; drawn by the task if None.
 
     Attributes:
         epoch: epochs trained so far.
         lowest: the lowest batch loss of the last epoch, in the unit of the task's loss.
     """
 
-    def __init__(self, task: Task, plan: Plan, *, seed: int, level: float, device: torch.device) -> None:
-        data = task.data(seed)
-        splits = (data.train.to(device), data.validation.to(device), data.test.to(device))
-        self._begin(task, plan, seed, level, device, splits)
-
-    def _begin(
+    def __init__(
         self,
         task: Task,
         plan: Plan,
+        *,
         seed: int,
         level: float,
         device: torch.device,
-        splits: tuple[Split, Split, Split],
+        splits: tuple[Split, Split, Split] | None = None,
     ) -> None:
+        if splits is None:
+            data = task.data(seed)
+            splits = (data.train.to(device), data.validation.to(device), data.test.to(device))
         self.task, self.plan, self.seed, self.device = task, plan, seed, device
         self.train, self.validation, self.test = splits
         with borrowed(device):
@@ -128,21 +128,22 @@ class Run:
         self.last = record
         return record
 
-    def fork(self, state: dict[str, Any], level: float) -> Run:
-        """Return a run of another level that goes on from an earlier `state` of this one.
+    def sibling(self, level: float) -> Run:
+        """Return a new run of the same seed at another level, which shares the data.
 
-        It is the run that would have been trained at that level from the start, as long as no batch loss was
-        below the level before that state: until then, a constant level has changed nothing.
+        Its model is made anew: a copy would hold what training left outside of this run's state.
         """
-        fork = object.__new__(Run)
         splits = (self.train, self.validation, self.test)
-        # Made anew: a copy would hold what the trunk's later epochs left outside of its state.
-        fork._begin(self.task, self.plan, self.seed, level, self.device, splits)
-        fork.restore(state)
-        fork.schedule_state = start(self.plan.schedule, level, samples=len(self.validation.inputs))
-        fork.last = None if fork.last is None else replace(fork.last, level=level)
-        fork.best = None if fork.best is None else replace(fork.best, level=level)
-        return fork
+        return Run(self.task, self.plan, seed=self.seed, level=level, device=self.device, splits=splits)
+
+    def take_up(self, state: dict[str, Any]) -> None:
+        """Go on from the `state` of a run at another level, as if it had been trained at this one."""
+        schedule = self.schedule_state
+        level = schedule.level
+        self.restore(state)
+        self.schedule_state = schedule
+        self.last = None if self.last is None else replace(self.last, level=level)
+        self.best = None if self.best is None else replace(self.best, level=level)
 
     def _train_epoch(self, epoch: int) -> EpochRecord:
         level = self.schedule_state.level

@@ -77,7 +77,7 @@ def search(table: Table, seeds: Sequence[int], **changes: object) -> BestLevel:
             study,
             Settings(device="cpu"),
             Leave(),
-            lambda study, tickets, seeds, device: Recorded(table, tickets, seeds),
+            lambda study, tickets, seeds: Recorded(table, tickets, seeds),
         )
         found = answer(study)
         database.close()

@@ -1,0 +1,96 @@
+"""What trains the tickets of a study in this process: cohorts, one after the other, on trunks that last."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol
+
+import torch
+
+from floodsearch import queue
+from floodsearch.catalog import schedule_settings, task_of
+from floodsearch.queue import Ticket
+from floodsearch.records import EpochRecord, Parameter
+from floodsearch.search.space import Space
+from floodsearch.spec import AUTO
+from floodsearch.storage.studies import StoredStudy
+from floodsearch.training.cohort import Cohort, Step
+from floodsearch.training.run import Plan
+from floodsearch.training.trunk import Trunks
+
+ROOM = 2**30
+"""Bytes for the past of all trunks together, from which later cohorts fork."""
+
+
+class Members(Protocol):
+    """What trains the members of a cohort, named by their tickets; `Cohort` is the one that does."""
+
+    def advance(self) -> Step:
+        """Train all members one epoch further."""
+
+    def forked(self, member: int) -> bool:
+        """Return whether a member's level has begun to matter."""
+
+    def drop(self, member: int) -> None:
+        """Train a member no further."""
+
+    def tested(self, member: int) -> list[EpochRecord]:
+        """Return a member's records with test metrics."""
+
+
+Trainer = Callable[[StoredStudy, Sequence[Ticket], Mapping[int, Sequence[int]]], Members]
+"""(study, tickets that differ in level only, seeds to train by ticket) to what trains them."""
+
+
+class Cohorts:
+    """Makes cohorts, and keeps their trunks for those that come later.
+
+    Args:
+        device: where they train.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self._trunks: Trunks | None = None
+        self._of: object = None  # which study, length and recipe these trunks are of
+
+    def __call__(
+        self, study: StoredStudy, tickets: Sequence[Ticket], seeds: Mapping[int, Sequence[int]]
+    ) -> Cohort:
+        """Return the cohort of tickets that differ in level only."""
+        beside, epochs = tickets[0].beside, tickets[0].epochs
+        return Cohort(
+            task_of(study.spec, beside),
+            _plan(study, beside, epochs),
+            levels={ticket.number: ticket.level for ticket in tickets},
+            seeds=seeds,
+            device=self.device,
+            trunks=self.trunks(study, beside, epochs),
+            last=queue.portions(study.spec) == 1,
+        )
+
+    def trunks(self, study: StoredStudy, beside: Mapping[str, Parameter], epochs: int) -> Trunks:
+        """Return the trunks of a recipe: those of the last time, as far as they are the same runs."""
+        spec = study.spec
+        recipe = {name: value for name, value in beside.items() if name in spec.training.searched}
+        if self._trunks is None or self._of != (study.uuid, epochs, recipe):
+            room = ROOM // len(spec.training.seeds)
+            plan = _plan(study, beside, epochs)
+            self._trunks = Trunks(task_of(spec, beside), plan, self.device, room=room)
+            self._of = study.uuid, epochs, recipe
+        self._trunks.drop_broken()
+        if spec.levels.high != AUTO:
+            self._trunks.fork_above(min(level for level in Space.of(spec).candidates() if level > 0))
+        return self._trunks
+
+
+def _plan(study: StoredStudy, beside: Mapping[str, Parameter], epochs: int) -> Plan:
+    training, question = study.spec.training, study.question
+    return Plan(
+        epochs=epochs,
+        validate_every=training.validate_every,
+        schedule=training.schedule,
+        settings=schedule_settings(study.spec, beside),
+        metric=question.metric,
+        maximize=question.maximize,
+    )
