@@ -7,7 +7,7 @@ over seeds, and None with fewer than two of them.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 
@@ -139,20 +139,28 @@ def count(trials: Iterable[TrialRecord]) -> TicketCounts:
 def comparable(trials: Iterable[TrialRecord]) -> list[TrialRecord]:
     """Return the complete trials of one length and number of seeds, one a ticket.
 
-    While a study that grew is trained on, its tickets differ in both; levels are compared only at the same.
-    Taken is the group with the most tickets among those with a complete level 0, or among all, if there is
-    none; the longest of equal ones.
+    While a study that grew is trained on, its tickets differ in both; single levels are compared only at the
+    same. Taken is the group with the most tickets among those with a complete level 0, or among all, if there
+    is none; the longest of equal ones, and of those the one with the most seeds.
     """
-    groups: dict[tuple[int, int], dict[int, TrialRecord]] = {}
+    at_length = _largest(trials, lambda trial: trial.epochs)
+    group = _largest(at_length, lambda trial: trial.seeds)
+    newest = latest(group)
+    return [trial for trial in group if trial is newest[trial.ticket]]
+
+
+def _largest(trials: Iterable[TrialRecord], key: Callable[[TrialRecord], int]) -> list[TrialRecord]:
+    """Return the complete trials of one key: those with level 0, with the most tickets, of the largest."""
+    groups: dict[int, list[TrialRecord]] = {}
     for trial in trials:
         if trial.state == "complete":
-            group = groups.setdefault((trial.epochs, trial.seeds), {})
-            if trial.ticket not in group or trial.number > group[trial.ticket].number:
-                group[trial.ticket] = trial
-    if not groups:
-        return []
-    has_baseline = {key: any(trial.level == 0 for trial in group.values()) for key, group in groups.items()}
-    return list(groups[max(groups, key=lambda key: (has_baseline[key], len(groups[key]), key))].values())
+            groups.setdefault(key(trial), []).append(trial)
+
+    def rank(item: tuple[int, list[TrialRecord]]) -> tuple[bool, int, int]:
+        found, group = item
+        return any(one.level == 0 for one in group), len({one.ticket for one in group}), found
+
+    return max(groups.items(), key=rank, default=(0, []))[1]
 
 
 def best_of(trials: Iterable[TrialRecord], question: Question) -> TrialRecord | None:
@@ -208,7 +216,7 @@ def best_level(
             f"study {question.study!r} has no complete ticket yet: {counts.running} running, "
             f"{counts.waiting} waiting, {counts.pruned} pruned, {counts.failed} failed; {then}"
         )
-    land = max(found, key=lambda one: one.curve.mean[one.chosen])
+    land = _best(found)
     best = land.trials[land.chosen]
     baseline = land.baseline
     value, value_se = mean_and_se([result.value for result in best.results])
@@ -255,26 +263,27 @@ def unconfirmed(trials: Sequence[TrialRecord], question: Question) -> TrialRecor
     found = _landscapes(trials, question)
     if not found:
         return None
-    land = max(found, key=lambda one: one.curve.mean[one.maximum])
+    land = max(_with_most_seeds(found), key=lambda one: one.curve.mean[one.maximum])
     return None if land.complete[land.maximum] else land.trials[land.maximum]
 
 
 def worth_more_seeds(trials: Sequence[TrialRecord], question: Question) -> set[int]:
     """Return the tickets for which more seeds could change the answer.
 
-    Those of the answer, of the levels that cannot be told apart from it, and of level 0; the same for each
-    combination whose answer cannot be told apart from the best. All tickets while nothing is complete.
+    Those of the answer, of the levels that cannot be told apart from it, and of the two that the gain is
+    measured between, level 0 and the best flooded one; the same for each combination whose answer cannot be
+    told apart from the best. All tickets while nothing is complete.
     """
     found = _landscapes(trials, question)
     if not found:
         return set(latest(trials))
-    best = max(found, key=lambda one: one.curve.mean[one.chosen])
+    best = _best(found)
     worth = set()
     for land in found:
         if not _worse(land, best):
             every = range(len(land.trials))
             tied = land.tied()
-            worth |= {land.trials[index].ticket for index in (every if tied is None else tied)}
+            worth |= {land.trials[index].ticket for index in (every if tied is None else [*tied, land.top])}
             worth |= set() if land.baseline is None else {land.baseline.ticket}
     return worth
 
@@ -291,6 +300,22 @@ def _landscapes(trials: Sequence[TrialRecord], question: Question) -> list[Lands
             combinations.setdefault(frozenset(trial.beside.items()), []).append(trial)
     found = (landscape(own, maximize=question.maximize, highest=highest) for own in combinations.values())
     return [one for one in found if one is not None]
+
+
+def _best(found: Iterable[Landscape]) -> Landscape:
+    """Return the landscape with the best answer."""
+    return max(_with_most_seeds(found), key=lambda one: one.curve.mean[one.chosen])
+
+
+def _with_most_seeds(found: Iterable[Landscape]) -> list[Landscape]:
+    """Return the landscapes that have seeds which the others lack.
+
+    Those got more seeds because they were not worse. What a seed adds to all levels differs by more than
+    levels do, so that means over different seeds say nothing.
+    """
+    found = list(found)
+    most = max(len(one.values) for one in found)
+    return [one for one in found if len(one.values) == most]
 
 
 def _gains(land: Landscape) -> tuple[Gain | None, Gain | None]:

@@ -179,6 +179,17 @@ def test_trials_of_different_length_are_not_mixed():
     assert answer(short + longer).level == 0.2
 
 
+def test_added_seeds_do_not_hide_the_longest_trials():
+    """A study that grew in epochs and then in seeds is answered at its last length, whatever the seeds."""
+    short = [trial(ticket, 0.1 * ticket, [0.5, 0.5], number=ticket) for ticket in range(3)]
+    long = [
+        trial(ticket, 0.1 * ticket, [0.6 + 0.1 * (ticket == 1)] * seeds, number=3 + ticket, epochs=20)
+        for ticket, seeds in enumerate([4, 4, 2])
+    ]
+    assert comparable(short + long) == long[:2]
+    assert (answer(short + long).level, answer(short + long).value) == (0.1, pytest.approx(0.7))
+
+
 # --- the answer ------------------------------------------------------------------------------------------
 
 
@@ -416,6 +427,29 @@ def test_seeds_added_to_some_levels_count():
     assert before.interval[0] <= after.interval[0] <= 0.3 <= after.interval[1] <= before.interval[1]
     half_way = answer(few + grown[1:])
     assert half_way.seeds >= 4, "level 0 is not trained yet, and there is an answer"
+
+
+def test_a_combination_without_the_added_seeds_is_not_the_answer():
+    """A combination that was worse got no more seeds; that these are harder does not make it better."""
+    few, many = {"weight_decay": 0.0}, {"weight_decay": 0.1}
+    hard = [0.2] * 4
+    grown = [
+        trial(0, 0.0, [0.60, 0.61, 0.60, 0.61], beside=few),
+        trial(1, 0.2, [0.65, 0.66, 0.65, 0.66], beside=few),
+        trial(2, 0.0, [0.70, 0.71, 0.70, 0.71, *hard], beside=many),
+        trial(3, 0.2, [0.75, 0.76, 0.75, 0.76, *hard], beside=many),
+    ]
+    best = answer(grown)
+    assert (best.parameters, best.level, best.seeds) == (many, 0.2, 8)
+    assert {2, 3} == worth_more_seeds(grown, QUESTION)
+
+
+def test_the_best_flooded_level_is_worth_more_seeds_where_level_zero_wins():
+    """The gain is measured between the two, so that level 0 alone would decide nothing."""
+    rows = {0.0: [0.90, 0.91, 0.9], 0.1: [0.80, 0.81, 0.80], 0.5: [0.70, 0.71, 0.7]}
+    trials = [trial(ticket, level, row) for ticket, (level, row) in enumerate(rows.items())]
+    assert answer(trials).tied == ()
+    assert worth_more_seeds(trials, QUESTION) == {0, 1}
 
 
 def test_each_combination_is_answered():

@@ -200,6 +200,24 @@ def test_more_seeds_and_epochs_extend_the_queue(study, make_spec):
     assert newest(extended)[1].level == running.level
 
 
+def test_more_seeds_alone_extend_the_queue_when_it_is_empty(study, make_spec):
+    """Seeds that are added while tickets are trained wait for those; then the complete ones get them too."""
+    worker = enter(study)
+    done, running, waiting = (take_one(study, worker) for _ in range(3))
+    queue.hand_back(waiting)
+    queue.complete(done, 0.8, {})
+    extended = put_study(study.database, make_spec(training={"seeds": 3}))
+    assert queue.fill(extended) == 0
+    assert {(one.ticket, one.seeds) for one in read_trials(extended)} == {(0, 2), (1, 2), (2, 3)}
+    queue.complete(running, 0.7, {})
+    assert queue.fill(extended) == 0
+    queue.complete(take_one(extended, worker), 0.6, {})
+    assert queue.unfinished(extended, read_trials(extended, results=False))
+    assert queue.fill(extended) == 2, "without curves nobody knows which matter: all do"
+    assert [(ticket, one.seeds) for ticket, one in newest(extended).items()] == [(0, 3), (1, 3), (2, 3)]
+    assert queue.fill(extended) == 0
+
+
 def test_more_trials_extend_the_queue(database, make_spec):
     """A search that is granted more trials gets as many open tickets more."""
     sampled = lambda trials: make_spec(levels={"count": None}, search={"sampler": "random", "trials": trials})  # noqa: E731
