@@ -7,6 +7,7 @@ over seeds, and None with fewer than two of them.
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
@@ -38,12 +39,14 @@ class Question:
         metric: a field of `EpochRecord` that is measured at validations, such as `val_accuracy`.
         maximize: whether a larger metric is better.
         window: share of the epochs, counted from the end, over which a value averages, in (0, 1].
+        finds_level: whether each run finds its own level, so that a trial's level is only the highest.
     """
 
     study: str
     metric: str
     maximize: bool
     window: float
+    finds_level: bool = False
 
 
 RUNG_VALIDATIONS = 3
@@ -112,6 +115,7 @@ def seed_result(records: Sequence[EpochRecord], question: Question, epochs: int)
         best_epoch=best.epoch,
         best_test_loss=best.test_loss,
         best_test_accuracy=best.test_accuracy,
+        final_level=last.level,
     )
 
 
@@ -221,14 +225,14 @@ def best_level(
     baseline = land.baseline
     value, value_se = mean_and_se([result.value for result in best.results])
     flooded, gain = _gains(land)
-    levels = land.levels.tolist()
-    tied = land.tied()
+    interval, tied = (_reached(best), None) if question.finds_level else _tied(land)
     return BestLevel(
         study=question.study,
-        level=best.level or 0.0,
+        level=_level(best, question),
+        highest=max(trial.level or 0.0 for trial in trials) if question.finds_level else None,
         parameters=best.beside,
-        interval=None if tied is None else (levels[tied[0]], levels[tied[-1]]),
-        tied=None if tied is None else tuple(levels[index] for index in tied if index != land.chosen),
+        interval=interval,
+        tied=tied,
         metric=question.metric,
         value=value,
         value_se=value_se,
@@ -245,7 +249,7 @@ def best_level(
         p_value=gain.p_value if gain is not None and best.level else None,
         verdict=_verdict(flooded, best),
         more_seeds=None if flooded is None else flooded.more_seeds,
-        combinations=tuple(_combination(one) for one in found) if best.beside else (),
+        combinations=tuple(_combination(one, question) for one in found) if best.beside else (),
         trials=counts,
         epochs_run=epochs_run,
         epochs_exhaustive=epochs_exhaustive,
@@ -337,11 +341,43 @@ def _verdict(flooded: Gain | None, best: TrialRecord) -> Verdict | None:
     return "not shown" if flooded.verdict == "helps" and best.level == 0 else flooded.verdict
 
 
-def _combination(land: Landscape) -> Combination:
+def _level(trial: TrialRecord, question: Question) -> float:
+    """Return the level that a complete trial stands for."""
+    found = _final_levels(trial)
+    if not question.finds_level or not trial.level or not found:
+        return trial.level or 0.0
+    return _decimal(statistics.median(found))
+
+
+def _reached(trial: TrialRecord) -> tuple[float, float] | None:
+    """Return the lowest and the highest level that the runs of a trial came to."""
+    found = _final_levels(trial)
+    return (min(found), max(found)) if trial.level and len(found) > 1 else None
+
+
+def _final_levels(trial: TrialRecord) -> list[float]:
+    return [_decimal(one.final_level) for one in trial.results if one.final_level is not None]
+
+
+def _decimal(level: float) -> float:
+    """Return a level without the noise of the sums that made it: 0.135, not 0.13500000000000001."""
+    return float(f"{level:.9g}")
+
+
+def _tied(land: Landscape) -> tuple[tuple[float, float] | None, tuple[float, ...] | None]:
+    """Return the interval of the answer, and the levels that cannot be told apart from it."""
+    indices, levels = land.tied(), land.levels.tolist()
+    if indices is None:
+        return None, None
+    others = tuple(levels[index] for index in indices if index != land.chosen)
+    return (levels[indices[0]], levels[indices[-1]]), others
+
+
+def _combination(land: Landscape, question: Question) -> Combination:
     best, gain = land.trials[land.chosen], _gains(land)[1]
     return Combination(
         parameters=best.beside,
-        level=best.level or 0.0,
+        level=_level(best, question),
         value=mean_of(best.results, "value") or 0.0,
         baseline=None if land.baseline is None else mean_of(land.baseline.results, "value"),
         gain=None if gain is None else gain.mean,

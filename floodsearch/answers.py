@@ -64,7 +64,7 @@ def status(study: StoredStudy) -> StudyStatus:
         metric=study.question.metric,
         trials=counts,
         workers=len(alive),
-        best_level=None if best_so_far is None else best_so_far.level,
+        best_level=_level(best_so_far, study),
         best_value=None if best_so_far is None else best_so_far.value,
         epochs_run=sum(worker.epochs_run for worker in workers),
         epochs_exhaustive=epochs_exhaustive(study),
@@ -73,6 +73,11 @@ def status(study: StoredStudy) -> StudyStatus:
         stopped=queue.closed(study, workers),
         failures=tuple(_failures(trials)),
     )
+
+
+def _level(trial: TrialRecord | None, study: StoredStudy) -> float | None:
+    """Return the level of a trial; None where its runs found their own, which only the curves tell."""
+    return None if trial is None or (study.question.finds_level and trial.level) else trial.level
 
 
 def epochs_exhaustive(study: StoredStudy) -> int:

@@ -71,6 +71,8 @@ class SeedResult:
     """The epoch of the best validation metric, the first one where several are equal."""
     best_test_loss: float | None
     best_test_accuracy: float | None
+    final_level: float | None = None
+    """The level of the last epoch: where a schedule moves the level, the one that this run came to."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -172,12 +174,16 @@ class BestLevel:
 
     study: str
     level: float
+    """Where each run finds its own level: the median over seeds of the levels that the runs came to."""
+    highest: float | None
+    """Where each run finds its own level: the highest that it may take. None where levels are searched."""
     parameters: Mapping[str, Parameter]
     interval: tuple[float, float] | None
     """Holds the best level about nine times in ten: from the lowest to the highest level of `tied` and the
-    answer. None where the data show no error, as with one seed and few levels."""
+    answer. None where the data show no error, as with one seed and few levels. Where each run finds its own
+    level: from the lowest to the highest that a run came to; None with one seed and at level 0."""
     tied: tuple[float, ...] | None
-    """The other levels that cannot be told apart from the answer."""
+    """The other levels that cannot be told apart from the answer; None where no levels were compared."""
     metric: str
     value: float
     value_se: float | None

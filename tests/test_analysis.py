@@ -127,6 +127,12 @@ def test_the_result_of_a_run_takes_its_two_tested_epochs():
     assert (only_last.best_epoch, only_last.best_test_accuracy) == (10, 0.6)
 
 
+def test_the_result_of_a_run_tells_the_level_it_came_to():
+    """The level of the last epoch, whatever it was before."""
+    records = [epoch_record(9, level=0.4, val_accuracy=0.5), epoch_record(10, level=0.3, val_accuracy=0.7)]
+    assert seed_result(records, QUESTION, 10).final_level == 0.3
+
+
 def test_the_standard_error_is_that_of_a_mean():
     """Sample deviation over the root of n: for 1, 2, 3, 4 the root of 5/12; None for one value."""
     mean, se = mean_and_se([1.0, 2.0, 3.0, 4.0])
@@ -293,6 +299,49 @@ def test_the_test_metrics_are_means_over_seeds():
     assert best.test_accuracy_clean is None
     assert best.baseline is not None
     assert (best.baseline.test_accuracy, best.baseline.test_loss) == (best.test_accuracy, best.test_loss)
+
+
+def found_levels(ticket: int, *levels: float, value: float = 0.8, **fields: Any) -> TrialRecord:
+    """Return a trial up to level 0.5 whose runs came to these levels."""
+    results = tuple(result(seed, value, final_level=level) for seed, level in enumerate(levels))
+    return trial(ticket, 0.5, [value] * len(levels), results=results, **fields)
+
+
+FINDS_LEVEL = replace(QUESTION, finds_level=True)
+
+
+def test_the_level_that_the_runs_found_is_the_answer():
+    """The median over seeds, in the range of them; the highest that they could take is told beside it."""
+    plain = trial(0, 0.0, [0.7] * 3)
+    best = answer([plain, found_levels(1, 0.135, 9 * 0.015 + 0.03, 0.3)], FINDS_LEVEL)
+    assert (best.level, best.interval, best.tied, best.highest) == (0.165, (0.135, 0.3), None, 0.5)
+    assert best.gain == pytest.approx(0.1)
+    assert best.baseline is not None
+    even = answer([trial(0, 0.0, [0.7] * 2), found_levels(1, 0.1, 0.3)], FINDS_LEVEL)
+    assert even.level == 0.2
+    alone = answer([trial(0, 0.0, [0.7]), found_levels(1, 0.1)], FINDS_LEVEL)
+    assert (alone.level, alone.interval) == (0.1, None)
+
+
+def test_level_zero_can_win_over_levels_found():
+    """Then it is the answer, and no range of it is told."""
+    best = answer([trial(0, 0.0, [0.9] * 3), found_levels(1, 0.1, 0.2, 0.3)], FINDS_LEVEL)
+    assert (best.level, best.gain, best.interval, best.tied, best.highest) == (0.0, 0.0, None, None, 0.5)
+
+
+def test_each_combination_has_the_level_that_its_runs_found():
+    """Not the highest that they could take, which is the same for all."""
+    of = [{"alpha": 0.01}, {"alpha": 0.02}]
+    trials = [found_levels(1, 0.1, 0.1, beside=of[0]), found_levels(2, 0.3, 0.3, beside=of[1], value=0.9)]
+    best = answer([*trials, trial(0, 0.0, [0.7] * 2)], FINDS_LEVEL)
+    assert (best.level, best.parameters) == (0.3, of[1])
+    assert {0.1, 0.3} <= {one.level for one in best.combinations}
+
+
+def test_where_levels_are_searched_the_runs_do_not_choose():
+    """Runs that descend before they flood may end unflooded; their ticket is still of its level."""
+    best = answer([trial(0, 0.0, [0.7] * 3), found_levels(1, 0.0, 0.5, 0.5)])
+    assert (best.level, best.highest) == (0.5, None)
 
 
 def test_what_is_not_known_is_none():

@@ -12,6 +12,7 @@ from floodsearch.report.text import best_text, paste_line
 FOUND = BestLevel(
     study="two-gaussians-10",
     level=0.29,
+    highest=None,
     parameters={},
     interval=(0.24, 0.34),
     tied=(0.24, 0.26, 0.34),
@@ -95,6 +96,24 @@ def test_no_flooding_can_be_the_answer():
     assert "none: no level was better than no flooding; flooding hurts" in text
     assert paste_line(NOTHING).startswith("loss = loss")
     assert "not shown to help" in best_text(replace(NOTHING, verdict="not shown", more_seeds=3))
+
+
+def test_levels_that_the_runs_found_are_told_as_such():
+    """Where each run finds its level, the range is not one of 90 %, and nothing is said of ties."""
+    lines = best_text(replace(FOUND, highest=0.5, tied=None)).splitlines()
+    assert lines[0].endswith("is 0.29 (each run found its own: 0.24 to 0.34, of at most 0.5)")
+    assert not any("tied" in line for line in lines)
+    assert lines[-1].strip() == "loss = (loss - 0.29).abs() + 0.29  # the median of the levels found"
+    alone = best_text(replace(FOUND, highest=0.5, tied=None, interval=None)).splitlines()[0]
+    assert alone == "two-gaussians-10: the best flood level is 0.29"
+
+
+def test_runs_that_came_back_to_level_zero_have_their_gain():
+    """A gain of runs that ended at level 0 is said, although there is no level to paste."""
+    text = best_text(replace(FOUND, highest=0.5, tied=None, level=0.0))
+    assert "+0.0610" in text
+    assert "no level was better" not in text
+    assert paste_line(replace(FOUND, level=0.0)).startswith("loss = loss")
 
 
 def test_each_combination_has_a_line():

@@ -289,7 +289,7 @@ class Hill:
 
     late_loss: Mapping[float, float] = {}
 
-    def __init__(self, study, tickets, seeds, device):
+    def __init__(self, study, tickets, seeds, *device):
         self.levels = {ticket.number: ticket.level for ticket in tickets}
         self.seeds, self.epoch = dict(seeds), 0
 
@@ -457,6 +457,26 @@ def test_a_sampled_search_ends(database, make_spec, sampler):
     assert len(levels) == 5
     assert levels[0] == 0
     assert set(states(study).values()) == {"complete"}
+
+
+def test_the_level_that_runs_find_is_in_the_answer(database, make_spec):
+    """Under `adaptive` the answer's level lies among the last levels in the curves, not at their bound."""
+    spec = make_spec(
+        levels={"high": 0.5, "count": None},
+        training={"schedule": "adaptive", "learning_rate": 0.05, "validate_every": 1},
+        adaptive={"until_accuracy": 0.5, "alpha": 0.015},
+    )
+    study = put(database, spec)
+    run_here(study)
+    found, curves = answer(study), tables.read_curves(database, study.uuid, {1})
+    last = [record.level for record in curves[1] if record.epoch == 10]
+    assert max(last) > 0
+    assert len(last) == 2
+    flooded = read_trials(study)[1]
+    assert [one.final_level for one in flooded.results] == last
+    assert found.level in (0.0, pytest.approx(sum(last) / 2))
+    assert status(study).best_level in (None, 0.0)
+    assert found.highest == 0.5
 
 
 # Ends of trials

@@ -36,6 +36,8 @@ def paste_line(best: BestLevel) -> str:
     """Return the line of code that floods a loss at the best level."""
     if best.level == 0:
         return "loss = loss  # level 0: no flooding"
+    if best.highest is not None:
+        return f"loss = (loss - {best.level:g}).abs() + {best.level:g}  # the median of the levels found"
     return f"loss = (loss - {best.level:g}).abs() + {best.level:g}"
 
 
@@ -93,21 +95,29 @@ def duration(seconds: float) -> str:
 
 def _headline(best: BestLevel) -> str:
     beside = "".join(f", {name} = {value}" for name, value in best.parameters.items())
-    interval = "" if best.interval is None else f" ({best.interval[0]:g} to {best.interval[1]:g} with 90 %)"
     done = best.trials.total - best.trials.unfinished
     provisional = "" if best.finished else f" (provisional: {done} of {best.trials.total} tickets are done)"
-    return f"{best.study}: the best flood level is {best.level:g}{interval}{beside}{provisional}"
+    return f"{best.study}: the best flood level is {best.level:g}{_interval(best)}{beside}{provisional}"
+
+
+def _interval(best: BestLevel) -> str:
+    if best.interval is None:
+        return ""
+    low, high = best.interval
+    if best.highest is None:
+        return f" ({low:g} to {high:g} with 90 %)"
+    return f" (each run found its own: {low:g} to {high:g}, of at most {best.highest:g})"
 
 
 def _gain(best: BestLevel) -> str:
     if best.gain is None:
         return "not known: level 0 is not complete"
     if best.seeds == 1:
-        if best.level == 0:
+        if best.level == 0 and not best.gain:
             return "none on this seed; one seed cannot show whether flooding helps"
         return f"{best.gain:+.4f} on the seed that chose the level, which flatters; its error is not known"
     found = f"flooding {best.verdict}" if best.verdict in ("helps", "hurts") else "not shown to help"
-    if best.level == 0:
+    if best.level == 0 and not best.gain:
         return f"none: no level was better than no flooding; {found}"
     low, high = best.gain_interval or (best.gain, best.gain)
     p_value = "" if best.p_value is None else f", p = {best.p_value:.2g}"
@@ -126,6 +136,8 @@ def _more_seeds(best: BestLevel) -> str:
 
 
 def _tied(best: BestLevel) -> str:
+    if best.highest is not None:
+        return ""  # the runs compared their own levels
     if best.tied is None:
         return "not known: too few levels to see their noise"
     if len(best.tied) > MOST_NAMED:

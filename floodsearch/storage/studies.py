@@ -21,6 +21,7 @@ from floodsearch.records import Attribute, EpochRecord, TicketState, TrialRecord
 from floodsearch.spec import Spec, differences, from_json
 from floodsearch.storage import tables, trials
 from floodsearch.storage.database import Database
+from floodsearch.studyfile import ONE_LEVEL
 
 SPEC, UUID, VERSIONS, STOPPED = (f"floodsearch:{name}" for name in ("spec", "uuid", "versions", "stopped"))
 LEASE_SECONDS = 60
@@ -57,7 +58,11 @@ class StoredStudy:
         """What the records of this study are asked."""
         search = self.spec.search
         return Question(
-            study=self.name, metric=search.metric, maximize=self.spec.maximize, window=search.window
+            study=self.name,
+            metric=search.metric,
+            maximize=self.spec.maximize,
+            window=search.window,
+            finds_level=self.spec.training.schedule in ONE_LEVEL,
         )
 
     def reread(self) -> StoredStudy:
