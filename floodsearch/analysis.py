@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 
@@ -22,6 +22,7 @@ from floodsearch.records import (
     BestLevel,
     Combination,
     EpochRecord,
+    Parameter,
     SeedResult,
     TicketCounts,
     TrialRecord,
@@ -225,7 +226,10 @@ def best_level(
     baseline = land.baseline
     value, value_se = mean_and_se([result.value for result in best.results])
     flooded, gain = _gains(land)
-    interval, tied = (_reached(best), None) if question.finds_level else _tied(land)
+    if question.finds_level:
+        interval, tied = _reached(best), None
+    else:
+        interval, tied = _tied(land) if _has_curve(land, found) else (None, None)
     return BestLevel(
         study=question.study,
         level=_level(best, question),
@@ -249,7 +253,9 @@ def best_level(
         p_value=gain.p_value if gain is not None and best.level else None,
         verdict=_verdict(flooded, best),
         more_seeds=None if flooded is None else flooded.more_seeds,
-        combinations=tuple(_combination(one, question) for one in found) if best.beside else (),
+        combinations=tuple(_combination(one, question) for one in found)
+        if any(_parameters(one) for one in found)
+        else (),
         trials=counts,
         epochs_run=epochs_run,
         epochs_exhaustive=epochs_exhaustive,
@@ -262,13 +268,17 @@ def unconfirmed(trials: Sequence[TrialRecord], question: Question) -> TrialRecor
     """Return the pruned trial at the maximum of the curve: it must be trained to the end to be the answer.
 
     None if the maximum is complete, or nothing is. Ask again when that trial is complete: the measured values
-    may then show another maximum.
+    may then show another maximum. A combination of one level has no curve whose maximum it could be: where
+    that was pruned, it stays so.
     """
     found = _landscapes(trials, question)
     if not found:
         return None
-    land = max(_with_most_seeds(found), key=lambda one: one.curve.mean[one.maximum])
-    return None if land.complete[land.maximum] else land.trials[land.maximum]
+    candidates = [
+        one for one in _with_most_seeds(found) if one.complete[one.maximum] or _has_curve(one, found)
+    ]
+    land = max(candidates, key=lambda one: one.curve.mean[one.maximum], default=None)
+    return None if land is None or land.complete[land.maximum] else land.trials[land.maximum]
 
 
 def worth_more_seeds(trials: Sequence[TrialRecord], question: Question) -> set[int]:
@@ -298,17 +308,40 @@ def _landscapes(trials: Sequence[TrialRecord], question: Question) -> list[Lands
     if not complete:
         return []
     highest = max(trial.level or 0.0 for trial in trials)
-    combinations: dict[frozenset[tuple[str, object]], list[TrialRecord]] = {}
-    for trial in sorted(trials, key=lambda one: (one.ticket, one.number)):
-        if trial.epochs == complete[0].epochs and trial.level is not None:
-            combinations.setdefault(frozenset(trial.beside.items()), []).append(trial)
-    found = (landscape(own, maximize=question.maximize, highest=highest) for own in combinations.values())
+    groups = _combinations(trial for trial in trials if trial.epochs == complete[0].epochs)
+    found = (landscape(own, maximize=question.maximize, highest=highest) for own in groups)
     return [one for one in found if one is not None]
+
+
+def _combinations(trials: Iterable[TrialRecord]) -> list[list[TrialRecord]]:
+    """Return what has ended of each combination of the parameters beside the level, by its first tickets.
+
+    The settings of a schedule mean nothing at level 0, so that its trial has none: it is the baseline of all
+    combinations that agree with it in the rest, and one of its own only where there is none. Settings from a
+    range are hardly ever equal: each of their tickets is then a combination of its own.
+    """
+    flooded: dict[frozenset[tuple[str, object]], list[TrialRecord]] = {}
+    plain: dict[frozenset[tuple[str, object]], list[TrialRecord]] = {}
+    for trial in trials:
+        if trial.level is not None and trial.state in ("complete", "pruned") and trial.cause != "diverged":
+            group = flooded if trial.level else plain
+            group.setdefault(frozenset(trial.beside.items()), []).append(trial)
+    found = [
+        [*own, *(one for of, ones in plain.items() if of <= beside for one in ones)]
+        for beside, own in flooded.items()
+    ]
+    found += [own for of, own in plain.items() if not any(of <= beside for beside in flooded)]
+    return sorted(found, key=lambda own: sorted((one.ticket, one.number) for one in own))
 
 
 def _best(found: Iterable[Landscape]) -> Landscape:
     """Return the landscape with the best answer."""
     return max(_with_most_seeds(found), key=lambda one: one.curve.mean[one.chosen])
+
+
+def _has_curve(land: Landscape, found: Sequence[Landscape]) -> bool:
+    """Return whether a landscape compares levels: where there are several, some hold one level each."""
+    return len(found) == 1 or int(np.count_nonzero(land.levels)) > 1
 
 
 def _with_most_seeds(found: Iterable[Landscape]) -> list[Landscape]:
@@ -376,13 +409,18 @@ def _tied(land: Landscape) -> tuple[tuple[float, float] | None, tuple[float, ...
 def _combination(land: Landscape, question: Question) -> Combination:
     best, gain = land.trials[land.chosen], _gains(land)[1]
     return Combination(
-        parameters=best.beside,
+        parameters=_parameters(land),
         level=_level(best, question),
         value=mean_of(best.results, "value") or 0.0,
         baseline=None if land.baseline is None else mean_of(land.baseline.results, "value"),
         gain=None if gain is None else gain.mean,
         gain_se=None if gain is None else gain.se,
     )
+
+
+def _parameters(land: Landscape) -> Mapping[str, Parameter]:
+    """Return the parameters beside the levels of a landscape: those of a flooded one, if there is any."""
+    return land.trials[-1].beside
 
 
 def _worse(land: Landscape, best: Landscape) -> bool:

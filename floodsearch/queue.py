@@ -336,17 +336,24 @@ def _rivals(first: Ticket, together: Collection[int], epoch: int) -> dict[int, S
 
     They ended before, because a lost bracket is trained again without what it had pruned already, or
     because open tickets are taken a few at a time. Keyed below zero, apart from tickets in training.
+
+    Levels are compared where the choices beside them are equal. Settings from a range never are, and nobody
+    would be judged: a level is judged there by what it and those around it came to with whatever settings.
     """
     study = first.study
     states = (TrialState.PRUNED, TrialState.COMPLETE)
     ended = study.database.optuna.get_all_trials(study.id, deepcopy=False, states=states)
     own = study.database.optuna.get_trial(first.trial_id).user_attrs.get(Attribute.BRACKET)
-    sign = 1.0 if study.spec.maximize else -1.0
+    sign, ranges = 1.0 if study.spec.maximize else -1.0, Space.of(study.spec).ranges
+    chosen = {name: value for name, value in first.beside.items() if name not in ranges}
     rivals = {}
     for trial in ended:
         number, parameters = trial.user_attrs.get(Attribute.TICKET), dict(trial.params)
         level = parameters.pop("level", None)
-        same = trial.user_attrs.get(Attribute.BRACKET) == own and parameters == dict(first.beside)
+        its = {name: value for name, value in parameters.items() if name not in ranges}
+        # At level 0 the settings of the schedule mean nothing, so that its trial has none of them.
+        alike = its.items() <= chosen.items() if level == 0 else its == chosen
+        same = trial.user_attrs.get(Attribute.BRACKET) == own and alike
         value = trial.intermediate_values.get(epoch)
         if not same or number is None or level is None or value is None or number in together:
             continue

@@ -178,6 +178,7 @@ class BestLevel:
     highest: float | None
     """Where each run finds its own level: the highest that it may take. None where levels are searched."""
     parameters: Mapping[str, Parameter]
+    """What was searched beside the level; at level 0 without the settings of the schedule."""
     interval: tuple[float, float] | None
     """Holds the best level about nine times in ten: from the lowest to the highest level of `tied` and the
     answer. None where the data show no error, as with one seed and few levels. Where each run finds its own

@@ -520,6 +520,87 @@ def test_each_combination_is_answered():
     assert answer(trials[::2]).combinations[0].parameters == {"weight_decay": 0.0}
 
 
+def with_settings(
+    *values: tuple[float, float, float], plain: Sequence[float] = (0.7, 0.71)
+) -> list[TrialRecord]:
+    """Return trials of (level, accuracy at which flooding begins, value), and a level 0 without it."""
+    return [trial(0, 0.0, plain)] + [
+        trial(ticket, level, [value, value + 0.01], beside={"until_accuracy": until})
+        for ticket, (level, until, value) in enumerate(values, start=1)
+    ]
+
+
+def test_settings_of_the_schedule_share_the_baseline():
+    """Level 0 has none of them: it is the baseline of each of their combinations, and none of its own."""
+    trials = with_settings((0.1, 0.9, 0.75), (0.3, 0.9, 0.74), (0.1, 1.0, 0.72), (0.3, 1.0, 0.8))
+    best = answer(trials)
+    assert (best.level, best.parameters) == (0.3, {"until_accuracy": 1.0})
+    assert best.baseline is not None
+    assert best.baseline.value == pytest.approx(0.705)
+    assert best.gain == pytest.approx(0.1)
+    assert best.verdict is not None
+    told = [(one.parameters, one.level, one.baseline) for one in best.combinations]
+    assert told == [
+        ({"until_accuracy": 0.9}, 0.1, pytest.approx(0.705)),
+        ({"until_accuracy": 1.0}, 0.3, pytest.approx(0.705)),
+    ]
+    assert 0 in worth_more_seeds(trials, QUESTION)
+
+
+def test_where_level_zero_wins_its_settings_mean_nothing():
+    """The answer has no settings then; each combination still says whose it is, and that it gains nothing."""
+    best = answer(with_settings((0.1, 0.9, 0.75), (0.1, 1.0, 0.72), plain=(0.8, 0.9)))
+    assert (best.level, best.parameters, best.gain) == (0.0, {}, 0.0)
+    assert [(one.parameters["until_accuracy"], one.gain) for one in best.combinations] == [(0.9, 0), (1.0, 0)]
+
+
+def test_a_baseline_belongs_to_the_combinations_that_agree_with_it():
+    """With recipe choices and settings there is one level 0 a choice, and it goes with no other choice."""
+    decays = (0.0, 0.1)
+    trials = [trial(n, 0.0, [0.5 + decay], beside={"decay": decay}) for n, decay in enumerate(decays)]
+    trials += [
+        trial(2 + n, 0.2, [0.6], beside={"decay": decay, "until_accuracy": until})
+        for n, (decay, until) in enumerate([(0.0, 0.9), (0.0, 1.0), (0.1, 0.9), (0.1, 1.0)])
+    ]
+    assert [one.baseline for one in answer(trials).combinations] == [0.5, 0.5, 0.6, 0.6]
+    assert len(answer(trials[:4]).combinations) == 3, "level 0 of the other choice stands for it alone"
+
+
+def test_tickets_with_settings_from_a_range_stand_alone():
+    """The best one answers, with its gain; no interval is told where no levels were compared."""
+    trials = with_settings((0.1, 0.91, 0.75), (0.3, 0.93, 0.8), (0.3, 0.97, 0.72))
+    best = answer(trials)
+    assert (best.level, best.parameters) == (0.3, {"until_accuracy": 0.93})
+    assert best.gain == pytest.approx(0.1)
+    assert (best.interval, best.tied) == (None, None)
+
+
+def test_a_ticket_that_stands_alone_is_not_confirmed():
+    """It lost to its rivals at a rung; beside level 0 alone nothing says that it is a maximum."""
+    trials = halved({0.0: {10: [0.5], 100: [0.6]}, 0.2: {10: [0.6], 100: [0.65]}, 0.4: {10: [0.9]}})
+    alone = [
+        replace(
+            one,
+            parameters={
+                **one.parameters,
+                **({"until_accuracy": 0.9 + one.ticket / 100} if one.level else {}),
+            },
+        )
+        for one in trials
+    ]
+    assert unconfirmed(trials, QUESTION) is not None
+    assert unconfirmed(alone, QUESTION) is None
+    assert answer(alone).level == 0.2
+
+
+def test_what_is_in_training_is_no_combination_yet():
+    """Until a ticket has ended nothing is known of its settings; level 0 answers alone."""
+    trials = with_settings((0.1, 0.9, 0.75), (0.2, 1.0, 0.75))
+    running = [replace(one, state="running", results=()) for one in trials[1:]]
+    best = answer([trials[0], *running])
+    assert (best.level, best.parameters, best.combinations) == (0.0, {}, ())
+
+
 # --- how often the answer is right -----------------------------------------------------------------------
 
 

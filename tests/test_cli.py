@@ -177,6 +177,23 @@ def test_export_gives_the_same_data_in_every_format(finished: Path) -> None:
         assert [row["level"] for row in from_csv] == [str(row["level"]) for row in from_json]
 
 
+def test_export_has_a_column_for_each_searched_setting(tmp_path: Path) -> None:
+    """What is searched of the recipe and of the schedule has a column each; level 0 has no settings."""
+    searched = 'seeds = 2\nschedule = "backward"\nweight_decay = {choices = [0.0, 0.1]}'
+    content = FILE.replace("seeds = 2", searched) + "[backward]\nuntil_accuracy = {choices = [0.9, 1.0]}\n"
+    (tmp_path / "tiny.toml").write_text(content)
+    spec = floodsearch("check", "tiny.toml", "--json", cwd=tmp_path).stdout
+    fields = {k: v for k, v in json.loads(spec).items() if k in Spec.model_fields}
+    database = open_database(f"sqlite:///{tmp_path}/floodsearch.db", create=True)
+    queue.fill(put_study(database, Spec.model_validate_json(json.dumps(fields))))
+    database.close()
+    rows = json.loads(floodsearch("export", "tiny", "--format", "json", cwd=tmp_path).stdout)
+    assert [list(row)[4:7] for row in rows] == [["level", "weight_decay", "until_accuracy"]] * 10
+    found = {(row["weight_decay"], row["until_accuracy"]) for row in rows if row["level"] == 0}
+    assert found == {(0.0, None), (0.1, None)}
+    assert len({(row["level"], row["weight_decay"], row["until_accuracy"]) for row in rows}) == 10
+
+
 def test_environment_names_the_storage(finished: Path, tmp_path: Path) -> None:
     """FLOODSEARCH_STORAGE is used where `--storage` is not given."""
     url = f"sqlite:///{finished}/floodsearch.db"

@@ -18,6 +18,7 @@ from floodsearch.errors import DivergedError, TicketLostError
 from floodsearch.queue import ATTEMPTS, FAILURES_IN_A_ROW, Entry, Reaper
 from floodsearch.records import Attribute, Decision, WorkerRecord
 from floodsearch.search.halving import Standing
+from floodsearch.search.pruners import HalvingPruner
 from floodsearch.storage import tables
 from floodsearch.storage import trials as optunas
 from floodsearch.storage.database import open_database
@@ -481,6 +482,37 @@ def test_level_0_is_never_pruned(study, database, make_spec):
     assert pruned.prune
     assert "median at epoch 2" in pruned.reason
     assert "0.1" in pruned.reason
+
+
+@pytest.mark.parametrize(
+    "until", [{"choices": [0.9, 1.0]}, {"low": 0.5, "high": 1.0}], ids=["choices", "range"]
+)
+def test_rivals_have_the_same_choices(database, make_spec, monkeypatch, until):
+    """Level 0, which has no settings, is everybody's rival, equal choices are, and any values of a range."""
+    spec = make_spec(
+        levels={"count": None},
+        training={"schedule": "backward"},
+        search={"sampler": "random", "trials": 11, "pruner": "halving"},
+        backward={"until_accuracy": until},
+    )
+    study, asked = put_study(database, spec), []
+    queue.fill(study)
+    taken, worker = [], enter(study)
+    while more := queue.take(study, worker):
+        taken += more
+    rung = taken[0].asked.pruner.rungs[0]
+    *ended, last = taken
+    for ticket in ended:
+        queue.record([Entry(ticket, [], {rung: 0.5})])
+        queue.complete(ticket, 0.5, {})
+    plain = HalvingPruner.judge
+    monkeypatch.setattr(HalvingPruner, "judge", lambda self, *of: asked.append(of[0]) or plain(self, *of))
+    queue.judge({last.number: (last, Standing(last.level, 0.1))}, rung)
+    alike = [one for one in ended if "choices" not in until or one.beside in ({}, last.beside)]
+    assert asked[0].keys() == {last.number} | {-1 - one.number for one in alike}
+    assert ended[0].level == 0
+    assert len(alike) > 2
+    assert (len(alike) < len(ended)) == ("choices" in until)
 
 
 def test_a_diverged_ticket_is_marked(study):

@@ -126,6 +126,26 @@ def test_each_combination_has_a_line():
     assert "level 0.2: 0.8000 (level 0: 0.7000), gain +0.1000 ± 0.0200" in text
 
 
+def test_of_many_combinations_the_best_are_listed():
+    """With settings from a range each ticket is one: the text has the eight with the largest gains."""
+    many = tuple(
+        Combination(
+            parameters={"alpha": n / 1000},
+            level=0.2,
+            value=0.8,
+            baseline=0.7,
+            gain=n / 100 or None,
+            gain_se=None,
+        )
+        for n in range(12)
+    )
+    text = best_text(replace(FOUND, combinations=many))
+    assert "8 of 12 combinations" in text
+    assert [line.split()[2] for line in text.splitlines() if line.startswith("  alpha")] == [
+        f"{n / 1000:g}" for n in range(11, 3, -1)
+    ]
+
+
 def test_before_the_search_is_over_the_answer_is_provisional():
     """The headline says how much is done."""
     text = best_text(replace(FOUND, finished=False, trials=TicketCounts(complete=2, waiting=3)))

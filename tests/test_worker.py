@@ -479,6 +479,23 @@ def test_the_level_that_runs_find_is_in_the_answer(database, make_spec):
     assert found.highest == 0.5
 
 
+def test_settings_that_are_searched_have_the_baseline(database, make_spec):
+    """Each choice of a setting of the schedule is answered, with the one level 0 as its baseline."""
+    spec = make_spec(
+        training={"schedule": "backward", "learning_rate": 0.05},
+        search={"pruner": "halving"},
+        backward={"until_accuracy": {"choices": [0.5, 0.9]}},
+    )
+    study = put(database, spec)
+    run_here(study)
+    found = answer(study)
+    assert [one.parameters["until_accuracy"] for one in found.combinations] == [0.5, 0.9]
+    assert found.baseline is not None
+    assert {one.baseline for one in found.combinations} == {found.baseline.value}
+    assert found.verdict is not None
+    assert found.trials.total == 5
+
+
 # Ends of trials
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
-from floodsearch.records import BestLevel, Combination, StudyStatus, TicketCounts
+from floodsearch.records import BestLevel, Combination, Parameter, StudyStatus, TicketCounts
 
 MOST_NAMED = 8
-"""Tied levels that are listed one by one; more are told by their range."""
+"""Tied levels that are listed one by one; more are told by their range. Of combinations, the best so many."""
 
 
 def best_text(best: BestLevel) -> str:
@@ -23,7 +24,7 @@ def best_text(best: BestLevel) -> str:
         ("training accuracy", _number(best.train_accuracy)),
         ("tickets", counts_text(best.trials)),
         ("epochs", f"{best.epochs_run:,} of {best.epochs_exhaustive or 0:,} for an exhaustive search"),
-        *((_settings(one), _combination(one)) for one in best.combinations),
+        *_combinations(best),
     ]
     rows = [(name, text) for name, text in rows if text]
     width = max(len(name) for name, _ in rows)
@@ -94,7 +95,7 @@ def duration(seconds: float) -> str:
 
 
 def _headline(best: BestLevel) -> str:
-    beside = "".join(f", {name} = {value}" for name, value in best.parameters.items())
+    beside = "".join(f", {name} = {_setting(value)}" for name, value in best.parameters.items())
     done = best.trials.total - best.trials.unfinished
     provisional = "" if best.finished else f" (provisional: {done} of {best.trials.total} tickets are done)"
     return f"{best.study}: the best flood level is {best.level:g}{_interval(best)}{beside}{provisional}"
@@ -145,8 +146,23 @@ def _tied(best: BestLevel) -> str:
     return ", ".join(f"{level:g}" for level in best.tied) or "none"
 
 
+def _combinations(best: BestLevel) -> Iterator[tuple[str, str]]:
+    shown = best.combinations
+    if len(shown) > MOST_NAMED:
+        yield "best by gain", f"{MOST_NAMED} of {len(shown)} combinations; --json has all"
+        shown = tuple(sorted(shown, key=lambda one: -math.inf if one.gain is None else one.gain))[
+            : -MOST_NAMED - 1 : -1
+        ]
+    for one in shown:
+        yield _settings(one), _combination(one)
+
+
 def _settings(one: Combination) -> str:
-    return ", ".join(f"{name} = {value}" for name, value in one.parameters.items())
+    return ", ".join(f"{name} = {_setting(value)}" for name, value in one.parameters.items())
+
+
+def _setting(value: Parameter) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _combination(one: Combination) -> str:
