@@ -237,6 +237,22 @@ class WorkerRecord:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class TicketNote:
+    """What is to be said of a ticket that did not simply complete."""
+
+    ticket: int
+    level: float | None
+    state: TicketState
+    cause: str | None
+    epoch: int
+    """The last rung that it reported."""
+    attempts: int
+    """How often it was taken up: again after a loss or an error, and when the study grew."""
+    reason: str | None
+    """Why it ended, or why it was taken up again."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class StudyStatus:
     """Where a study stands."""
 
@@ -246,7 +262,11 @@ class StudyStatus:
     workers: int
     """Workers alive now."""
     best_level: float | None
+    """Of the single ticket with the best value: quick to tell, and luckier than the answer."""
     best_value: float | None
+    answer: float | None
+    """The level that `best` answers with; None where it was not asked for, as it reads the curves."""
+    answer_value: float | None
     epochs_run: int
     epochs_exhaustive: int
     seconds_left: float | None
@@ -254,5 +274,5 @@ class StudyStatus:
     finished: bool
     stopped: str | None
     """Why no ticket is handed out any more, or None."""
-    failures: tuple[str, ...] = ()
-    """One line for each ticket that diverged or failed: which level, why."""
+    notes: tuple[TicketNote, ...] = ()
+    """One for each ticket that was pruned, diverged or failed, or was taken up more than once."""

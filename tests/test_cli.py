@@ -125,12 +125,18 @@ def test_best_ends_with_the_line_to_paste(finished: Path) -> None:
 def test_status_shows_all_studies_or_one(finished: Path) -> None:
     """`status` lists every study, `status NAME` one, and `--json` gives the same to scripts."""
     everything = floodsearch("status", cwd=finished).stdout
-    assert everything == floodsearch("status", "tiny", cwd=finished).stdout
-    assert "tiny: finished" in everything
-    assert "3 complete" in everything
-    listed = json.loads(floodsearch("status", "--json", cwd=finished).stdout)
-    assert listed == [json.loads(floodsearch("status", "tiny", "--json", cwd=finished).stdout)]
-    assert listed[0]["workers"] == 0
+    one = floodsearch("status", "tiny", cwd=finished).stdout
+    for text in (everything, one):
+        assert "tiny: finished" in text
+        assert "3 complete" in text
+    assert "as a single ticket" in everything
+    assert "as a single ticket" not in one
+    [listed] = json.loads(floodsearch("status", "--json", cwd=finished).stdout)
+    named = json.loads(floodsearch("status", "tiny", "--json", cwd=finished).stdout)
+    answer = json.loads(floodsearch("best", "tiny", "--json", cwd=finished).stdout)
+    assert (named["answer"], named["answer_value"]) == (answer["level"], answer["value"])
+    assert {**named, "answer": None, "answer_value": None} == listed
+    assert (listed["workers"], listed["notes"]) == (0, [])
 
 
 def test_launching_a_finished_study_again_trains_nothing(finished: Path) -> None:

@@ -14,6 +14,7 @@ from optuna.trial import TrialState
 
 from floodsearch import queue
 from floodsearch.analysis import count, latest
+from floodsearch.answers import status
 from floodsearch.errors import DivergedError, TicketLostError
 from floodsearch.queue import ATTEMPTS, FAILURES_IN_A_ROW, Entry, Reaper
 from floodsearch.records import Attribute, Decision, WorkerRecord
@@ -665,6 +666,25 @@ def test_a_released_ticket_is_queued_again(database, make_spec):
     assert tables.read_workers(database, study.uuid)[0].left is not None
     assert queue.release(study, dead, "again") == []
     assert count(read_trials(study)).total == 4
+
+
+def test_the_status_says_why_a_ticket_ended_or_was_taken_up_again(study):
+    """Each ticket that did not simply complete has a note: state, attempts and reason, the last there is."""
+    worker = enter(study)
+    take_one(study, worker)
+    pruned = take_one(study, worker)
+    queue.record([Entry(pruned, [], {4: 0.5})])
+    queue.prune(pruned, Decision(prune=True, reason="3 of 9 at epoch 4"))
+    queue.release(study, worker, "it burned down")
+    told = {
+        note.ticket: (note.level, note.state, note.cause, note.epoch, note.attempts, note.reason)
+        for note in status(study).notes
+    }
+    assert told == {
+        0: (0.0, "waiting", None, 0, 2, "it burned down"),
+        1: (0.25, "pruned", "pruned", 4, 1, "3 of 9 at epoch 4"),
+    }
+    assert status(study, with_answer=True).answer is None
 
 
 def test_losing_a_ticket_is_not_an_attempt_that_failed(study):

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
-from floodsearch.records import BestLevel, Combination, Parameter, StudyStatus, TicketCounts
+from floodsearch.records import BestLevel, Combination, Parameter, StudyStatus, TicketCounts, TicketNote
 
+ENDED = ("pruned", "failed")
+"""States in which a ticket stays without a value at its end."""
 MOST_NAMED = 8
 """Tied levels that are listed one by one; more are told by their range. Of combinations, the best so many."""
 
@@ -46,19 +48,57 @@ def status_text(status: StudyStatus) -> str:
     """Return where a study stands, in a few lines."""
     state = "finished" if status.finished else status.stopped or f"{status.workers} workers alive"
     lines = [f"{status.name}: {state}", f"  tickets   {counts_text(status.trials)}"]
-    if status.best_level is not None:
-        lines.append(f"  best      level {status.best_level:g}, {status.metric} {_number(status.best_value)}")
+    if status.answer is not None:
+        lines.append(f"  best      level {status.answer:g}, {status.metric} {_number(status.answer_value)}")
+    elif status.best_level is not None:
+        value = f"{status.metric} {_number(status.best_value)}"
+        lines.append(f"  best      level {status.best_level:g}, {value}, as a single ticket")
     lines.append(f"  epochs    {epochs_text(status)}")
     if status.seconds_left is not None:
         lines.append(f"  time left about {duration(status.seconds_left)}")
-    return "\n".join([*lines, *(f"  {failure}" for failure in status.failures)])
+    failed = [one for one in status.notes if one.cause in ("diverged", "error") and one.state in ENDED]
+    return "\n".join([*lines, *(f"  {_note(one)}" for one in failed)])
+
+
+def notes_text(status: StudyStatus) -> str:
+    """Return why tickets were pruned, by the rung where they were, and why others were taken up again."""
+    by_epoch: dict[int, list[TicketNote]] = {}
+    again = []
+    for note in status.notes:
+        if note.cause == "pruned":
+            by_epoch.setdefault(note.epoch, []).append(note)
+        elif note.state not in ENDED and note.reason is not None:
+            again.append(note)
+    pruned = [_pruned(epoch, notes) for epoch, notes in sorted(by_epoch.items())]
+    return "\n".join(f"  {line}" for line in [*pruned, *map(_note, again)])
+
+
+def _pruned(epoch: int, notes: Sequence[TicketNote]) -> str:
+    if len(notes) == 1:
+        return _note(notes[0])
+    levels = sorted({note.level for note in notes if note.level is not None})
+    named = ", ".join(f"{level:g}" for level in levels[:MOST_NAMED])
+    more = ", ..." if len(levels) > MOST_NAMED else ""
+    return f"pruned at epoch {epoch}: {len(notes)} tickets, level {named}{more}"
+
+
+def _note(note: TicketNote) -> str:
+    level = "open level" if note.level is None else f"level {note.level:g}"
+    attempt = "" if note.attempts == 1 else f" in attempt {note.attempts}"
+    if note.cause == "pruned":
+        return f"ticket {note.ticket}, {level}: {note.reason}"  # which begins with the word
+    if note.state in ENDED:
+        return f"ticket {note.ticket}, {level}: {note.cause}{attempt}, {note.reason}"
+    return f"ticket {note.ticket}, {level}: {note.state}{attempt}, after: {note.reason}"
 
 
 def progress_text(status: StudyStatus) -> str:
     """Return where a study stands, in one line."""
     parts = [counts_text(status.trials)]
     if status.best_level is not None:
-        parts.append(f"best {status.best_level:g} ({status.metric} {_number(status.best_value)})")
+        parts.append(
+            f"best single ticket {status.best_level:g} ({status.metric} {_number(status.best_value)})"
+        )
     parts.append(f"epochs {epochs_text(status)}")
     if status.seconds_left is not None:
         parts.append(f"about {duration(status.seconds_left)} left")
