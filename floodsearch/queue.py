@@ -98,13 +98,13 @@ def fill(study: StoredStudy) -> int:
         study = study.reread()
         history = read_trials(study, results=False)
         newest, wanted, size = latest(history), tickets(study.spec), _size(study.spec)
-        brackets, complete = _brackets(study.spec, len(wanted)), _complete(history, study.spec)
+        brackets, proven = _brackets(study.spec, len(wanted)), _trained_to_the_end(history, study.spec)
         new = [
             _new_trial(
                 wanted[number],
                 newest.get(number),
                 {Attribute.TICKET: number, **size, **brackets(number)}
-                | ({Attribute.CONFIRMS: 1} if number in complete else {}),
+                | ({Attribute.CONFIRMS: 1} if number in proven else {}),
             )
             for number in _to_queue(study, history)
         ]
@@ -161,7 +161,7 @@ def _to_queue(study: StoredStudy, history: Sequence[TrialRecord]) -> list[int]:
     return [number for number in fewer if number in worth]
 
 
-def _complete(history: Iterable[TrialRecord], spec: Spec) -> set[int]:
+def _trained_to_the_end(history: Iterable[TrialRecord], spec: Spec) -> set[int]:
     """Return the tickets that were trained to the end of the study's epochs, with however many seeds."""
     return {one.ticket for one in history if one.state == "complete" and one.epochs >= spec.training.epochs}
 
