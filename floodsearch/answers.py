@@ -93,11 +93,6 @@ def status(study: StoredStudy, *, with_answer: bool = False) -> StudyStatus:
     )
 
 
-def _level(trial: TrialRecord | None, study: StoredStudy) -> float | None:
-    """Return the level of a trial; None where its runs found their own, which only the curves tell."""
-    return None if trial is None or (study.question.finds_level and trial.level) else trial.level
-
-
 def epochs_exhaustive(study: StoredStudy) -> int:
     """Return the member-epochs of training every ticket to the end."""
     training = study.spec.training
@@ -140,3 +135,8 @@ def _notes(trials: Sequence[TrialRecord]) -> list[TicketNote]:
         for ticket, trial in sorted(latest(trials).items())
         if trial.reason is not None or trial.attempt > 1
     ]
+
+
+def _level(trial: TrialRecord | None, study: StoredStudy) -> float | None:
+    """Return the level of a trial; None where its runs found their own, which only the curves tell."""
+    return None if trial is None or (study.question.finds_level and trial.level) else trial.level
