@@ -7,7 +7,8 @@ over seeds, and None with fewer than two of them.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+import statistics
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 
@@ -21,6 +22,7 @@ from floodsearch.records import (
     BestLevel,
     Combination,
     EpochRecord,
+    Parameter,
     SeedResult,
     TicketCounts,
     TrialRecord,
@@ -40,6 +42,7 @@ class Question:
         window: share of the epochs, counted from the end, over which a value averages, in (0, 1].
         scale: the range of levels that matter, in the unit of the loss, over which a curve is smoothed; the
             highest level by default.
+        finds_level: whether each run finds its own level, so that a trial's level is only the highest.
     """
 
     study: str
@@ -47,6 +50,7 @@ class Question:
     maximize: bool
     window: float
     scale: float | None = None
+    finds_level: bool = False
 
 
 RUNG_VALIDATIONS = 3
@@ -115,6 +119,7 @@ def seed_result(records: Sequence[EpochRecord], question: Question, epochs: int)
         best_epoch=best.epoch,
         best_test_loss=best.test_loss,
         best_test_accuracy=best.test_accuracy,
+        final_level=last.level,
     )
 
 
@@ -142,20 +147,28 @@ def count(trials: Iterable[TrialRecord]) -> TicketCounts:
 def comparable(trials: Iterable[TrialRecord]) -> list[TrialRecord]:
     """Return the complete trials of one length and number of seeds, one a ticket.
 
-    While a study that grew is trained on, its tickets differ in both; levels are compared only at the same.
-    Taken is the group with the most tickets among those with a complete level 0, or among all, if there is
-    none; the longest of equal ones.
+    While a study that grew is trained on, its tickets differ in both; single levels are compared only at the
+    same. Taken is the group with the most tickets among those with a complete level 0, or among all, if there
+    is none; the longest of equal ones, and of those the one with the most seeds.
     """
-    groups: dict[tuple[int, int], dict[int, TrialRecord]] = {}
+    at_length = _largest(trials, lambda trial: trial.epochs)
+    group = _largest(at_length, lambda trial: trial.seeds)
+    newest = latest(group)
+    return [trial for trial in group if trial is newest[trial.ticket]]
+
+
+def _largest(trials: Iterable[TrialRecord], key: Callable[[TrialRecord], int]) -> list[TrialRecord]:
+    """Return the complete trials of one key: those with level 0, with the most tickets, of the largest."""
+    groups: dict[int, list[TrialRecord]] = {}
     for trial in trials:
         if trial.state == "complete":
-            group = groups.setdefault((trial.epochs, trial.seeds), {})
-            if trial.ticket not in group or trial.number > group[trial.ticket].number:
-                group[trial.ticket] = trial
-    if not groups:
-        return []
-    has_baseline = {key: any(trial.level == 0 for trial in group.values()) for key, group in groups.items()}
-    return list(groups[max(groups, key=lambda key: (has_baseline[key], len(groups[key]), key))].values())
+            groups.setdefault(key(trial), []).append(trial)
+
+    def rank(item: tuple[int, list[TrialRecord]]) -> tuple[bool, int, int]:
+        found, group = item
+        return any(one.level == 0 for one in group), len({one.ticket for one in group}), found
+
+    return max(groups.items(), key=rank, default=(0, []))[1]
 
 
 def best_of(trials: Iterable[TrialRecord], question: Question) -> TrialRecord | None:
@@ -211,19 +224,22 @@ def best_level(
             f"study {question.study!r} has no complete ticket yet: {counts.running} running, "
             f"{counts.waiting} waiting, {counts.pruned} pruned, {counts.failed} failed; {then}"
         )
-    land = max(found, key=lambda one: one.curve.mean[one.chosen])
+    land = _best(found)
     best = land.trials[land.chosen]
     baseline = land.baseline
     value, value_se = mean_and_se([result.value for result in best.results])
     flooded, gain = _gains(land)
-    levels = land.levels.tolist()
-    tied = land.tied()
+    if question.finds_level:
+        interval, tied = _reached(best), None
+    else:
+        interval, tied = _tied(land) if _has_curve(land, found) else (None, None)
     return BestLevel(
         study=question.study,
-        level=best.level or 0.0,
+        level=_level(best, question),
+        highest=max(trial.level or 0.0 for trial in trials) if question.finds_level else None,
         parameters=best.beside,
-        interval=None if tied is None else (levels[tied[0]], levels[tied[-1]]),
-        tied=None if tied is None else tuple(levels[index] for index in tied if index != land.chosen),
+        interval=interval,
+        tied=tied,
         metric=question.metric,
         value=value,
         value_se=value_se,
@@ -240,7 +256,9 @@ def best_level(
         p_value=gain.p_value if gain is not None and best.level else None,
         verdict=_verdict(flooded, best),
         more_seeds=None if flooded is None else flooded.more_seeds,
-        combinations=tuple(_combination(one) for one in found) if best.beside else (),
+        combinations=tuple(_combination(one, question) for one in found)
+        if any(_parameters(one) for one in found)
+        else (),
         trials=counts,
         epochs_run=epochs_run,
         epochs_exhaustive=epochs_exhaustive,
@@ -253,31 +271,36 @@ def unconfirmed(trials: Sequence[TrialRecord], question: Question) -> TrialRecor
     """Return the pruned trial at the maximum of the curve: it must be trained to the end to be the answer.
 
     None if the maximum is complete, or nothing is. Ask again when that trial is complete: the measured values
-    may then show another maximum.
+    may then show another maximum. A combination of one level has no curve whose maximum it could be: where
+    that was pruned, it stays so.
     """
     found = _landscapes(trials, question)
     if not found:
         return None
-    land = max(found, key=lambda one: one.curve.mean[one.maximum])
-    return None if land.complete[land.maximum] else land.trials[land.maximum]
+    candidates = [
+        one for one in _with_most_seeds(found) if one.complete[one.maximum] or _has_curve(one, found)
+    ]
+    land = max(candidates, key=lambda one: one.curve.mean[one.maximum], default=None)
+    return None if land is None or land.complete[land.maximum] else land.trials[land.maximum]
 
 
 def worth_more_seeds(trials: Sequence[TrialRecord], question: Question) -> set[int]:
     """Return the tickets for which more seeds could change the answer.
 
-    Those of the answer, of the levels that cannot be told apart from it, and of level 0; the same for each
-    combination whose answer cannot be told apart from the best. All tickets while nothing is complete.
+    Those of the answer, of the levels that cannot be told apart from it, and of the two that the gain is
+    measured between, level 0 and the best flooded one; the same for each combination whose answer cannot be
+    told apart from the best. All tickets while nothing is complete.
     """
     found = _landscapes(trials, question)
     if not found:
         return set(latest(trials))
-    best = max(found, key=lambda one: one.curve.mean[one.chosen])
+    best = _best(found)
     worth = set()
     for land in found:
         if not _worse(land, best):
             every = range(len(land.trials))
             tied = land.tied()
-            worth |= {land.trials[index].ticket for index in (every if tied is None else tied)}
+            worth |= {land.trials[index].ticket for index in (every if tied is None else [*tied, land.top])}
             worth |= set() if land.baseline is None else {land.baseline.ticket}
     return worth
 
@@ -288,12 +311,51 @@ def _landscapes(trials: Sequence[TrialRecord], question: Question) -> list[Lands
     if not complete:
         return []
     highest = question.scale or max(trial.level or 0.0 for trial in trials)
-    combinations: dict[frozenset[tuple[str, object]], list[TrialRecord]] = {}
-    for trial in sorted(trials, key=lambda one: (one.ticket, one.number)):
-        if trial.epochs == complete[0].epochs and trial.level is not None:
-            combinations.setdefault(frozenset(trial.beside.items()), []).append(trial)
-    found = (landscape(own, maximize=question.maximize, highest=highest) for own in combinations.values())
+    groups = _combinations(trial for trial in trials if trial.epochs == complete[0].epochs)
+    found = (landscape(own, maximize=question.maximize, highest=highest) for own in groups)
     return [one for one in found if one is not None]
+
+
+def _combinations(trials: Iterable[TrialRecord]) -> list[list[TrialRecord]]:
+    """Return what has ended of each combination of the parameters beside the level, by its first tickets.
+
+    The settings of a schedule mean nothing at level 0, so that its trial has none: it is the baseline of all
+    combinations that agree with it in the rest, and one of its own only where there is none. Settings from a
+    range are hardly ever equal: each of their tickets is then a combination of its own.
+    """
+    flooded: dict[frozenset[tuple[str, object]], list[TrialRecord]] = {}
+    plain: dict[frozenset[tuple[str, object]], list[TrialRecord]] = {}
+    for trial in trials:
+        if trial.level is not None and trial.state in ("complete", "pruned") and trial.cause != "diverged":
+            group = flooded if trial.level else plain
+            group.setdefault(frozenset(trial.beside.items()), []).append(trial)
+    found = [
+        [*own, *(one for of, ones in plain.items() if of <= beside for one in ones)]
+        for beside, own in flooded.items()
+    ]
+    found += [own for of, own in plain.items() if not any(of <= beside for beside in flooded)]
+    return sorted(found, key=lambda own: sorted((one.ticket, one.number) for one in own))
+
+
+def _best(found: Iterable[Landscape]) -> Landscape:
+    """Return the landscape with the best answer."""
+    return max(_with_most_seeds(found), key=lambda one: one.curve.mean[one.chosen])
+
+
+def _has_curve(land: Landscape, found: Sequence[Landscape]) -> bool:
+    """Return whether a landscape compares levels: where there are several, some hold one level each."""
+    return len(found) == 1 or int(np.count_nonzero(land.levels)) > 1
+
+
+def _with_most_seeds(found: Iterable[Landscape]) -> list[Landscape]:
+    """Return the landscapes that have seeds which the others lack.
+
+    Those got more seeds because they were not worse. What a seed adds to all levels differs by more than
+    levels do, so that means over different seeds say nothing.
+    """
+    found = list(found)
+    most = max(len(one.values) for one in found)
+    return [one for one in found if len(one.values) == most]
 
 
 def _gains(land: Landscape) -> tuple[Gain | None, Gain | None]:
@@ -315,16 +377,53 @@ def _verdict(flooded: Gain | None, best: TrialRecord) -> Verdict | None:
     return "not shown" if flooded.verdict == "helps" and best.level == 0 else flooded.verdict
 
 
-def _combination(land: Landscape) -> Combination:
+def _level(trial: TrialRecord, question: Question) -> float:
+    """Return the level that a complete trial stands for."""
+    found = _final_levels(trial)
+    if not question.finds_level or not trial.level or not found:
+        return trial.level or 0.0
+    return _decimal(statistics.median(found))
+
+
+def _reached(trial: TrialRecord) -> tuple[float, float] | None:
+    """Return the lowest and the highest level that the runs of a trial came to."""
+    found = _final_levels(trial)
+    return (min(found), max(found)) if trial.level and len(found) > 1 else None
+
+
+def _final_levels(trial: TrialRecord) -> list[float]:
+    return [_decimal(one.final_level) for one in trial.results if one.final_level is not None]
+
+
+def _decimal(level: float) -> float:
+    """Return a level without the noise of the sums that made it: 0.135, not 0.13500000000000001."""
+    return float(f"{level:.9g}")
+
+
+def _tied(land: Landscape) -> tuple[tuple[float, float] | None, tuple[float, ...] | None]:
+    """Return the interval of the answer, and the levels that cannot be told apart from it."""
+    indices, levels = land.tied(), land.levels.tolist()
+    if indices is None:
+        return None, None
+    others = tuple(levels[index] for index in indices if index != land.chosen)
+    return (levels[indices[0]], levels[indices[-1]]), others
+
+
+def _combination(land: Landscape, question: Question) -> Combination:
     best, gain = land.trials[land.chosen], _gains(land)[1]
     return Combination(
-        parameters=best.beside,
-        level=best.level or 0.0,
+        parameters=_parameters(land),
+        level=_level(best, question),
         value=mean_of(best.results, "value") or 0.0,
         baseline=None if land.baseline is None else mean_of(land.baseline.results, "value"),
         gain=None if gain is None else gain.mean,
         gain_se=None if gain is None else gain.se,
     )
+
+
+def _parameters(land: Landscape) -> Mapping[str, Parameter]:
+    """Return the parameters beside the levels of a landscape: those of a flooded one, if there is any."""
+    return land.trials[-1].beside
 
 
 def _worse(land: Landscape, best: Landscape) -> bool:

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 
 from floodsearch import queue
 from floodsearch.analysis import best_level, best_of, comparable, count, latest
+from floodsearch.errors import NoAnswerError
 from floodsearch.forecast import epochs_a_second, epochs_left
-from floodsearch.records import BestLevel, StudyStatus, TrialRecord, WorkerRecord
+from floodsearch.records import BestLevel, StudyStatus, TicketNote, TrialRecord, WorkerRecord
 from floodsearch.search.space import ticket_count
 from floodsearch.spec import AUTO
 from floodsearch.storage import DEFAULT_STORAGE, tables
@@ -42,32 +43,49 @@ def answer(study: StoredStudy) -> BestLevel:
     study = study.reread()
     trials = read_trials(study)
     workers = tables.read_workers(study.database, study.uuid)
+    return _answer(study, trials, workers, _finished(study, trials, workers))
+
+
+def _answer(
+    study: StoredStudy, trials: Sequence[TrialRecord], workers: Sequence[WorkerRecord], finished: bool
+) -> BestLevel:
     return best_level(
         trials,
         study.question,
         epochs_run=sum(worker.epochs_run for worker in workers),
         epochs_exhaustive=epochs_exhaustive(study),
-        finished=_finished(study, trials, workers),
+        finished=finished,
     )
 
 
-def status(study: StoredStudy) -> StudyStatus:
-    """Return where a study stands, from few and cheap reads."""
+def status(study: StoredStudy, *, with_answer: bool = False) -> StudyStatus:
+    """Return where a study stands, from few and cheap reads.
+
+    Args:
+        study: which study.
+        with_answer: also which level is best as far as is known, which reads the curves.
+    """
     study = study.reread()
-    trials = read_trials(study, results=False)
+    trials = read_trials(study, results=with_answer)
     workers = tables.read_workers(study.database, study.uuid)
     now = tables.now(study.database)
     alive = [one for one in workers if one.left is None and now - one.last_beat < queue.GRACE_SECONDS]
     counts = count(trials)
     finished = _finished(study, trials, workers)
     best_so_far = best_of(comparable(trials), study.question)
+    try:
+        answered = _answer(study, trials, workers, finished) if with_answer else None
+    except NoAnswerError:
+        answered = None
     return StudyStatus(
         name=study.name,
         metric=study.question.metric,
         trials=counts,
         workers=len(alive),
-        best_level=None if best_so_far is None else best_so_far.level,
+        best_level=_level(best_so_far, study),
         best_value=None if best_so_far is None else best_so_far.value,
+        answer=None if answered is None else answered.level,
+        answer_value=None if answered is None else answered.value,
         epochs_run=sum(worker.epochs_run for worker in workers),
         epochs_exhaustive=epochs_exhaustive(study),
         pilot=study.pilot,
@@ -75,7 +93,7 @@ def status(study: StoredStudy) -> StudyStatus:
         seconds_left=None if finished else _seconds_left(study, trials, alive, now),
         finished=finished,
         stopped=queue.closed(study, workers),
-        failures=tuple(_failures(trials)),
+        notes=tuple(_notes(trials)),
     )
 
 
@@ -102,10 +120,26 @@ def _seconds_left(
     return epochs_left(study.spec, trials) / speed
 
 
-def _failures(trials: Sequence[TrialRecord]) -> list[str]:
-    lines = []
-    for ticket, trial in sorted(latest(trials).items()):
-        if trial.cause in ("diverged", "error"):
-            level = "open level" if trial.level is None else f"level {trial.level:g}"
-            lines.append(f"ticket {ticket}, {level}: {trial.cause}, {trial.reason}")
-    return lines
+def _notes(trials: Sequence[TrialRecord]) -> list[TicketNote]:
+    reasons: dict[int, str] = {}
+    for trial in sorted(trials, key=lambda one: one.number):
+        if trial.reason is not None:
+            reasons[trial.ticket] = trial.reason
+    return [
+        TicketNote(
+            ticket=ticket,
+            level=trial.level,
+            state=trial.state,
+            cause=trial.cause,
+            epoch=trial.epoch,
+            attempts=trial.attempt,
+            reason=reasons.get(ticket),
+        )
+        for ticket, trial in sorted(latest(trials).items())
+        if trial.reason is not None or trial.attempt > 1
+    ]
+
+
+def _level(trial: TrialRecord | None, study: StoredStudy) -> float | None:
+    """Return the level of a trial; None where its runs found their own, which only the curves tell."""
+    return None if trial is None or (study.question.finds_level and trial.level) else trial.level

@@ -155,15 +155,20 @@ def status(
 ) -> None:
     """Show where all studies stand, or one."""
     from floodsearch.answers import status as status_of
-    from floodsearch.report.text import status_text
+    from floodsearch.report.text import notes_text, status_text
     from floodsearch.storage.studies import find_study, study_names
 
     with _opened(storage) as database:
-        names = study_names(database) if name is None else [name]
-        found = [status_of(find_study(database, one)) for one in names]
+        if name is not None:
+            one = status_of(find_study(database, name), with_answer=True)
+            if as_json:
+                _print_json(dataclasses.asdict(one))
+            else:
+                print("\n".join(filter(None, (status_text(one), notes_text(one)))))  # noqa: T201
+            return
+        found = [status_of(find_study(database, each)) for each in study_names(database)]
         if as_json:
-            objects = [dataclasses.asdict(one) for one in found]
-            _print_json(objects if name is None else objects[0])
+            _print_json([dataclasses.asdict(one) for one in found])
         else:
             print("\n".join(map(status_text, found)) or f"no studies in {database.name}")  # noqa: T201
 

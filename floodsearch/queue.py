@@ -15,7 +15,7 @@ import optuna
 from optuna.trial import TrialState
 from sqlalchemy import Connection
 
-from floodsearch.analysis import latest, unconfirmed
+from floodsearch.analysis import latest, unconfirmed, worth_more_seeds
 from floodsearch.catalog import pruner_of, sampler_of
 from floodsearch.errors import DivergedError, TicketLostError
 from floodsearch.records import Attribute, Decision, EpochRecord, Parameter, TrialRecord, WorkerRecord
@@ -64,7 +64,8 @@ class Ticket:
         seeds: of its runs.
         attempt: how often it was taken up, from 1; more than that after a loss, or when the study grew.
         worker: the id of the worker that holds it.
-        confirms: whether it is trained to its end whatever the pruner says, because it is the answer.
+        confirms: whether it is trained to its end whatever the pruner says, because it is the answer or was
+            complete with fewer seeds.
     """
 
     number: int
@@ -107,13 +108,18 @@ def fill(study: StoredStudy) -> int:
             return 0  # the pilot has to tell which levels there are
         history = read_trials(study, results=False)
         newest, wanted, size = latest(history), tickets(study.spec), _size(study.spec)
-        bracket = brackets(study.spec, len(wanted))
+        bracket, proven = brackets(study.spec, len(wanted)), _trained_to_the_end(history, study.spec)
         new = [
-            _new_trial(parameters, newest.get(number), size | _names(number, bracket(number)))
-            for number, parameters in enumerate(wanted)
-            if _missing(newest.get(number), history, study.spec)
+            _new_trial(
+                wanted[number],
+                newest.get(number),
+                size
+                | _names(number, bracket(number))
+                | ({Attribute.CONFIRMS: 1} if number in proven else {}),
+            )
+            for number in _to_queue(study, history)
         ]
-        if not new and all(one.state not in ("waiting", "running") for one in newest.values()):
+        if not new and not _in_hand(newest):
             new = [
                 _new_trial(one.parameters, one, {Attribute.TICKET: one.ticket, **size, Attribute.CONFIRMS: 1})
                 for one in _unconfirmed(study)
@@ -142,22 +148,45 @@ def unfinished(study: StoredStudy, history: Sequence[TrialRecord]) -> bool:
     """Return whether a ticket of the study is waiting, in training, or missing from the queue."""
     if study.spec.levels.high == AUTO:
         return True
-    newest = latest(history)
-    if any(trial.state in ("waiting", "running") for trial in newest.values()):
-        return True
-    return any(
-        _missing(newest.get(number), history, study.spec) for number in range(len(tickets(study.spec)))
-    )
+    return _in_hand(latest(history)) or bool(_to_queue(study, history))
+
+
+def _in_hand(newest: Mapping[int, TrialRecord]) -> bool:
+    """Return whether a ticket waits or is in training."""
+    return any(trial.state in ("waiting", "running") for trial in newest.values())
+
+
+def _to_queue(study: StoredStudy, history: Sequence[TrialRecord]) -> list[int]:
+    """Return the tickets that have to be queued now.
+
+    Seeds that were added to a study are trained where they may change the answer, which is asked in rounds:
+    only when nothing else is left to train, because until then the answer moves, and again after each round.
+    A ticket is in at most one round, as it has all seeds then. Only a study with tickets of fewer seeds reads
+    its curves here.
+    """
+    newest, spec = latest(history), study.spec
+    missing = [n for n in range(len(tickets(spec))) if _missing(newest.get(n), history, spec)]
+    fewer = [n for n, one in sorted(newest.items()) if one.state == "complete" and _grown(one, spec)]
+    if missing or not fewer or _in_hand(newest):
+        return missing
+    known = history if any(one.results for one in history) else read_trials(study)
+    worth = worth_more_seeds(known, study.question)
+    return [number for number in fewer if number in worth]
+
+
+def _trained_to_the_end(history: Iterable[TrialRecord], spec: Spec) -> set[int]:
+    """Return the tickets that were trained to the end of the study's epochs, with however many seeds."""
+    return {one.ticket for one in history if one.state == "complete" and one.epochs >= spec.training.epochs}
 
 
 def _missing(last: TrialRecord | None, history: Iterable[TrialRecord], spec: Spec) -> bool:
-    """Return whether a ticket has to be queued, given its newest trial."""
+    """Return whether a ticket has to be queued whatever the others came to, given its newest trial."""
     if last is None:
         return True
     if last.state == "failed":
         errors = sum(one.ticket == last.ticket and one.cause == "error" for one in history)
         return errors < ATTEMPTS
-    return last.state == "complete" and _grown(last, spec)
+    return last.state == "complete" and last.epochs < spec.training.epochs
 
 
 def _grown(trial: TrialRecord, spec: Spec) -> bool:
@@ -331,17 +360,24 @@ def _rivals(first: Ticket, together: Collection[int], epoch: int) -> dict[int, S
 
     They ended before, because a lost bracket is trained again without what it had pruned already, or
     because open tickets are taken a few at a time. Keyed below zero, apart from tickets in training.
+
+    Levels are compared where the choices beside them are equal. Settings from a range never are, and nobody
+    would be judged: a level is judged there by what it and those around it came to with whatever settings.
     """
     study = first.study
     states = (TrialState.PRUNED, TrialState.COMPLETE)
     ended = study.database.optuna.get_all_trials(study.id, deepcopy=False, states=states)
     own = study.database.optuna.get_trial(first.trial_id).user_attrs.get(Attribute.BRACKET)
-    sign = 1.0 if study.spec.maximize else -1.0
+    sign, ranges = 1.0 if study.spec.maximize else -1.0, Space.of(study.spec).ranges
+    chosen = {name: value for name, value in first.beside.items() if name not in ranges}
     rivals = {}
     for trial in ended:
         number, parameters = trial.user_attrs.get(Attribute.TICKET), dict(trial.params)
         level = parameters.pop("level", None)
-        same = trial.user_attrs.get(Attribute.BRACKET) == own and parameters == dict(first.beside)
+        its = {name: value for name, value in parameters.items() if name not in ranges}
+        # At level 0 the settings of the schedule mean nothing, so that its trial has none of them.
+        alike = its.items() <= chosen.items() if level == 0 else its == chosen
+        same = trial.user_attrs.get(Attribute.BRACKET) == own and alike
         value = trial.intermediate_values.get(epoch)
         if not same or number is None or level is None or value is None or number in together:
             continue

@@ -71,6 +71,8 @@ class SeedResult:
     """The epoch of the best validation metric, the first one where several are equal."""
     best_test_loss: float | None
     best_test_accuracy: float | None
+    final_level: float | None = None
+    """The level of the last epoch: where a schedule moves the level, the one that this run came to."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -172,12 +174,17 @@ class BestLevel:
 
     study: str
     level: float
+    """Where each run finds its own level: the median over seeds of the levels that the runs came to."""
+    highest: float | None
+    """Where each run finds its own level: the highest that it may take. None where levels are searched."""
     parameters: Mapping[str, Parameter]
+    """What was searched beside the level; at level 0 without the settings of the schedule."""
     interval: tuple[float, float] | None
     """Holds the best level about nine times in ten: from the lowest to the highest level of `tied` and the
-    answer. None where the data show no error, as with one seed and few levels."""
+    answer. None where the data show no error, as with one seed and few levels. Where each run finds its own
+    level: from the lowest to the highest that a run came to; None with one seed and at level 0."""
     tied: tuple[float, ...] | None
-    """The other levels that cannot be told apart from the answer."""
+    """The other levels that cannot be told apart from the answer; None where no levels were compared."""
     metric: str
     value: float
     value_se: float | None
@@ -247,6 +254,22 @@ class WorkerRecord:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class TicketNote:
+    """What is to be said of a ticket that did not simply complete."""
+
+    ticket: int
+    level: float | None
+    state: TicketState
+    cause: str | None
+    epoch: int
+    """The last rung that it reported."""
+    attempts: int
+    """How often it was taken up: again after a loss or an error, and when the study grew."""
+    reason: str | None
+    """Why it ended, or why it was taken up again."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class StudyStatus:
     """Where a study stands."""
 
@@ -256,7 +279,11 @@ class StudyStatus:
     workers: int
     """Workers alive now."""
     best_level: float | None
+    """Of the single ticket with the best value: quick to tell, and luckier than the answer."""
     best_value: float | None
+    answer: float | None
+    """The level that `best` answers with; None where it was not asked for, as it reads the curves."""
+    answer_value: float | None
     epochs_run: int
     epochs_exhaustive: int | None
     """None while the pilot has to tell how many levels there are."""
@@ -269,5 +296,5 @@ class StudyStatus:
     finished: bool
     stopped: str | None
     """Why no ticket is handed out any more, or None."""
-    failures: tuple[str, ...] = ()
-    """One line for each ticket that diverged or failed: which level, why."""
+    notes: tuple[TicketNote, ...] = ()
+    """One for each ticket that was pruned, diverged or failed, or was taken up more than once."""

@@ -127,6 +127,12 @@ def test_the_result_of_a_run_takes_its_two_tested_epochs():
     assert (only_last.best_epoch, only_last.best_test_accuracy) == (10, 0.6)
 
 
+def test_the_result_of_a_run_tells_the_level_it_came_to():
+    """The level of the last epoch, whatever it was before."""
+    records = [epoch_record(9, level=0.4, val_accuracy=0.5), epoch_record(10, level=0.3, val_accuracy=0.7)]
+    assert seed_result(records, QUESTION, 10).final_level == 0.3
+
+
 def test_the_standard_error_is_that_of_a_mean():
     """Sample deviation over the root of n: for 1, 2, 3, 4 the root of 5/12; None for one value."""
     mean, se = mean_and_se([1.0, 2.0, 3.0, 4.0])
@@ -177,6 +183,17 @@ def test_trials_of_different_length_are_not_mixed():
     assert comparable(without_baseline + pending) == without_baseline
     assert comparable(pending) == []
     assert answer(short + longer).level == 0.2
+
+
+def test_added_seeds_do_not_hide_the_longest_trials():
+    """A study that grew in epochs and then in seeds is answered at its last length, whatever the seeds."""
+    short = [trial(ticket, 0.1 * ticket, [0.5, 0.5], number=ticket) for ticket in range(3)]
+    long = [
+        trial(ticket, 0.1 * ticket, [0.6 + 0.1 * (ticket == 1)] * seeds, number=3 + ticket, epochs=20)
+        for ticket, seeds in enumerate([4, 4, 2])
+    ]
+    assert comparable(short + long) == long[:2]
+    assert (answer(short + long).level, answer(short + long).value) == (0.1, pytest.approx(0.7))
 
 
 # --- the answer ------------------------------------------------------------------------------------------
@@ -282,6 +299,49 @@ def test_the_test_metrics_are_means_over_seeds():
     assert best.test_accuracy_clean is None
     assert best.baseline is not None
     assert (best.baseline.test_accuracy, best.baseline.test_loss) == (best.test_accuracy, best.test_loss)
+
+
+def found_levels(ticket: int, *levels: float, value: float = 0.8, **fields: Any) -> TrialRecord:
+    """Return a trial up to level 0.5 whose runs came to these levels."""
+    results = tuple(result(seed, value, final_level=level) for seed, level in enumerate(levels))
+    return trial(ticket, 0.5, [value] * len(levels), results=results, **fields)
+
+
+FINDS_LEVEL = replace(QUESTION, finds_level=True)
+
+
+def test_the_level_that_the_runs_found_is_the_answer():
+    """The median over seeds, in the range of them; the highest that they could take is told beside it."""
+    plain = trial(0, 0.0, [0.7] * 3)
+    best = answer([plain, found_levels(1, 0.135, 9 * 0.015 + 0.03, 0.3)], FINDS_LEVEL)
+    assert (best.level, best.interval, best.tied, best.highest) == (0.165, (0.135, 0.3), None, 0.5)
+    assert best.gain == pytest.approx(0.1)
+    assert best.baseline is not None
+    even = answer([trial(0, 0.0, [0.7] * 2), found_levels(1, 0.1, 0.3)], FINDS_LEVEL)
+    assert even.level == 0.2
+    alone = answer([trial(0, 0.0, [0.7]), found_levels(1, 0.1)], FINDS_LEVEL)
+    assert (alone.level, alone.interval) == (0.1, None)
+
+
+def test_level_zero_can_win_over_levels_found():
+    """Then it is the answer, and no range of it is told."""
+    best = answer([trial(0, 0.0, [0.9] * 3), found_levels(1, 0.1, 0.2, 0.3)], FINDS_LEVEL)
+    assert (best.level, best.gain, best.interval, best.tied, best.highest) == (0.0, 0.0, None, None, 0.5)
+
+
+def test_each_combination_has_the_level_that_its_runs_found():
+    """Not the highest that they could take, which is the same for all."""
+    of = [{"alpha": 0.01}, {"alpha": 0.02}]
+    trials = [found_levels(1, 0.1, 0.1, beside=of[0]), found_levels(2, 0.3, 0.3, beside=of[1], value=0.9)]
+    best = answer([*trials, trial(0, 0.0, [0.7] * 2)], FINDS_LEVEL)
+    assert (best.level, best.parameters) == (0.3, of[1])
+    assert {0.1, 0.3} <= {one.level for one in best.combinations}
+
+
+def test_where_levels_are_searched_the_runs_do_not_choose():
+    """Runs that descend before they flood may end unflooded; their ticket is still of its level."""
+    best = answer([trial(0, 0.0, [0.7] * 3), found_levels(1, 0.0, 0.5, 0.5)])
+    assert (best.level, best.highest) == (0.5, None)
 
 
 def test_what_is_not_known_is_none():
@@ -418,6 +478,29 @@ def test_seeds_added_to_some_levels_count():
     assert half_way.seeds >= 4, "level 0 is not trained yet, and there is an answer"
 
 
+def test_a_combination_without_the_added_seeds_is_not_the_answer():
+    """A combination that was worse got no more seeds; that these are harder does not make it better."""
+    few, many = {"weight_decay": 0.0}, {"weight_decay": 0.1}
+    hard = [0.2] * 4
+    grown = [
+        trial(0, 0.0, [0.60, 0.61, 0.60, 0.61], beside=few),
+        trial(1, 0.2, [0.65, 0.66, 0.65, 0.66], beside=few),
+        trial(2, 0.0, [0.70, 0.71, 0.70, 0.71, *hard], beside=many),
+        trial(3, 0.2, [0.75, 0.76, 0.75, 0.76, *hard], beside=many),
+    ]
+    best = answer(grown)
+    assert (best.parameters, best.level, best.seeds) == (many, 0.2, 8)
+    assert {2, 3} == worth_more_seeds(grown, QUESTION)
+
+
+def test_the_best_flooded_level_is_worth_more_seeds_where_level_zero_wins():
+    """The gain is measured between the two, so that level 0 alone would decide nothing."""
+    rows = {0.0: [0.90, 0.91, 0.9], 0.1: [0.80, 0.81, 0.80], 0.5: [0.70, 0.71, 0.7]}
+    trials = [trial(ticket, level, row) for ticket, (level, row) in enumerate(rows.items())]
+    assert answer(trials).tied == ()
+    assert worth_more_seeds(trials, QUESTION) == {0, 1}
+
+
 def test_each_combination_is_answered():
     """Beside the answer stands one entry for each combination, with its own baseline and gain."""
     trials = [
@@ -435,6 +518,87 @@ def test_each_combination_is_answered():
     ]
     assert best.combinations[0].baseline == pytest.approx(0.505)
     assert answer(trials[::2]).combinations[0].parameters == {"weight_decay": 0.0}
+
+
+def with_settings(
+    *values: tuple[float, float, float], plain: Sequence[float] = (0.7, 0.71)
+) -> list[TrialRecord]:
+    """Return trials of (level, accuracy at which flooding begins, value), and a level 0 without it."""
+    return [trial(0, 0.0, plain)] + [
+        trial(ticket, level, [value, value + 0.01], beside={"until_accuracy": until})
+        for ticket, (level, until, value) in enumerate(values, start=1)
+    ]
+
+
+def test_settings_of_the_schedule_share_the_baseline():
+    """Level 0 has none of them: it is the baseline of each of their combinations, and none of its own."""
+    trials = with_settings((0.1, 0.9, 0.75), (0.3, 0.9, 0.74), (0.1, 1.0, 0.72), (0.3, 1.0, 0.8))
+    best = answer(trials)
+    assert (best.level, best.parameters) == (0.3, {"until_accuracy": 1.0})
+    assert best.baseline is not None
+    assert best.baseline.value == pytest.approx(0.705)
+    assert best.gain == pytest.approx(0.1)
+    assert best.verdict is not None
+    told = [(one.parameters, one.level, one.baseline) for one in best.combinations]
+    assert told == [
+        ({"until_accuracy": 0.9}, 0.1, pytest.approx(0.705)),
+        ({"until_accuracy": 1.0}, 0.3, pytest.approx(0.705)),
+    ]
+    assert 0 in worth_more_seeds(trials, QUESTION)
+
+
+def test_where_level_zero_wins_its_settings_mean_nothing():
+    """The answer has no settings then; each combination still says whose it is, and that it gains nothing."""
+    best = answer(with_settings((0.1, 0.9, 0.75), (0.1, 1.0, 0.72), plain=(0.8, 0.9)))
+    assert (best.level, best.parameters, best.gain) == (0.0, {}, 0.0)
+    assert [(one.parameters["until_accuracy"], one.gain) for one in best.combinations] == [(0.9, 0), (1.0, 0)]
+
+
+def test_a_baseline_belongs_to_the_combinations_that_agree_with_it():
+    """With recipe choices and settings there is one level 0 a choice, and it goes with no other choice."""
+    decays = (0.0, 0.1)
+    trials = [trial(n, 0.0, [0.5 + decay], beside={"decay": decay}) for n, decay in enumerate(decays)]
+    trials += [
+        trial(2 + n, 0.2, [0.6], beside={"decay": decay, "until_accuracy": until})
+        for n, (decay, until) in enumerate([(0.0, 0.9), (0.0, 1.0), (0.1, 0.9), (0.1, 1.0)])
+    ]
+    assert [one.baseline for one in answer(trials).combinations] == [0.5, 0.5, 0.6, 0.6]
+    assert len(answer(trials[:4]).combinations) == 3, "level 0 of the other choice stands for it alone"
+
+
+def test_tickets_with_settings_from_a_range_stand_alone():
+    """The best one answers, with its gain; no interval is told where no levels were compared."""
+    trials = with_settings((0.1, 0.91, 0.75), (0.3, 0.93, 0.8), (0.3, 0.97, 0.72))
+    best = answer(trials)
+    assert (best.level, best.parameters) == (0.3, {"until_accuracy": 0.93})
+    assert best.gain == pytest.approx(0.1)
+    assert (best.interval, best.tied) == (None, None)
+
+
+def test_a_ticket_that_stands_alone_is_not_confirmed():
+    """It lost to its rivals at a rung; beside level 0 alone nothing says that it is a maximum."""
+    trials = halved({0.0: {10: [0.5], 100: [0.6]}, 0.2: {10: [0.6], 100: [0.65]}, 0.4: {10: [0.9]}})
+    alone = [
+        replace(
+            one,
+            parameters={
+                **one.parameters,
+                **({"until_accuracy": 0.9 + one.ticket / 100} if one.level else {}),
+            },
+        )
+        for one in trials
+    ]
+    assert unconfirmed(trials, QUESTION) is not None
+    assert unconfirmed(alone, QUESTION) is None
+    assert answer(alone).level == 0.2
+
+
+def test_what_is_in_training_is_no_combination_yet():
+    """Until a ticket has ended nothing is known of its settings; level 0 answers alone."""
+    trials = with_settings((0.1, 0.9, 0.75), (0.2, 1.0, 0.75))
+    running = [replace(one, state="running", results=()) for one in trials[1:]]
+    best = answer([trials[0], *running])
+    assert (best.level, best.parameters, best.combinations) == (0.0, {}, ())
 
 
 # --- how often the answer is right -----------------------------------------------------------------------

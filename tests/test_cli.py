@@ -126,12 +126,18 @@ def test_best_ends_with_the_line_to_paste(finished: Path) -> None:
 def test_status_shows_all_studies_or_one(finished: Path) -> None:
     """`status` lists every study, `status NAME` one, and `--json` gives the same to scripts."""
     everything = floodsearch("status", cwd=finished).stdout
-    assert everything == floodsearch("status", "tiny", cwd=finished).stdout
-    assert "tiny: finished" in everything
-    assert "3 complete" in everything
-    listed = json.loads(floodsearch("status", "--json", cwd=finished).stdout)
-    assert listed == [json.loads(floodsearch("status", "tiny", "--json", cwd=finished).stdout)]
-    assert listed[0]["workers"] == 0
+    one = floodsearch("status", "tiny", cwd=finished).stdout
+    for text in (everything, one):
+        assert "tiny: finished" in text
+        assert "3 complete" in text
+    assert "as a single ticket" in everything
+    assert "as a single ticket" not in one
+    [listed] = json.loads(floodsearch("status", "--json", cwd=finished).stdout)
+    named = json.loads(floodsearch("status", "tiny", "--json", cwd=finished).stdout)
+    answer = json.loads(floodsearch("best", "tiny", "--json", cwd=finished).stdout)
+    assert (named["answer"], named["answer_value"]) == (answer["level"], answer["value"])
+    assert {**named, "answer": None, "answer_value": None} == listed
+    assert (listed["workers"], listed["notes"]) == (0, [])
 
 
 def test_launching_a_finished_study_again_trains_nothing(finished: Path) -> None:
@@ -176,6 +182,23 @@ def test_export_gives_the_same_data_in_every_format(finished: Path) -> None:
         assert len(from_json) == len(from_csv) == rows
         assert from_json == from_parquet
         assert [row["level"] for row in from_csv] == [str(row["level"]) for row in from_json]
+
+
+def test_export_has_a_column_for_each_searched_setting(tmp_path: Path) -> None:
+    """What is searched of the recipe and of the schedule has a column each; level 0 has no settings."""
+    searched = 'seeds = 2\nschedule = "backward"\nweight_decay = {choices = [0.0, 0.1]}'
+    content = FILE.replace("seeds = 2", searched) + "[backward]\nuntil_accuracy = {choices = [0.9, 1.0]}\n"
+    (tmp_path / "tiny.toml").write_text(content)
+    spec = floodsearch("check", "tiny.toml", "--json", cwd=tmp_path).stdout
+    fields = {k: v for k, v in json.loads(spec).items() if k in Spec.model_fields}
+    database = open_database(f"sqlite:///{tmp_path}/floodsearch.db", create=True)
+    queue.fill(put_study(database, Spec.model_validate_json(json.dumps(fields))))
+    database.close()
+    rows = json.loads(floodsearch("export", "tiny", "--format", "json", cwd=tmp_path).stdout)
+    assert [list(row)[4:7] for row in rows] == [["level", "weight_decay", "until_accuracy"]] * 10
+    found = {(row["weight_decay"], row["until_accuracy"]) for row in rows if row["level"] == 0}
+    assert found == {(0.0, None), (0.1, None)}
+    assert len({(row["level"], row["weight_decay"], row["until_accuracy"]) for row in rows}) == 10
 
 
 def test_environment_names_the_storage(finished: Path, tmp_path: Path) -> None:

@@ -14,10 +14,12 @@ from optuna.trial import TrialState
 
 from floodsearch import queue
 from floodsearch.analysis import count, latest
+from floodsearch.answers import status
 from floodsearch.errors import DivergedError, TicketLostError
 from floodsearch.queue import ATTEMPTS, FAILURES_IN_A_ROW, Entry, Reaper
 from floodsearch.records import Attribute, Decision, WorkerRecord
 from floodsearch.search.halving import Standing
+from floodsearch.search.pruners import HalvingPruner
 from floodsearch.storage import tables
 from floodsearch.storage import trials as optunas
 from floodsearch.storage.database import open_database
@@ -198,6 +200,24 @@ def test_more_seeds_and_epochs_extend_the_queue(study, make_spec):
     sizes = {(one.ticket, one.state, one.epochs, one.seeds) for one in newest(extended).values()}
     assert sizes == {(ticket, "waiting", 20, 3) for ticket in range(3)}
     assert newest(extended)[1].level == running.level
+
+
+def test_more_seeds_alone_extend_the_queue_when_it_is_empty(study, make_spec):
+    """Seeds that are added while tickets are trained wait for those; then the complete ones get them too."""
+    worker = enter(study)
+    done, running, waiting = (take_one(study, worker) for _ in range(3))
+    queue.hand_back(waiting)
+    queue.complete(done, 0.8, {})
+    extended = put_study(study.database, make_spec(training={"seeds": 3}))
+    assert queue.fill(extended) == 0
+    assert {(one.ticket, one.seeds) for one in read_trials(extended)} == {(0, 2), (1, 2), (2, 3)}
+    queue.complete(running, 0.7, {})
+    assert queue.fill(extended) == 0
+    queue.complete(take_one(extended, worker), 0.6, {})
+    assert queue.unfinished(extended, read_trials(extended, results=False))
+    assert queue.fill(extended) == 2, "without curves nobody knows which matter: all do"
+    assert [(ticket, one.seeds) for ticket, one in newest(extended).items()] == [(0, 3), (1, 3), (2, 3)]
+    assert queue.fill(extended) == 0
 
 
 def test_more_trials_extend_the_queue(database, make_spec):
@@ -465,6 +485,37 @@ def test_level_0_is_never_pruned(study, database, make_spec):
     assert "0.1" in pruned.reason
 
 
+@pytest.mark.parametrize(
+    "until", [{"choices": [0.9, 1.0]}, {"low": 0.5, "high": 1.0}], ids=["choices", "range"]
+)
+def test_rivals_have_the_same_choices(database, make_spec, monkeypatch, until):
+    """Level 0, which has no settings, is everybody's rival, equal choices are, and any values of a range."""
+    spec = make_spec(
+        levels={"count": None},
+        training={"schedule": "backward"},
+        search={"sampler": "random", "trials": 11, "pruner": "halving"},
+        backward={"until_accuracy": until},
+    )
+    study, asked = put_study(database, spec), []
+    queue.fill(study)
+    taken, worker = [], enter(study)
+    while more := queue.take(study, worker):
+        taken += more
+    rung = taken[0].asked.pruner.rungs[0]
+    *ended, last = taken
+    for ticket in ended:
+        queue.record([Entry(ticket, [], {rung: 0.5})])
+        queue.complete(ticket, 0.5, {})
+    plain = HalvingPruner.judge
+    monkeypatch.setattr(HalvingPruner, "judge", lambda self, *of: asked.append(of[0]) or plain(self, *of))
+    queue.judge({last.number: (last, Standing(last.level, 0.1))}, rung)
+    alike = [one for one in ended if "choices" not in until or one.beside in ({}, last.beside)]
+    assert asked[0].keys() == {last.number} | {-1 - one.number for one in alike}
+    assert ended[0].level == 0
+    assert len(alike) > 2
+    assert (len(alike) < len(ended)) == ("choices" in until)
+
+
 def test_a_diverged_ticket_is_marked(study):
     """A loss that is not finite ends a trial as pruned and marked, with level, epoch and step, for good."""
     worker = enter(study)
@@ -615,6 +666,25 @@ def test_a_released_ticket_is_queued_again(database, make_spec):
     assert tables.read_workers(database, study.uuid)[0].left is not None
     assert queue.release(study, dead, "again") == []
     assert count(read_trials(study)).total == 4
+
+
+def test_the_status_says_why_a_ticket_ended_or_was_taken_up_again(study):
+    """Each ticket that did not simply complete has a note: state, attempts and reason, the last there is."""
+    worker = enter(study)
+    take_one(study, worker)
+    pruned = take_one(study, worker)
+    queue.record([Entry(pruned, [], {4: 0.5})])
+    queue.prune(pruned, Decision(prune=True, reason="3 of 9 at epoch 4"))
+    queue.release(study, worker, "it burned down")
+    told = {
+        note.ticket: (note.level, note.state, note.cause, note.epoch, note.attempts, note.reason)
+        for note in status(study).notes
+    }
+    assert told == {
+        0: (0.0, "waiting", None, 0, 2, "it burned down"),
+        1: (0.25, "pruned", "pruned", 4, 1, "3 of 9 at epoch 4"),
+    }
+    assert status(study, with_answer=True).answer is None
 
 
 def test_losing_a_ticket_is_not_an_attempt_that_failed(study):

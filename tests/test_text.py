@@ -6,12 +6,13 @@ from dataclasses import replace
 
 import pytest
 
-from floodsearch.records import Baseline, BestLevel, Combination, TicketCounts
-from floodsearch.report.text import best_text, paste_line
+from floodsearch.records import Baseline, BestLevel, Combination, StudyStatus, TicketCounts, TicketNote
+from floodsearch.report.text import best_text, notes_text, paste_line, progress_text, status_text
 
 FOUND = BestLevel(
     study="two-gaussians-10",
     level=0.29,
+    highest=None,
     parameters={},
     interval=(0.24, 0.34),
     tied=(0.24, 0.26, 0.34),
@@ -97,6 +98,24 @@ def test_no_flooding_can_be_the_answer():
     assert "not shown to help" in best_text(replace(NOTHING, verdict="not shown", more_seeds=3))
 
 
+def test_levels_that_the_runs_found_are_told_as_such():
+    """Where each run finds its level, the range is not one of 90 %, and nothing is said of ties."""
+    lines = best_text(replace(FOUND, highest=0.5, tied=None)).splitlines()
+    assert lines[0].endswith("is 0.29 (each run found its own: 0.24 to 0.34, of at most 0.5)")
+    assert not any("tied" in line for line in lines)
+    assert lines[-1].strip() == "loss = (loss - 0.29).abs() + 0.29  # the median of the levels found"
+    alone = best_text(replace(FOUND, highest=0.5, tied=None, interval=None)).splitlines()[0]
+    assert alone == "two-gaussians-10: the best flood level is 0.29"
+
+
+def test_runs_that_came_back_to_level_zero_have_their_gain():
+    """A gain of runs that ended at level 0 is said, although there is no level to paste."""
+    text = best_text(replace(FOUND, highest=0.5, tied=None, level=0.0))
+    assert "+0.0610" in text
+    assert "no level was better" not in text
+    assert paste_line(replace(FOUND, level=0.0)).startswith("loss = loss")
+
+
 def test_each_combination_has_a_line():
     """What was searched beside the level is listed, with the best level and gain of each."""
     entry = Combination(
@@ -107,7 +126,94 @@ def test_each_combination_has_a_line():
     assert "level 0.2: 0.8000 (level 0: 0.7000), gain +0.1000 ± 0.0200" in text
 
 
+def test_of_many_combinations_the_best_are_listed():
+    """With settings from a range each ticket is one: the text has the eight with the largest gains."""
+    many = tuple(
+        Combination(
+            parameters={"alpha": n / 1000},
+            level=0.2,
+            value=0.8,
+            baseline=0.7,
+            gain=n / 100 or None,
+            gain_se=None,
+        )
+        for n in range(12)
+    )
+    text = best_text(replace(FOUND, combinations=many))
+    assert "8 of 12 combinations" in text
+    assert [line.split()[2] for line in text.splitlines() if line.startswith("  alpha")] == [
+        f"{n / 1000:g}" for n in range(11, 3, -1)
+    ]
+
+
 def test_before_the_search_is_over_the_answer_is_provisional():
     """The headline says how much is done."""
     text = best_text(replace(FOUND, finished=False, trials=TicketCounts(complete=2, waiting=3)))
     assert "(provisional: 2 of 5 tickets are done)" in text
+
+
+# --- where a study stands ---------------------------------------------------------------------------------
+
+
+def note(ticket: int, **fields: object) -> TicketNote:
+    known = {"state": "pruned", "cause": "pruned", "epoch": 15, "attempts": 1, "reason": f"why {ticket}"}
+    return TicketNote(**{"ticket": ticket, "level": ticket / 100, **known, **fields})
+
+
+STANDS = StudyStatus(
+    name="tiny",
+    metric="val_accuracy",
+    trials=TicketCounts(complete=2, pruned=9),
+    workers=0,
+    best_level=0.31,
+    best_value=0.9,
+    answer=None,
+    answer_value=None,
+    epochs_run=10,
+    epochs_exhaustive=100,
+    seconds_left=None,
+    finished=True,
+    stopped=None,
+)
+
+
+def test_the_luckiest_ticket_is_not_told_as_the_answer():
+    """Without the curves the status has a single ticket, and says so; with them it has the answer."""
+    assert "level 0.31, val_accuracy 0.9000, as a single ticket" in status_text(STANDS)
+    assert "best single ticket 0.31" in progress_text(STANDS)
+    answered = status_text(replace(STANDS, answer=0.29, answer_value=0.8))
+    assert "  best      level 0.29, val_accuracy 0.8000" in answered.splitlines()
+    assert "0.31" not in answered
+
+
+def test_pruned_tickets_are_told_by_rung():
+    """Many of one rung share a line with the first levels; one alone has its reason in full."""
+    many = [note(ticket) for ticket in range(12, 0, -1)]
+    lines = notes_text(replace(STANDS, notes=(*many, note(40, epoch=30)))).splitlines()
+    assert lines == [
+        "  pruned at epoch 15: 12 tickets, level 0.01, 0.02, 0.03, 0.04, 0.05, 0.06, 0.07, 0.08, ...",
+        "  ticket 40, level 0.4: why 40",
+    ]
+
+
+def test_what_diverged_failed_or_was_taken_up_again_is_told():
+    """Ends without a value are always told; attempts with why there was another; growth is no reason."""
+    status = replace(
+        STANDS,
+        notes=(
+            note(1, cause="diverged"),
+            note(2, state="failed", cause="error", attempts=3),
+            note(3, state="complete", cause=None, attempts=2, reason="worker 1 on here stopped beating"),
+            note(4, state="complete", cause=None, attempts=2, reason=None),
+            note(5, level=None, state="waiting", cause=None, attempts=2),
+        ),
+    )
+    assert status_text(status).splitlines()[-2:] == [
+        "  ticket 1, level 0.01: diverged, why 1",
+        "  ticket 2, level 0.02: error in attempt 3, why 2",
+    ]
+    assert notes_text(status).splitlines() == [
+        "  ticket 3, level 0.03: complete in attempt 2, after: worker 1 on here stopped beating",
+        "  ticket 5, open level: waiting in attempt 2, after: why 5",
+    ]
+    assert notes_text(STANDS) == ""

@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 
-from floodsearch.records import BestLevel, Combination, Pilot, StudyStatus, TicketCounts
+from floodsearch.records import (
+    BestLevel,
+    Combination,
+    Parameter,
+    Pilot,
+    StudyStatus,
+    TicketCounts,
+    TicketNote,
+)
 from floodsearch.spec import Spec
 
+ENDED = ("pruned", "failed")
+"""States in which a ticket stays without a value at its end."""
 MOST_NAMED = 8
-"""Tied levels that are listed one by one; more are told by their range."""
+"""Tied levels that are listed one by one; more are told by their range. Of combinations, the best so many."""
 
 
 def best_text(best: BestLevel) -> str:
@@ -24,7 +35,7 @@ def best_text(best: BestLevel) -> str:
         ("training accuracy", _number(best.train_accuracy)),
         ("tickets", counts_text(best.trials)),
         ("epochs", f"{best.epochs_run:,} of {best.epochs_exhaustive or 0:,} for an exhaustive search"),
-        *((_settings(one), _combination(one)) for one in best.combinations),
+        *_combinations(best),
     ]
     rows = [(name, text) for name, text in rows if text]
     width = max(len(name) for name, _ in rows)
@@ -37,6 +48,8 @@ def paste_line(best: BestLevel) -> str:
     """Return the line of code that floods a loss at the best level."""
     if best.level == 0:
         return "loss = loss  # level 0: no flooding"
+    if best.highest is not None:
+        return f"loss = (loss - {best.level:g}).abs() + {best.level:g}  # the median of the levels found"
     return f"loss = (loss - {best.level:g}).abs() + {best.level:g}"
 
 
@@ -44,14 +57,50 @@ def status_text(status: StudyStatus) -> str:
     """Return where a study stands, in a few lines."""
     state = "finished" if status.finished else status.stopped or f"{status.workers} workers alive"
     lines = [f"{status.name}: {state}", f"  tickets   {counts_text(status.trials)}"]
-    if status.best_level is not None:
-        lines.append(f"  best      level {status.best_level:g}, {status.metric} {_number(status.best_value)}")
+    if status.answer is not None:
+        lines.append(f"  best      level {status.answer:g}, {status.metric} {_number(status.answer_value)}")
+    elif status.best_level is not None:
+        value = f"{status.metric} {_number(status.best_value)}"
+        lines.append(f"  best      level {status.best_level:g}, {value}, as a single ticket")
     lines.append(f"  epochs    {epochs_text(status)}")
     if status.pilot is not None:
         lines.append(f"  pilot     {pilot_text(status.pilot)}")
     if status.seconds_left is not None:
         lines.append(f"  time left about {duration(status.seconds_left)}")
-    return "\n".join([*lines, *(f"  {failure}" for failure in status.failures)])
+    failed = [one for one in status.notes if one.cause in ("diverged", "error") and one.state in ENDED]
+    return "\n".join([*lines, *(f"  {_note(one)}" for one in failed)])
+
+
+def notes_text(status: StudyStatus) -> str:
+    """Return why tickets were pruned, by the rung where they were, and why others were taken up again."""
+    by_epoch: dict[int, list[TicketNote]] = {}
+    again = []
+    for note in status.notes:
+        if note.cause == "pruned":
+            by_epoch.setdefault(note.epoch, []).append(note)
+        elif note.state not in ENDED and note.reason is not None:
+            again.append(note)
+    pruned = [_pruned(epoch, notes) for epoch, notes in sorted(by_epoch.items())]
+    return "\n".join(f"  {line}" for line in [*pruned, *map(_note, again)])
+
+
+def _pruned(epoch: int, notes: Sequence[TicketNote]) -> str:
+    if len(notes) == 1:
+        return _note(notes[0])
+    levels = sorted({note.level for note in notes if note.level is not None})
+    named = ", ".join(f"{level:g}" for level in levels[:MOST_NAMED])
+    more = ", ..." if len(levels) > MOST_NAMED else ""
+    return f"pruned at epoch {epoch}: {len(notes)} tickets, level {named}{more}"
+
+
+def _note(note: TicketNote) -> str:
+    level = "open level" if note.level is None else f"level {note.level:g}"
+    attempt = "" if note.attempts == 1 else f" in attempt {note.attempts}"
+    if note.cause == "pruned":
+        return f"ticket {note.ticket}, {level}: {note.reason}"  # which begins with the word
+    if note.state in ENDED:
+        return f"ticket {note.ticket}, {level}: {note.cause}{attempt}, {note.reason}"
+    return f"ticket {note.ticket}, {level}: {note.state}{attempt}, after: {note.reason}"
 
 
 def progress_text(status: StudyStatus) -> str:
@@ -60,7 +109,9 @@ def progress_text(status: StudyStatus) -> str:
         return f"pilot: looking for the highest level · {status.epochs_run:,} epochs"
     parts = [counts_text(status.trials)]
     if status.best_level is not None:
-        parts.append(f"best {status.best_level:g} ({status.metric} {_number(status.best_value)})")
+        parts.append(
+            f"best single ticket {status.best_level:g} ({status.metric} {_number(status.best_value)})"
+        )
     parts.append(f"epochs {epochs_text(status)}")
     if status.seconds_left is not None:
         parts.append(f"about {duration(status.seconds_left)} left")
@@ -126,22 +177,30 @@ def duration(seconds: float) -> str:
 
 
 def _headline(best: BestLevel) -> str:
-    beside = "".join(f", {name} = {value}" for name, value in best.parameters.items())
-    interval = "" if best.interval is None else f" ({best.interval[0]:g} to {best.interval[1]:g} with 90 %)"
+    beside = "".join(f", {name} = {_setting(value)}" for name, value in best.parameters.items())
     done = best.trials.total - best.trials.unfinished
     provisional = "" if best.finished else f" (provisional: {done} of {best.trials.total} tickets are done)"
-    return f"{best.study}: the best flood level is {best.level:g}{interval}{beside}{provisional}"
+    return f"{best.study}: the best flood level is {best.level:g}{_interval(best)}{beside}{provisional}"
+
+
+def _interval(best: BestLevel) -> str:
+    if best.interval is None:
+        return ""
+    low, high = best.interval
+    if best.highest is None:
+        return f" ({low:g} to {high:g} with 90 %)"
+    return f" (each run found its own: {low:g} to {high:g}, of at most {best.highest:g})"
 
 
 def _gain(best: BestLevel) -> str:
     if best.gain is None:
         return "not known: level 0 is not complete"
     if best.seeds == 1:
-        if best.level == 0:
+        if best.level == 0 and not best.gain:
             return "none on this seed; one seed cannot show whether flooding helps"
         return f"{best.gain:+.4f} on the seed that chose the level, which flatters; its error is not known"
     found = f"flooding {best.verdict}" if best.verdict in ("helps", "hurts") else "not shown to help"
-    if best.level == 0:
+    if best.level == 0 and not best.gain:
         return f"none: no level was better than no flooding; {found}"
     low, high = best.gain_interval or (best.gain, best.gain)
     p_value = "" if best.p_value is None else f", p = {best.p_value:.2g}"
@@ -160,6 +219,8 @@ def _more_seeds(best: BestLevel) -> str:
 
 
 def _tied(best: BestLevel) -> str:
+    if best.highest is not None:
+        return ""  # the runs compared their own levels
     if best.tied is None:
         return "not known: too few levels to see their noise"
     if len(best.tied) > MOST_NAMED:
@@ -167,8 +228,23 @@ def _tied(best: BestLevel) -> str:
     return ", ".join(f"{level:g}" for level in best.tied) or "none"
 
 
+def _combinations(best: BestLevel) -> Iterator[tuple[str, str]]:
+    shown = best.combinations
+    if len(shown) > MOST_NAMED:
+        yield "best by gain", f"{MOST_NAMED} of {len(shown)} combinations; --json has all"
+        shown = tuple(sorted(shown, key=lambda one: -math.inf if one.gain is None else one.gain))[
+            : -MOST_NAMED - 1 : -1
+        ]
+    for one in shown:
+        yield _settings(one), _combination(one)
+
+
 def _settings(one: Combination) -> str:
-    return ", ".join(f"{name} = {value}" for name, value in one.parameters.items())
+    return ", ".join(f"{name} = {_setting(value)}" for name, value in one.parameters.items())
+
+
+def _setting(value: Parameter) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _combination(one: Combination) -> str:

@@ -21,6 +21,7 @@ from floodsearch.records import Attribute, EpochRecord, Pilot, TicketState, Tria
 from floodsearch.spec import AUTO, Spec, differences, from_json
 from floodsearch.storage import tables, trials
 from floodsearch.storage.database import Database
+from floodsearch.studyfile import ONE_LEVEL
 
 SPEC, UUID, VERSIONS, STOPPED, PILOT = (
     f"floodsearch:{name}" for name in ("spec", "uuid", "versions", "stopped", "pilot")
@@ -66,6 +67,7 @@ class StoredStudy:
             maximize=self.spec.maximize,
             window=search.window,
             scale=None if self.pilot is None else self.pilot.bound,
+            finds_level=self.spec.training.schedule in ONE_LEVEL,
         )
 
     def reread(self) -> StoredStudy:
@@ -235,7 +237,7 @@ def _record(trial: FrozenTrial) -> TrialRecord | None:
 
 def _with_results(study: StoredStudy, records: list[TrialRecord]) -> list[TrialRecord]:
     """Add what each seed came to: at the end of the complete trials, and at the rungs where some ended."""
-    ended = [record for record in records if record.state in ("complete", "pruned") and record.epoch > 0]
+    ended = [record for record in records if _has_ended(record)]
     if not ended:
         return records
     rungs = sorted({record.epoch for record in ended})
@@ -248,7 +250,14 @@ def _with_results(study: StoredStudy, records: list[TrialRecord]) -> list[TrialR
     for ticket, curve in curves.items():
         for epoch_record in curve:
             by_seed.setdefault((ticket, epoch_record.seed), []).append(epoch_record)
-    return [_with_seeds(study, record, rungs, by_seed) if record in ended else record for record in records]
+    return [
+        _with_seeds(study, record, rungs, by_seed) if _has_ended(record) else record for record in records
+    ]
+
+
+def _has_ended(record: TrialRecord) -> bool:
+    """Return whether a trial has values at a rung that stay."""
+    return record.state in ("complete", "pruned") and record.epoch > 0
 
 
 def _with_seeds(
