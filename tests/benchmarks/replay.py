@@ -115,7 +115,7 @@ def with_optuna(
     seeds: Sequence[int],
     repeat: int,
     *,
-    sampler: Callable[[int], optuna.samplers.BaseSampler],
+    sampler: Callable[[Table, int], optuna.samplers.BaseSampler],
     pruner: Callable[[Table], optuna.pruners.BasePruner],
     share: float = 1.0,
 ) -> Choice:
@@ -139,25 +139,28 @@ def with_optuna(
         return float(values[place])
 
     study = optuna.create_study(
-        direction="maximize", sampler=sampler(repeat), pruner=pruner(table), study_name="s"
+        direction="maximize", sampler=sampler(table, repeat), pruner=pruner(table), study_name="s"
     )
     study.optimize(objective, n_trials=max(1, round(share * len(table.levels))))
     return Choice(study.best_trial.user_attrs["place"], spent / (len(table.levels) * table.length))
 
 
-def _grid(table: Table) -> Callable[[int], optuna.samplers.BaseSampler]:
-    return lambda seed: optuna.samplers.GridSampler({"level": table.levels.tolist()}, seed=seed)
+def _grid(table: Table, seed: int) -> optuna.samplers.BaseSampler:
+    return optuna.samplers.GridSampler({"level": table.levels.tolist()}, seed=seed)
 
 
-def _tpe(seed: int) -> optuna.samplers.BaseSampler:
+def _tpe(table: Table, seed: int) -> optuna.samplers.BaseSampler:
+    del table
     return optuna.samplers.TPESampler(seed=seed)
 
 
-def _gp(seed: int) -> optuna.samplers.BaseSampler:
+def _gp(table: Table, seed: int) -> optuna.samplers.BaseSampler:
+    del table
     return optuna.samplers.GPSampler(seed=seed, deterministic_objective=False)
 
 
-def _random(seed: int) -> optuna.samplers.BaseSampler:
+def _random(table: Table, seed: int) -> optuna.samplers.BaseSampler:
+    del table
     return optuna.samplers.RandomSampler(seed=seed)
 
 
@@ -180,11 +183,6 @@ def _successive_halving(table: Table) -> optuna.pruners.BasePruner:
     return optuna.pruners.SuccessiveHalvingPruner(min_resource=first, reduction_factor=3)
 
 
-def grid_with_halving(table: Table, seeds: Sequence[int], repeat: int) -> Choice:
-    """Search a grid with Optuna's asynchronous successive halving."""
-    return with_optuna(table, seeds, repeat, sampler=_grid(table), pruner=_successive_halving)
-
-
 STRATEGIES: dict[str, Strategy] = {
     "floodsearch": floodsearch,
     "exhaustive, smoothed": partial(exhaustive, smoothed=True),
@@ -192,7 +190,7 @@ STRATEGIES: dict[str, Strategy] = {
     "optuna tpe + median": partial(with_optuna, sampler=_tpe, pruner=_median),
     "optuna tpe + hyperband": partial(with_optuna, sampler=_tpe, pruner=_hyperband),
     "optuna gp, a third": partial(with_optuna, sampler=_gp, pruner=_none, share=1 / 3),
-    "optuna grid + halving": grid_with_halving,
+    "optuna grid + halving": partial(with_optuna, sampler=_grid, pruner=_successive_halving),
     "optuna random, a third": partial(with_optuna, sampler=_random, pruner=_none, share=1 / 3),
     "no flooding": no_flooding,
 }
