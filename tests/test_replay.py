@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -22,7 +23,7 @@ from floodsearch.storage.database import open_database
 from floodsearch.storage.studies import put_study
 from floodsearch.studyfile import parse
 from floodsearch.worker import work
-from tests.benchmarks import replay, table
+from tests.benchmarks import coverage, replay, table
 from tests.benchmarks.table import Table, read_csv, save_records
 from tests.conftest import TINY, merged
 
@@ -84,13 +85,20 @@ def test_a_replay_answers_as_the_training_does(recorded, tmp_path, places):
     assert replayed.epochs_run < replayed.epochs_exhaustive
 
 
-def test_a_replay_is_scored_by_the_level_of_the_answer(recorded):
+def test_a_replay_is_scored_by_the_level_of_the_answer(recorded, monkeypatch):
     """The choice of a strategy is the place of the answer's level, its cost the share of epochs trained."""
+    monkeypatch.setattr(replay, "search", lambda *_, **__: SimpleNamespace(level=0.3, epochs_run=130))
+    assert replay.floodsearch(Table.load(recorded), (0, 1), 0) == replay.Choice(5, 130 / (13 * 2 * 20))
+
+
+def test_studies_are_blocks_of_seeds_in_a_ring(recorded):
+    """Each seed begins one block; all seeds of a table are one study, not one for each that may begin."""
     loaded = Table.load(recorded)
-    found = replay.search(loaded, (0, 1), search={"seed": 0})
-    choice = replay.floodsearch(loaded, (0, 1), 0)
-    assert loaded.levels[choice.level] == found.level
-    assert choice.cost == found.cost
+    five = dataclasses.replace(loaded, seeds=np.arange(5))
+    assert replay.studies_of(five, 1) == [[0], [1], [2], [3], [4]]
+    assert replay.studies_of(five, 3) == [[0, 1, 2], [1, 2, 3], [2, 3, 4], [3, 4, 0], [4, 0, 1]]
+    assert replay.studies_of(five, 5) == [[0, 1, 2, 3, 4]]
+    assert (replay.sizes(loaded), replay.sizes(five)) == ([1], [1, 5])
 
 
 def test_the_command_makes_a_table_from_exported_curves(curves, recorded, tmp_path, monkeypatch):
@@ -182,3 +190,47 @@ def test_json_has_the_agreed_keys(recorded):
     assert found["seeds_per_study"] == 1
     assert 0 < found["cost"] < 1
     assert found["regret"] >= 0
+
+
+# --- coverage --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("interval", "gain_interval", "expected"),
+    [
+        # The second level has the best test accuracy; at the third the gain is 0.3 over all seeds.
+        ((0.1, 0.2), (0.05, 0.35), (True, 0.5, True, True)),
+        ((0.2, 0.2), (0.05, 0.32), (False, 0.0, True, False)),  # off by 0.1, and by 0.14 if corrected
+        (None, (-0.1, 0.25), (None, None, False, False)),
+        ((0.0, 0.2), None, (True, 1.0, None, None)),
+    ],
+)
+def test_an_interval_is_verified_against_all_seeds(interval, gain_interval, expected, monkeypatch):
+    """A study of one of two seeds is compared with what both say; where there is no interval, nothing is."""
+    recorded = Table(
+        levels=np.array([0.0, 0.1, 0.2]),
+        seeds=np.array([0, 1]),
+        epochs=np.array([5, 10]),
+        val_accuracy=np.array([[[0.1, 0.5], [0, 0.6], [0, 0.7]], [[0.1, 0.3], [0, 0.4], [0, 0.7]]]),
+        val_loss=np.zeros((2, 3, 2)),
+        train_loss=np.zeros((2, 3, 10)),
+        test_final=np.array([[0.5, 0.6, 0.7], [0.5, 0.8, 0.6]]),
+        forks=np.zeros((2, 3)),
+    )
+    found = SimpleNamespace(level=0.2, interval=interval, gain=0.2, gain_interval=gain_interval)
+    monkeypatch.setattr(coverage, "search", lambda *_: found)
+    assert dataclasses.astuple(coverage.verify(recorded, [0])) == expected
+    with_all = coverage.verify(recorded, [0, 1])
+    assert (with_all.gain, with_all.gain_corrected) == (None, None)  # the truth would be the study's own
+
+
+def test_coverage_counts_only_what_there_is():
+    """Shares are of the intervals that exist, and unknown where none does."""
+    held = coverage.Verified(level=True, width=0.4, gain=None, gain_corrected=None)
+    missed = dataclasses.replace(held, level=False, width=0.2)
+    unknown = dataclasses.replace(held, level=None, width=None)
+    found = coverage.coverage("table", 1, [held, missed, unknown, held])
+    assert (found.studies, found.level_intervals, found.gain_intervals) == (4, 3, 0)
+    assert found.level == pytest.approx(2 / 3)
+    assert found.level_width == pytest.approx(1 / 3)
+    assert (found.gain, found.gain_corrected) == (None, None)

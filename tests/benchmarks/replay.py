@@ -88,11 +88,12 @@ def floodsearch(table: Table, seeds: Sequence[int], repeat: int) -> Choice:
     """Search with floodsearch's default settings."""
     found = search(table, seeds, search={"seed": repeat})
     return Choice(
-        _place(table, found.level), found.epochs_run / (len(table.levels) * len(seeds) * table.length)
+        place(table, found.level), found.epochs_run / (len(table.levels) * len(seeds) * table.length)
     )
 
 
-def _place(table: Table, level: float) -> int:
+def place(table: Table, level: float) -> int:
+    """Return the place of a level in a table."""
     return int(np.abs(table.levels - level).argmin())
 
 
@@ -128,15 +129,15 @@ def with_optuna(
     def objective(trial: optuna.Trial) -> float:
         nonlocal spent
         level = trial.suggest_float("level", 0.0, float(table.levels[-1]), step=step)
-        place, before = _place(table, level), 0
-        trial.set_user_attr("place", place)
-        for epoch, value in zip(table.epochs.tolist(), curves[place].tolist(), strict=True):
+        index, before = place(table, level), 0
+        trial.set_user_attr("place", index)
+        for epoch, value in zip(table.epochs.tolist(), curves[index].tolist(), strict=True):
             spent += epoch - before
             before = epoch
             trial.report(value, epoch)
             if trial.should_prune():
                 raise optuna.TrialPruned
-        return float(values[place])
+        return float(values[index])
 
     study = optuna.create_study(
         direction="maximize", sampler=sampler(table, repeat), pruner=pruner(table), study_name="s"
@@ -197,9 +198,15 @@ STRATEGIES: dict[str, Strategy] = {
 
 
 def studies_of(table: Table, size: int) -> list[list[int]]:
-    """Return the places of the seeds of each study: blocks of `size` in a ring."""
+    """Return the places of the seeds of each study: blocks of `size` in a ring, or all seeds once."""
     total = len(table.seeds)
-    return [[(start + offset) % total for offset in range(size)] for start in range(total)]
+    starts = range(1 if size == total else total)
+    return [[(start + offset) % total for offset in range(size)] for start in starts]
+
+
+def sizes(table: Table) -> list[int]:
+    """Return how many seeds a study has, for all that a table has enough for."""
+    return [size for size in (1, GROUP) if size <= len(table.seeds)]
 
 
 def _run(path: Path, name: str, size: int, repeats: int) -> dict[str, object]:
@@ -233,10 +240,9 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=1, help="of each search, with another seed")
     parser.add_argument("--only", choices=STRATEGIES, help="one strategy")
     arguments = parser.parse_args()
-    sizes = [size for size in (1, GROUP) if size <= len(Table.load(arguments.table).seeds)]
     jobs = [
         (arguments.table, name, size, arguments.repeats)
-        for size in sizes
+        for size in sizes(Table.load(arguments.table))
         for name in ([arguments.only] if arguments.only else STRATEGIES)
     ]
     os.environ.setdefault("OMP_NUM_THREADS", "1")
