@@ -18,6 +18,7 @@ from pathlib import Path
 
 from floodsearch import queue
 from floodsearch.catalog import known
+from floodsearch.queue import Entry
 from floodsearch.records import EpochRecord
 from floodsearch.storage import tables
 from floodsearch.storage.database import open_database
@@ -40,7 +41,7 @@ def fill_study(folder: Path) -> None:
     study = put_study(database, parse(CONTENT, known()))
     queue.fill(study)
     worker = tables.enter_worker(database, study.uuid, host="here", pid=1, device="cpu", versions={})
-    while (ticket := queue.take(study, worker)) is not None:
+    for ticket in queue.take(study, worker):
         records = [
             EpochRecord(
                 seed=0,
@@ -56,7 +57,7 @@ def fill_study(folder: Path) -> None:
             )
             for epoch in range(1, 501)
         ]
-        queue.record(ticket, records, dict.fromkeys(range(20, 501, 20), 0.7))
+        queue.record([Entry(ticket, records, dict.fromkeys(range(20, 501, 20), 0.7))])
         queue.complete(ticket, 0.7, {})
     tables.beat(database, worker, epochs_run=51 * 500, training=[], leaving=True)
     database.close()

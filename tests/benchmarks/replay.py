@@ -88,11 +88,12 @@ def floodsearch(table: Table, seeds: Sequence[int], repeat: int) -> Choice:
     """Search with floodsearch's default settings."""
     found = search(table, seeds, search={"seed": repeat})
     return Choice(
-        _place(table, found.level), found.epochs_run / (len(table.levels) * len(seeds) * table.length)
+        place(table, found.level), found.epochs_run / (len(table.levels) * len(seeds) * table.length)
     )
 
 
-def _place(table: Table, level: float) -> int:
+def place(table: Table, level: float) -> int:
+    """Return the place of a level in a table."""
     return int(np.abs(table.levels - level).argmin())
 
 
@@ -115,7 +116,7 @@ def with_optuna(
     seeds: Sequence[int],
     repeat: int,
     *,
-    sampler: Callable[[int], optuna.samplers.BaseSampler],
+    sampler: Callable[[Table, int], optuna.samplers.BaseSampler],
     pruner: Callable[[Table], optuna.pruners.BasePruner],
     share: float = 1.0,
 ) -> Choice:
@@ -128,36 +129,39 @@ def with_optuna(
     def objective(trial: optuna.Trial) -> float:
         nonlocal spent
         level = trial.suggest_float("level", 0.0, float(table.levels[-1]), step=step)
-        place, before = _place(table, level), 0
-        trial.set_user_attr("place", place)
-        for epoch, value in zip(table.epochs.tolist(), curves[place].tolist(), strict=True):
+        index, before = place(table, level), 0
+        trial.set_user_attr("place", index)
+        for epoch, value in zip(table.epochs.tolist(), curves[index].tolist(), strict=True):
             spent += epoch - before
             before = epoch
             trial.report(value, epoch)
             if trial.should_prune():
                 raise optuna.TrialPruned
-        return float(values[place])
+        return float(values[index])
 
     study = optuna.create_study(
-        direction="maximize", sampler=sampler(repeat), pruner=pruner(table), study_name="s"
+        direction="maximize", sampler=sampler(table, repeat), pruner=pruner(table), study_name="s"
     )
     study.optimize(objective, n_trials=max(1, round(share * len(table.levels))))
     return Choice(study.best_trial.user_attrs["place"], spent / (len(table.levels) * table.length))
 
 
-def _grid(table: Table) -> Callable[[int], optuna.samplers.BaseSampler]:
-    return lambda seed: optuna.samplers.GridSampler({"level": table.levels.tolist()}, seed=seed)
+def _grid(table: Table, seed: int) -> optuna.samplers.BaseSampler:
+    return optuna.samplers.GridSampler({"level": table.levels.tolist()}, seed=seed)
 
 
-def _tpe(seed: int) -> optuna.samplers.BaseSampler:
+def _tpe(table: Table, seed: int) -> optuna.samplers.BaseSampler:
+    del table
     return optuna.samplers.TPESampler(seed=seed)
 
 
-def _gp(seed: int) -> optuna.samplers.BaseSampler:
+def _gp(table: Table, seed: int) -> optuna.samplers.BaseSampler:
+    del table
     return optuna.samplers.GPSampler(seed=seed, deterministic_objective=False)
 
 
-def _random(seed: int) -> optuna.samplers.BaseSampler:
+def _random(table: Table, seed: int) -> optuna.samplers.BaseSampler:
+    del table
     return optuna.samplers.RandomSampler(seed=seed)
 
 
@@ -180,11 +184,6 @@ def _successive_halving(table: Table) -> optuna.pruners.BasePruner:
     return optuna.pruners.SuccessiveHalvingPruner(min_resource=first, reduction_factor=3)
 
 
-def grid_with_halving(table: Table, seeds: Sequence[int], repeat: int) -> Choice:
-    """Search a grid with Optuna's asynchronous successive halving."""
-    return with_optuna(table, seeds, repeat, sampler=_grid(table), pruner=_successive_halving)
-
-
 STRATEGIES: dict[str, Strategy] = {
     "floodsearch": floodsearch,
     "exhaustive, smoothed": partial(exhaustive, smoothed=True),
@@ -192,16 +191,22 @@ STRATEGIES: dict[str, Strategy] = {
     "optuna tpe + median": partial(with_optuna, sampler=_tpe, pruner=_median),
     "optuna tpe + hyperband": partial(with_optuna, sampler=_tpe, pruner=_hyperband),
     "optuna gp, a third": partial(with_optuna, sampler=_gp, pruner=_none, share=1 / 3),
-    "optuna grid + halving": grid_with_halving,
+    "optuna grid + halving": partial(with_optuna, sampler=_grid, pruner=_successive_halving),
     "optuna random, a third": partial(with_optuna, sampler=_random, pruner=_none, share=1 / 3),
     "no flooding": no_flooding,
 }
 
 
 def studies_of(table: Table, size: int) -> list[list[int]]:
-    """Return the places of the seeds of each study: blocks of `size` in a ring."""
+    """Return the places of the seeds of each study: blocks of `size` in a ring, or all seeds once."""
     total = len(table.seeds)
-    return [[(start + offset) % total for offset in range(size)] for start in range(total)]
+    starts = range(1 if size == total else total)
+    return [[(start + offset) % total for offset in range(size)] for start in starts]
+
+
+def sizes(table: Table) -> list[int]:
+    """Return how many seeds a study has, for all that a table has enough for."""
+    return [size for size in (1, GROUP) if size <= len(table.seeds)]
 
 
 def _run(path: Path, name: str, size: int, repeats: int) -> dict[str, object]:
@@ -235,10 +240,9 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=1, help="of each search, with another seed")
     parser.add_argument("--only", choices=STRATEGIES, help="one strategy")
     arguments = parser.parse_args()
-    sizes = [size for size in (1, GROUP) if size <= len(Table.load(arguments.table).seeds)]
     jobs = [
         (arguments.table, name, size, arguments.repeats)
-        for size in sizes
+        for size in sizes(Table.load(arguments.table))
         for name in ([arguments.only] if arguments.only else STRATEGIES)
     ]
     os.environ.setdefault("OMP_NUM_THREADS", "1")

@@ -1,18 +1,25 @@
-"""Recorded curves of an exhaustive search, from which searches can be replayed without training."""
+"""Recorded curves of an exhaustive search, from which searches can be replayed without training.
+
+    floodsearch export NAME --format csv --curves > CURVES.csv
+    python -m tests.benchmarks.table CURVES.csv TABLE.npz
+
+The study is a grid with the pruner `none`, so that every level is trained to the end with every seed.
+"""
 
 from __future__ import annotations
 
+import argparse
+import csv
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from floodsearch.queue import Ticket
 from floodsearch.records import EpochRecord
-from floodsearch.storage import tables
-from floodsearch.storage.studies import StoredStudy
 from floodsearch.training.cohort import Step
 
 Array = NDArray[np.float64]
@@ -58,22 +65,42 @@ class Table:
         return np.asarray(self.val_accuracy[:, :, inside].mean(axis=2))
 
 
-def save(study: StoredStudy, path: Path) -> None:
-    """Write the curves of an exhaustive study, as `floodsearch export --curves` gives them, to an .npz."""
-    save_records(
-        [one for found in tables.read_curves(study.database, study.uuid).values() for one in found], path
-    )
+def read_csv(path: Path) -> list[EpochRecord]:
+    """Read what `floodsearch export NAME --format csv --curves` writes.
+
+    Raises:
+        ValueError: if two tickets share a level: a table has no room for what was searched beside it.
+    """
+    with path.open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    tickets = {row["level"]: row["ticket"] for row in rows}
+    if any(row["ticket"] != tickets[row["level"]] for row in rows):
+        raise ValueError(f"{path} holds several tickets of one level; only levels may differ")
+    names = [field.name for field in fields(EpochRecord)]
+    return [EpochRecord(**{name: _number(name, row[name]) for name in names}) for row in rows]
+
+
+def _number(name: str, text: str) -> Any:
+    if text == "":
+        return None
+    return int(text) if name in ("seed", "epoch") else float(text)
 
 
 def save_records(records: Sequence[EpochRecord], path: Path) -> None:
-    """Write the epoch records of all levels and seeds to an .npz, in half the digits: curves are noisy."""
+    """Write the epoch records of all levels and seeds to an .npz.
+
+    Accuracies in full, since half the digits would split ties; the rest in half, since curves are noisy.
+
+    Raises:
+        ValueError: if a level was not trained to the end with every seed.
+    """
     levels = sorted({record.level for record in records})
     seeds = sorted({record.seed for record in records})
     length = max(record.epoch for record in records)
     epochs = sorted({record.epoch for record in records if record.val_loss is not None})
     shape = (len(seeds), len(levels))
     arrays = {
-        "val_accuracy": np.full((*shape, len(epochs)), np.nan, np.float32),
+        "val_accuracy": np.full((*shape, len(epochs)), np.nan),
         "val_loss": np.full((*shape, len(epochs)), np.nan, np.float32),
         "train_loss": np.full((*shape, length), np.nan, np.float32),
         "flooded": np.full((*shape, length), np.nan, np.float16),
@@ -170,3 +197,19 @@ class Recorded:
             )
             for place in self.places[member]
         ]
+
+
+def main() -> None:
+    """Turn exported curves into a table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("curves", type=Path, metavar="CURVES.csv")
+    parser.add_argument("table", type=Path, metavar="TABLE.npz")
+    arguments = parser.parse_args()
+    try:
+        save_records(read_csv(arguments.curves), arguments.table)
+    except (OSError, ValueError) as error:
+        parser.error(str(error))
+
+
+if __name__ == "__main__":
+    main()
