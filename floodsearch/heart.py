@@ -108,6 +108,9 @@ class Heart:
     def _run(self) -> None:
         reaper = Reaper(self.study, uuid.uuid4().hex, grace_seconds=self.settings.grace_seconds)
         due = time.monotonic() + self.settings.beat_seconds
+        # Often enough to see a silence of a grace soon after it is full.
+        reaps_every = max(self.settings.beat_seconds, self.settings.grace_seconds / 4)
+        reap = time.monotonic() + reaps_every
         while not self._stopped:
             self._wake.wait(max(0.0, due - time.monotonic()))
             self._wake.clear()
@@ -120,6 +123,9 @@ class Heart:
                 due = time.monotonic() + self.settings.beat_seconds
                 if (reason := self.study.stopped()) is not None:
                     self.leave.ask(reason)
+                if time.monotonic() < reap:
+                    continue
+                reap = time.monotonic() + reaps_every
                 for number in reaper.step():
                     log.warning("trial %d was lost; its ticket waits again", number)
             except Exception as error:  # whatever it is, the next beat may work

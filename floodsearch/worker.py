@@ -24,6 +24,7 @@ from floodsearch.spec import AUTO
 from floodsearch.storage import tables
 from floodsearch.storage.studies import StoredStudy, read_trials, versions
 from floodsearch.trainer import Cohorts, Trainer
+from floodsearch.training.randomness import borrowed
 
 log = logging.getLogger("floodsearch.worker")
 
@@ -58,7 +59,7 @@ def work(study: StoredStudy, settings: Settings, leave: Leave, trainer: Trainer 
     )
     log.info("worker %d trains study %s on %s", worker, study.name, device)
     cohorts = Cohorts(device)
-    with Heart(study, worker, settings, leave) as heart:
+    with borrowed(device), Heart(study, worker, settings, leave) as heart:
         while not leave.wanted.is_set():
             study = _reread(study)
             if (reason := persistently(lambda: _closed(study))) is not None:  # noqa: B023 - called at once

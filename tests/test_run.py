@@ -82,16 +82,17 @@ def test_runs_that_take_turns_do_not_touch_each_other():
     assert [list(records) for records in zip(*turns, strict=True)] == alone
 
 
-def test_a_run_leaves_the_global_random_state_alone():
-    """Building, training and testing leave torch's generator where it was, also when an epoch fails."""
-    before = torch.get_rng_state()
-    run = start(task())
+def test_a_state_in_the_memory_of_an_earlier_one_is_whole():
+    """A run that goes on from it is the undisturbed one, to the bit, whatever its first owner trains on."""
+    expected = list(start(task()))
+    run, other = start(task()), start(task())
+    run.advance()
+    first = run.state()
+    run.advance()
+    state = run.state(first)
     list(run)
-    run.tested()
-    assert torch.equal(torch.get_rng_state(), before)
-    with pytest.raises(DivergedError):
-        list(start(task(loss=lambda outputs, labels: functional.cross_entropy(outputs, labels) * math.nan)))
-    assert torch.equal(torch.get_rng_state(), before)
+    other.restore(state)
+    assert list(other) == expected[2:]
 
 
 def test_every_step_has_its_own_dropout():

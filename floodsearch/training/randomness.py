@@ -1,4 +1,4 @@
-"""torch's global random state, lent to one run for a while.
+"""torch's global random state, lent to a worker while it trains.
 
 Dropout and PyTorch's initialisation draw from global generators. `torch.manual_seed` would seed all devices
 at each step, which is slow: without a GPU it stores a formatted traceback on every call.

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from floodsearch.errors import DivergedError
 from floodsearch.flooding import check_level, flood
@@ -22,7 +23,7 @@ from floodsearch.schedules import SCHEDULES, start
 from floodsearch.tasks.streams import stream_seed
 from floodsearch.tasks.task import Split, Task
 from floodsearch.training.batches import batches, chunks, count
-from floodsearch.training.randomness import borrowed, seed_global
+from floodsearch.training.randomness import seed_global
 
 EVALUATION_BATCH = 4096  # samples; bounds the memory of an evaluation and changes no result
 
@@ -60,6 +61,8 @@ class Evaluation:
 class Run:
     """One training: iterate over it for its records, then ask for the `tested` ones.
 
+    It seeds torch's global generators; whoever needs them afterwards has `borrowed` them before.
+
     Args:
         task: what is trained.
         plan: how long, and how it is validated.
@@ -88,9 +91,8 @@ class Run:
             splits = (data.train.to(device), data.validation.to(device), data.test.to(device))
         self.task, self.plan, self.seed, self.device = task, plan, seed, device
         self.train, self.validation, self.test = splits
-        with borrowed(device):
-            seed_global(stream_seed(seed, "initialisation"), device)
-            self.model = task.model().to(device)
+        seed_global(stream_seed(seed, "initialisation"), device)
+        self.model = task.model().to(device)
         self.dropout_seed = stream_seed(seed, "dropout") >> 1  # room to add the number of the step
         self.optimizer = task.optimizer(self.model.parameters(), task.recipe)
         self.schedule = functools.partial(SCHEDULES[plan.schedule], **plan.settings)
@@ -151,29 +153,26 @@ class Run:
             group["lr"] = self.task.recipe.learning_rate_at(epoch)
         losses: list[Tensor] = []  # of each batch, (), left on the device: looking at one would wait for it
         sizes: list[int] = []
-        correct = torch.zeros((), device=self.device)
+        correct: list[Tensor] = []  # likewise, (); how many of each batch
         self.model.train()
         size = self.task.recipe.batch_size
         steps_before = (epoch - 1) * count(self.train, size)
-        with borrowed(self.device):
-            for step, (inputs, labels) in enumerate(
-                batches(self.train, size, self.seed, epoch), steps_before
-            ):
-                # Seeding each step makes a run independent of whatever else trains in this process.
-                seed_global(self.dropout_seed + step, self.device)
-                outputs = self.model(inputs)
-                loss = self.task.loss(outputs, labels)
-                self.optimizer.zero_grad(set_to_none=True)
-                flood(loss, level).backward()
-                self.optimizer.step()
-                losses.append(loss.detach())
-                sizes.append(len(inputs))
-                if self.task.correct is not None:
-                    correct += self.task.correct(outputs.detach(), labels).sum()
-        return self._summarize(epoch, level, torch.stack(losses).tolist(), sizes, float(correct))
+        for step, (inputs, labels) in enumerate(batches(self.train, size, self.seed, epoch), steps_before):
+            # Seeding each step makes a run independent of whatever else trains in this process.
+            seed_global(self.dropout_seed + step, self.device)
+            outputs = self.model(inputs)
+            loss = self.task.loss(outputs, labels)
+            self.optimizer.zero_grad(set_to_none=True)
+            flood(loss, level).backward()
+            self.optimizer.step()
+            losses.append(loss.detach())
+            sizes.append(len(inputs))
+            if self.task.correct is not None:
+                correct.append(self.task.correct(outputs.detach(), labels).sum())
+        return self._summarize(epoch, level, _read(losses), sizes, _read(correct))
 
     def _summarize(
-        self, epoch: int, level: float, losses: list[float], sizes: list[int], correct: float
+        self, epoch: int, level: float, losses: list[float], sizes: list[int], correct: list[float]
     ) -> EpochRecord:
         for step, loss in enumerate(losses, start=1):
             if not math.isfinite(loss):
@@ -185,7 +184,7 @@ class Run:
             epoch=epoch,
             level=level,
             train_loss=sum(loss * size for loss, size in zip(losses, sizes, strict=True)) / samples,
-            train_accuracy=None if self.task.correct is None else correct / samples,
+            train_accuracy=sum(correct) / samples if correct else None,
             # Level 0 floods nothing, also where a loss can be negative.
             flooded=sum(loss < level for loss in losses if level > 0) / len(losses),
         )
@@ -226,15 +225,19 @@ class Run:
             test_accuracy_clean=test.accuracy_clean,
         )
 
-    def state(self) -> dict[str, Any]:
+    def state(self, into: dict[str, Any] | None = None) -> dict[str, Any]:
         """Return all that a new `Run` of the same task, plan, seed and device needs to go on from here.
 
         No generator is in it: order and dropout are seeded from (seed, epoch) and (seed, step).
+
+        Args:
+            into: a state of this run that nobody needs any more; its memory is used again.
         """
+        now = {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
+        before = None if into is None else {name: into[name] for name in now}
         return {
             "epoch": self.epoch,
-            "model": copy.deepcopy(self.model.state_dict()),  # training goes on in place
-            "optimizer": copy.deepcopy(self.optimizer.state_dict()),
+            **_copied(now, before),  # training goes on in place
             "schedule": self.schedule_state,
             "last": self.last,
             "best": self.best,
@@ -249,6 +252,28 @@ class Run:
         self.schedule_state = state["schedule"]
         self.last, self.best = state["last"], state["best"]
         self.best_weights = state["best_weights"]
+
+
+def _copied(now: dict[str, Any], into: dict[str, Any] | None) -> dict[str, Any]:
+    """Return a copy of nested tensors, in the memory of an earlier one if that is of the same shape.
+
+    For five layers of 500 units that takes a third of the time of new memory.
+    """
+    new, shape = tree_flatten(now)
+    old, old_shape = tree_flatten(into)
+    if shape != old_shape:
+        return copy.deepcopy(now)
+    pairs = [(old[n], one) for n, one in enumerate(new) if isinstance(one, Tensor)]
+    torch._foreach_copy_([target for target, _ in pairs], [source for _, source in pairs])
+    copied = [old[n] if isinstance(one, Tensor) else one for n, one in enumerate(new)]
+    return dict(tree_unflatten(copied, shape))
+
+
+def _read(values: list[Tensor]) -> list[float]:
+    """Return tensors of one number each, from another device in one transfer."""
+    if values and values[0].device.type != "cpu":
+        return [float(value) for value in torch.stack(values).tolist()]
+    return [float(value) for value in values]
 
 
 @torch.no_grad()

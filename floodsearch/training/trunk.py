@@ -87,7 +87,8 @@ class Trunk:
         so_far = min(self._lowest, default=math.inf)
         keeps = self.room > 0 and so_far > self.lowest_level
         if forks or keeps:
-            self._before = self.run.epoch, self.run.state()
+            at, state = self._before or (0, None)
+            self._before = self.run.epoch, self.run.state(None if at in self._kept else state)
         self.records.append(self.run.advance())
         self._lowest.append(self.run.lowest)
         if keeps and self.run.lowest < so_far and self._before is not None:
