@@ -3,9 +3,10 @@
     python -m tests.benchmarks.overhead [--repeats 5]
 
 A worker trains levels on SQLite, grid, no pruner: a run of 500 epochs of about 5 ms each per ticket. A loop
-written by hand trains the same beside it: the same data, model, optimizer, steps and evaluations, no records,
-no database. Whatever the worker does and the bare loop does not is overhead: taking the ticket, seeding,
-batching, snapshots, the epoch that a fork repeats, records, curves, reports, beats, completion.
+written by hand trains the same beside it: the same data, model, optimizer, steps and evaluations, the
+training loss and accuracy of each epoch among them, no records, no database. Whatever the worker does and the
+bare loop does not is overhead: taking the ticket, seeding, batching, snapshots, the epoch that a fork
+repeats, records, curves, reports, beats, completion.
 
 On a shared machine two runs after each other differ by 10 to 30 %. So both train in one thread, an epoch of
 the one and then an epoch of the other, and a stopwatch deals every moment of the worker to exactly one part.
@@ -35,7 +36,6 @@ import torch
 from numpy.typing import NDArray
 
 from floodsearch import queue
-from floodsearch.bracket import Members, train_cohort
 from floodsearch.catalog import known
 from floodsearch.heart import Leave, Settings
 from floodsearch.queue import Ticket
@@ -45,6 +45,7 @@ from floodsearch.storage.studies import StoredStudy, put_study
 from floodsearch.studyfile import parse
 from floodsearch.tasks.synthetic import two_gaussians
 from floodsearch.tasks.task import Data, Split, Task
+from floodsearch.trainer import Cohorts, Members
 from floodsearch.training.cohort import Step
 from floodsearch.worker import work
 
@@ -74,12 +75,18 @@ class Bare:
         self.optimizer = torch.optim.Adam(self.model.parameters(), lr=task.recipe.learning_rate, fused=True)
 
     def epoch(self, number: int) -> None:
-        """Train one epoch of one batch, and validate where that is due."""
+        """Train one epoch of one batch, measuring its loss and accuracy, and validate where that is due."""
+        assert self.correct is not None
         self.model.train()
-        loss = self.loss(self.model(self.data.train.inputs), self.data.train.labels)
+        outputs = self.model(self.data.train.inputs)
+        loss = self.loss(outputs, self.data.train.labels)
         self.optimizer.zero_grad(set_to_none=True)
         ((loss - self.level).abs() + self.level).backward()
         self.optimizer.step()
+        self.measured = (
+            loss.item(),
+            self.correct(outputs.detach(), self.data.train.labels).float().mean().item(),
+        )
         if number % VALIDATE_EVERY == 0:
             self.evaluate(self.data.validation)
 
@@ -137,8 +144,9 @@ class Beside:
         self.number += 1
         step = self.ours.advance()
         self.watch.lap("training")
-        self.bare.epoch(self.number)
-        self.watch.lap("bare epochs")
+        if step.trained:  # the start that levels share is trained once, and by the bare loop as often
+            self.bare.epoch(self.number)
+            self.watch.lap("bare epochs")
         return step
 
     def tested(self, member: int) -> list[EpochRecord]:
@@ -169,13 +177,10 @@ def measure(folder: Path) -> Parts:
     gc.collect()
     watch = Stopwatch()
 
-    def trainer(
-        study: StoredStudy,
-        tickets: Sequence[Ticket],
-        seeds: Mapping[int, Sequence[int]],
-        device: torch.device,
-    ) -> Members:
-        return Beside(lambda: train_cohort(study, tickets, seeds, device), tickets[0], watch)
+    cohorts = Cohorts(CPU)
+
+    def trainer(study: StoredStudy, tickets: Sequence[Ticket], seeds: Mapping[int, Sequence[int]]) -> Members:
+        return Beside(lambda: cohorts(study, tickets, seeds), tickets[0], watch)
 
     # Beside the bare loop a run lasts twice as long; it is to have as many beats as alone.
     settings = Settings(device="cpu", threads=1, beat_seconds=2 * Settings.beat_seconds)
