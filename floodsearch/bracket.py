@@ -12,7 +12,7 @@ from floodsearch.analysis import RUNG_VALIDATIONS, mean_and_se, mean_of, recent_
 from floodsearch.errors import DivergedError, TicketLostError
 from floodsearch.heart import Heart
 from floodsearch.queue import Entry, Ticket
-from floodsearch.records import Attribute, EpochRecord, SeedResult
+from floodsearch.records import Attribute, EpochRecord, Parameter, SeedResult
 from floodsearch.retry import attempt, persistently
 from floodsearch.search.halving import Standing
 from floodsearch.search.pruners import HalvingPruner
@@ -51,9 +51,9 @@ class Bracket:
 
     def _alike(self) -> Iterable[list[int]]:
         """Return the tickets in groups that differ in level only."""
-        groups: dict[object, list[int]] = {}
+        groups: dict[tuple[frozenset[tuple[str, Parameter]], int], list[int]] = {}
         for number, ticket in self.alive.items():
-            groups.setdefault((sorted(ticket.beside.items()), ticket.epochs).__repr__(), []).append(number)
+            groups.setdefault((frozenset(ticket.beside.items()), ticket.epochs), []).append(number)
         return list(groups.values())
 
     def _train(self, together: Sequence[int]) -> None:

@@ -245,26 +245,28 @@ def _take(study: StoredStudy, worker: int) -> list[Ticket]:
     most = ROUND if study.spec.search.pruner == "halving" else 1
     with study.database.write() as connection:
         claimed = trials.claim(connection, study.id, worker, most=most)
+    if not claimed:
+        return []
     try:
-        return [_ticket(study, trial_id, worker) for trial_id in claimed]
+        found = [study.database.optuna.get_trial(trial_id) for trial_id in claimed]
+        if any(one.user_attrs[Attribute.SEEDS] > len(study.spec.training.seeds) for one in found):
+            study = study.reread()  # it has grown since this worker looked
+        asked = study.optuna(sampler_of(study.spec), pruner_of(study.spec))
+        return [_ticket(study, asked, trial, worker) for trial in found]
     except BaseException:
         for trial_id in claimed:
             _put_back(study, trial_id, worker)
         raise
 
 
-def _ticket(study: StoredStudy, trial_id: int, worker: int) -> Ticket:
-    known = study.database.optuna.get_trial(trial_id)
-    attributes = known.user_attrs
-    if attributes[Attribute.SEEDS] > len(study.spec.training.seeds):
-        study = study.reread()  # it has grown since this worker looked
-    asked = study.optuna(sampler_of(study.spec), pruner_of(study.spec))
-    parameters = dict(known.params) or _propose(study, asked, known, worker)
+def _ticket(study: StoredStudy, asked: optuna.Study, trial: optuna.trial.FrozenTrial, worker: int) -> Ticket:
+    attributes = trial.user_attrs
+    parameters = dict(trial.params) or _propose(study, asked, trial, worker)
     return Ticket(
         number=attributes[Attribute.TICKET],
         study=study,
         asked=asked,
-        trial_id=trial_id,
+        trial_id=trial._trial_id,
         level=float(parameters.pop("level")),
         beside=parameters,
         epochs=attributes[Attribute.EPOCHS],

@@ -15,6 +15,7 @@ import typer.main
 
 from floodsearch.catalog import known
 from floodsearch.cli import app
+from floodsearch.schedules import SCHEDULES
 from floodsearch.search.pruners import PRUNERS
 from floodsearch.search.samplers import SAMPLERS
 from floodsearch.studyfile import read
@@ -189,7 +190,7 @@ def test_readme_names_every_command_and_table_entry() -> None:
     group = typer.main.get_command(app)
     for command in group.commands:  # type: ignore[attr-defined]
         assert f"floodsearch {command}" in README
-    for name in (*TASKS, *SAMPLERS, *PRUNERS):
+    for name in (*TASKS, *SAMPLERS, *PRUNERS, *SCHEDULES):
         assert f"`{name}`" in README
 
 
