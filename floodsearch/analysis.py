@@ -442,6 +442,7 @@ def _baseline(trial: TrialRecord) -> Baseline:
         test_accuracy=mean_of(trial.results, "test_accuracy"),
         test_accuracy_clean=mean_of(trial.results, "test_accuracy_clean"),
         test_loss=mean_of(trial.results, "test_loss"),
+        best_epoch_test_accuracy=mean_of(trial.results, "best_test_accuracy"),
     )
 
 

@@ -397,11 +397,10 @@ def _view(status: StudyStatus) -> Table:
 
     ended = status.trials.total - status.trials.unfinished
     bar = Table.grid(padding=(0, 1))
-    if status.trials.total == 0:  # the pilot has not ended
-        progress = ProgressBar(total=None, width=40)
-    else:
-        progress = ProgressBar(total=status.trials.total, completed=ended, width=40)
-    bar.add_row(status.name, progress, f"{ended} of {status.trials.total} tickets")
+    total = None if status.piloting else status.trials.total
+    progress = ProgressBar(total=total, completed=ended, width=40)
+    told = "pilot" if status.piloting else f"{ended} of {status.trials.total} tickets"
+    bar.add_row(status.name, progress, told)
     view = Table.grid()
     view.add_row(bar)
     view.add_row(Text(progress_text(status), style="dim"))

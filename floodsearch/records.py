@@ -153,6 +153,8 @@ class Baseline:
     test_accuracy: float | None
     test_accuracy_clean: float | None
     test_loss: float | None
+    best_epoch_test_accuracy: float | None
+    """Test accuracy with early stopping: at each seed's best validation epoch."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

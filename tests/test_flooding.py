@@ -105,7 +105,7 @@ def test_a_level_that_means_nothing_is_refused(use, level):
 
 @pytest.mark.parametrize("shape", [(1,), (4,), (2, 2), (0,)])
 @pytest.mark.parametrize("level", [0.0, 0.1])
-def test_a_loss_for_each_sample_is_refused(shape, level):
+def test_a_batch_loss_must_be_one_number(shape, level):
     """Anything but a scalar is refused at every level: flooding each sample is another method."""
     with pytest.raises(ValueError, match="reduction='mean'") as refusal:
         flood(torch.zeros(shape), level)
@@ -160,11 +160,88 @@ def test_the_module_replaces_cross_entropy_in_a_training_loop():
 
 
 @pytest.mark.parametrize("reduction", ["sum", "none"])
-def test_the_module_refuses_a_criterion_that_does_not_average(reduction):
-    """Levels are per mean loss, so a criterion that sums or does not reduce is refused by name."""
-    with pytest.raises(ValueError, match="give it reduction='mean'") as refusal:
-        FloodLoss(nn.CrossEntropyLoss(reduction=reduction), 0.1)
-    assert f"CrossEntropyLoss has reduction={reduction!r}" in str(refusal.value)
+@pytest.mark.parametrize("level", [0.2, 5.0])
+def test_a_level_means_the_same_however_the_criterion_reduces(reduction, level):
+    """The sign is that of the mean loss of a sample; a criterion that sums gives a sum again."""
+    outputs = [LOGITS.clone().requires_grad_() for _ in range(2)]
+    mean = FloodLoss(nn.CrossEntropyLoss(), level)(outputs[0], LABELS)
+    other = FloodLoss(nn.CrossEntropyLoss(reduction=reduction), level)(outputs[1], LABELS)
+    scale = len(LABELS) if reduction == "sum" else 1
+    assert other.item() == pytest.approx(scale * mean.item())
+    mean.backward()
+    other.backward()
+    torch.testing.assert_close(outputs[1].grad, scale * outputs[0].grad)
+
+
+def test_a_sum_without_a_target_is_refused():
+    """Without a batch size a sum has no mean: the call says so, and takes a target by its name."""
+
+    class Own(nn.Module):
+        reduction = "sum"
+
+        def forward(self, outputs: Tensor, *, target: Tensor | None = None) -> Tensor:
+            return (outputs if target is None else outputs - target).square().sum()
+
+    flooded, outputs = FloodLoss(Own(), 0.1), torch.ones(4, requires_grad=True)
+    with pytest.raises(ValueError, match="its criterion sums: the batch size is taken from the target"):
+        flooded(outputs)
+    assert flooded(outputs, target=torch.zeros(4)).item() == pytest.approx(4.0)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_flooding_each_sample_needs_the_loss_of_each(reduction):
+    with pytest.raises(ValueError, match="give it reduction='none'"):
+        FloodLoss(nn.CrossEntropyLoss(reduction=reduction), 0.1, per="sample")
+
+
+@pytest.mark.parametrize("level", [0.0, 0.3, torch.tensor(0.3), torch.tensor([0.0, 0.1, 2.0])], ids=str)
+def test_iflood_is_the_mean_of_the_flooded_losses(level):
+    """iFlood (ICLR 2022): each sample's loss is flooded at its level, then averaged; level 0 floods none."""
+    losses = torch.tensor([-0.5, 0.2, 0.9], requires_grad=True)
+    levels = torch.as_tensor(level).expand(3).tolist()
+    each = [x if b == 0 else abs(x - b) + b for x, b in zip(losses.tolist(), levels, strict=True)]
+    flooded = flood(losses, level, per="sample")
+    assert flooded.item() == pytest.approx(sum(each) / 3)
+    flooded.backward()
+    signs = [1.0 if b == 0 or x > b else -1.0 for x, b in zip(losses.tolist(), levels, strict=True)]
+    assert losses.grad.tolist() == pytest.approx([sign / 3 for sign in signs])
+
+
+def test_softad_is_smooth_where_flooding_turns():
+    """SoftAD (NeurIPS 2024): b + mean of sqrt((l - b)^2 + 1) - 1, whose gradient vanishes at the level."""
+    losses = torch.tensor([0.3, 0.3, 1.3], dtype=torch.float64, requires_grad=True)
+    flooded = flood(losses, 0.3, per="sample", form="soft")
+    assert flooded.item() == pytest.approx(0.3 + (math.sqrt(2) - 1) / 3)
+    flooded.backward()
+    assert losses.grad.tolist() == pytest.approx([0.0, 0.0, 1 / math.sqrt(2) / 3])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"form": "soft"}, "SoftAD, which decides per sample"),
+        ({"per": "token"}, "per must be 'batch' or 'sample'"),
+        ({"per": "sample"}, "takes the loss of each sample"),
+    ],
+    ids=str,
+)
+def test_a_form_that_does_not_fit_is_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        flood(torch.tensor(0.5), 0.1, **options)
+
+
+def test_a_level_of_another_shape_is_refused():
+    with pytest.raises(ValueError, match=r"level of shape \(2,\) does not fit a loss of \(3,\)"):
+        flood(torch.zeros(3), torch.zeros(2), per="sample")
+
+
+def test_a_level_as_a_tensor_moves_with_the_module():
+    """It is no weight: not in the state dict, but converted and moved like one."""
+    flooded = FloodLoss(nn.CrossEntropyLoss(), torch.tensor(0.2))
+    assert not flooded.state_dict()
+    assert flooded.double().level.dtype == torch.float64
+    plain = FloodLoss(nn.CrossEntropyLoss(), 0.2)
+    assert torch.equal(flooded.float()(LOGITS, LABELS), plain(LOGITS, LABELS))
 
 
 def test_the_module_takes_a_criterion_of_the_users_own():

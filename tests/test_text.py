@@ -26,7 +26,12 @@ FOUND = BestLevel(
     best_epoch_test_accuracy=None,
     train_accuracy=0.9,
     baseline=Baseline(
-        value=0.773, value_se=0.02, test_accuracy=0.744, test_accuracy_clean=None, test_loss=2.0
+        value=0.773,
+        value_se=0.02,
+        test_accuracy=0.744,
+        test_accuracy_clean=None,
+        test_loss=2.0,
+        best_epoch_test_accuracy=None,
     ),
     gain=0.061,
     gain_se=0.01,

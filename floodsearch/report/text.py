@@ -31,6 +31,10 @@ def best_text(best: BestLevel) -> str:
         ("not decided", _more_seeds(best)),
         ("tied with", _tied(best)),
         ("test accuracy", _versus(best.test_accuracy, None, plain.test_accuracy if plain else None)),
+        (
+            "with early stopping",
+            _versus(best.best_epoch_test_accuracy, None, plain.best_epoch_test_accuracy if plain else None),
+        ),
         ("test loss", _versus(best.test_loss, None, plain.test_loss if plain else None)),
         ("training accuracy", _number(best.train_accuracy)),
         ("tickets", counts_text(best.trials)),
