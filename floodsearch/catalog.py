@@ -82,7 +82,7 @@ def _extremes(values: Choices | Range) -> tuple[Parameter, ...]:
 
 
 def describe_task(reference: str, chosen: Mapping[str, Any]) -> TaskFields:
-    """Return the options of a task, and its recipe fields with the defaults that come with the chosen options.
+    """Return a task's options, and its recipe fields with the defaults that come with the chosen options.
 
     Raises:
         TaskError: if it cannot be imported or built.

@@ -411,7 +411,7 @@ def test_a_model_that_cannot_be_copied_is_forked(validate_every):
     def model() -> nn.Module:
         return nn.utils.parametrizations.weight_norm(nn.Linear(5, 2))
 
-    task = Task(data=draw, model=model, recipe=Recipe(), loss=functional.cross_entropy)
+    task = Task(data=draw, model=model, recipe=Recipe(batch_size=SAMPLES))
     plan = Plan(epochs=4, validate_every=validate_every)
     together = Together(make_cohort(task, plan, {0: 0.0, 1: 1e-9, 2: 1e3}))
     assert not together.failed

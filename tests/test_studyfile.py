@@ -643,7 +643,7 @@ def task(*, augment: bool = False):
 
 
 def test_the_default_recipe_is_that_of_the_chosen_options(write_module):
-    """Recipe and metrics of a task are those it has with the file's options; what the file says is stronger."""
+    """Recipe and metrics are those of the task with the file's options; what the file says is stronger."""
     reference = write_module(WITH_A_RECIPE_OF_AN_OPTION) + ":task"
     assert parse(own(reference), KNOWN).training.recipe["batch_size"] == 100
     augmented = {**own(reference, augment=True), "search": {"metric": "val_loss"}}
