@@ -236,14 +236,16 @@ def torchvision_datasets() -> Any:
     """Give `torchvision.datasets`, also beside a torch of another build.
 
     The compiled operators of a torchvision that was built for a GPU do not load beside a torch for the CPU,
-    and its import asks for one of them. The data sets need none.
+    and its import asks for two of them. The data sets need none.
     """
     import torch
 
     try:
         import torchvision
     except RuntimeError:
-        torch.library.define("torchvision::nms", "(Tensor boxes, Tensor scores, float threshold) -> Tensor")
+        for operator in ("nms", "qnms"):
+            schema = "(Tensor boxes, Tensor scores, float threshold) -> Tensor"
+            torch.library.define(f"torchvision::{operator}", schema)
     import torchvision.datasets
 
     return torchvision.datasets

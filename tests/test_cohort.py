@@ -397,7 +397,7 @@ def test_a_task_that_cannot_be_built_fails_its_members(part):
         raise FileNotFoundError("no such data")
 
     parts: dict[str, Any] = {"data": draw, "model": lambda: mlp(5, 2, width=8, depth=1), part: fail}
-    cohort = make_cohort(Task(**parts, recipe=Recipe()), Plan(epochs=3))
+    cohort = make_cohort(Task(**parts, recipe=Recipe(batch_size=SAMPLES)), Plan(epochs=3))
     step = cohort.advance()
     assert step.failed.keys() == LEVELS.keys()
     assert (step.records, step.trained) == ({}, 0)

@@ -12,6 +12,7 @@ import math
 import pickle
 import re
 import struct
+import sys
 import tarfile
 import threading
 from pathlib import Path
@@ -293,6 +294,23 @@ def test_unpacked_files_that_do_not_fit_are_refused(make, tmp_path):
         labels.write_bytes(content)
         load.cache_clear()
         assert "MNIST cannot be read" in refusal(make("mnist"))
+
+
+@pytest.mark.parametrize(
+    "error", [RuntimeError("operator torchvision::nms does not exist"), ImportError("no")]
+)
+def test_a_torchvision_that_does_not_fit_is_said_in_one_line(error, make, monkeypatch):
+    """Where torchvision cannot be imported beside this torch, the line names both and what to do."""
+
+    class Broken:
+        def __getattr__(self, name: str) -> None:
+            raise error
+
+    task = make("mnist")
+    monkeypatch.setitem(sys.modules, "torchvision", Broken())
+    message = refusal(task)
+    assert message.startswith(f"torchvision does not fit torch {torch.__version__}: {type(error).__name__}")
+    assert message.endswith("install both from the same place")
 
 
 def test_files_are_read_without_leave_to_write(make, tmp_path, monkeypatch):

@@ -115,20 +115,38 @@ def load(name: str, data_dir: str, *, download: bool) -> ImageSet:
         TaskError: if it is not there, damaged, or cannot be fetched.
     """
     source, folder = SOURCES[name], Path(data_dir).expanduser()
+    datasets = _torchvision_datasets()
     try:
         with _alone_in(folder) if download else contextlib.nullcontext():
             images, labels = zip(
-                *(_read(source, folder, part, download) for part in ("train", "test")), strict=True
+                *(_read(datasets, source, folder, part, download) for part in ("train", "test")), strict=True
             )
     except Exception as error:  # of the files, the network, or torchvision's own
-        why = " ".join(f"{type(error).__name__}: {error}".split())
         remedy = (
             "delete damaged files; without a network, copy the files there and set download = false"
             if download
             else "copy its files there, or set download = true"
         )
-        raise TaskError(f"{source.kind} cannot be read from {folder}: {why}; {remedy}") from error
+        raise TaskError(
+            f"{source.kind} cannot be read from {folder}: {_one_line(error)}; {remedy}"
+        ) from error
     return ImageSet(torch.cat(images), torch.cat(labels), len(labels[0]), source)
+
+
+def _torchvision_datasets() -> Any:
+    """Return the module `torchvision.datasets`, which takes a second to import and only these tasks need."""
+    try:
+        from torchvision import datasets
+    except (ImportError, RuntimeError) as error:  # RuntimeError: it was compiled for another torch
+        raise TaskError(
+            f"torchvision does not fit torch {torch.__version__}: {_one_line(error)}; "
+            "install both from the same place"
+        ) from error
+    return datasets
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())
 
 
 def _alone_in(folder: Path) -> contextlib.AbstractContextManager[Any]:
@@ -139,10 +157,8 @@ def _alone_in(folder: Path) -> contextlib.AbstractContextManager[Any]:
     return FileLock(folder / ".floodsearch.lock")
 
 
-def _read(source: Source, folder: Path, part: str, download: bool) -> tuple[Tensor, Tensor]:
+def _read(datasets: Any, source: Source, folder: Path, part: str, download: bool) -> tuple[Tensor, Tensor]:
     """Return the images of a part, (n, channels, height, width), and their labels, (n,)."""
-    from torchvision import datasets  # takes seconds to import, and only these tasks need it
-
     which = {"split": part} if source.kind == "SVHN" else {"train": part == "train"}
     found = getattr(datasets, source.kind)(folder, download=download, **which)
     images = torch.as_tensor(found.data)
