@@ -24,8 +24,14 @@ import scipy.io
 import torch
 from torch import Tensor, nn
 
+from floodsearch import queue
+from floodsearch.answers import answer
 from floodsearch.catalog import known
 from floodsearch.errors import TaskError
+from floodsearch.heart import Leave, Settings
+from floodsearch.spec import Spec
+from floodsearch.storage.database import open_database
+from floodsearch.storage.studies import put_study
 from floodsearch.studyfile import parse
 from floodsearch.tasks import image_sets
 from floodsearch.tasks.augmentation import cropped, normalised
@@ -35,6 +41,7 @@ from floodsearch.tasks.task import Data, Recipe, Split, Task, build_task
 from floodsearch.training.batches import batches
 from floodsearch.training.cohort import Cohort
 from floodsearch.training.run import Plan, Run, evaluate
+from floodsearch.worker import work
 
 CPU = torch.device("cpu")
 TRAIN, TEST = 300, 40
@@ -466,6 +473,28 @@ def test_a_stopped_run_goes_on_exactly_with_augmentation(make):
     assert begun + list(second) == whole
 
 
+def test_a_study_of_images_is_trained_to_its_answer(make, tmp_path):
+    """A worker takes a study of images from its file to its answer, with test accuracies."""
+    make("kmnist")
+    spec = study(
+        "kmnist",
+        augment=True,
+        data_dir=str(tmp_path),
+        levels={"high": 3.0, "count": 2},
+        training={"epochs": 2, "seeds": 2, "validate_every": 1},
+        search={"pruner": "none"},
+    )
+    database = open_database(f"sqlite:///{tmp_path}/images.db", create=True)
+    put = put_study(database, spec)
+    queue.fill(put)
+    work(put, Settings(device="cpu", threads=1), Leave())
+    found = answer(put)
+    database.close()
+    assert found.finished
+    assert found.trials.complete == 2
+    assert found.test_accuracy is not None
+
+
 # --- models and recipes ----------------------------------------------------------------------------------
 
 
@@ -518,10 +547,10 @@ def test_recipe_and_model_are_those_of_the_paper(name):
     assert (augmented["learning_rate"], augmented["gamma"], augmented["momentum"]) == (0.1, 0.1, 0.9)
 
 
-def study(name: str, **options: Any) -> Any:
-    return parse(
-        {"name": "images", "task": name, "options": options, "levels": {"high": 0.1, "count": 11}}, known()
-    )
+def study(name: str, **changes: Any) -> Spec:
+    tables = {name: changes.pop(name) for name in ("levels", "training", "search") if name in changes}
+    least = {"name": "images", "task": name, "options": changes, "levels": {"high": 0.1, "count": 11}}
+    return parse(least | tables, known())
 
 
 def test_the_mlp_is_that_of_the_paper():

@@ -20,19 +20,15 @@ def cropped(images: Tensor, generator: torch.Generator, *, mirror: bool) -> Tens
         generator: draws the shifts and the mirroring of all images of the batch at once.
         mirror: whether to mirror; digits and letters become others by it.
     """
-    n, channels, height, width = images.shape
-    device = images.device
-    down, right = torch.randint(0, 2 * PADDING + 1, (2, n, 1), generator=generator, device=device)
-    rows = down + torch.arange(height, device=device)  # (n, height)
-    columns = torch.arange(width, device=device).expand(n, width)
-    if mirror:
-        mirrored = torch.randint(0, 2, (n, 1), generator=generator, device=device).bool()
-        columns = torch.where(mirrored, width - 1 - columns, columns)
-    columns = right + columns  # (n, width)
+    n, _, height, width = images.shape
+    down, right = torch.randint(0, 2 * PADDING + 1, (2, n), generator=generator, device=images.device)
     padded = functional.pad(images, (PADDING,) * 4)
-    image = torch.arange(n, device=device)[:, None, None, None]
-    channel = torch.arange(channels, device=device)[None, :, None, None]
-    return padded[image, channel, rows[:, None, :, None], columns[:, None, None, :]]
+    windows = padded.unfold(2, height, 1).unfold(3, width, 1)  # (n, channels, 9, 9, height, width), a view
+    crops = windows.movedim(1, 3)[torch.arange(n, device=images.device), down, right]
+    if not mirror:
+        return crops
+    mirrored = torch.randint(0, 2, (n, 1, 1, 1), generator=generator, device=images.device).bool()
+    return torch.where(mirrored, crops.flip(3), crops)
 
 
 def normalised(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
