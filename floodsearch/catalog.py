@@ -59,7 +59,7 @@ def _check_schedule(spec: Spec) -> Iterator[Problem]:
         for key, values in spec.searched_settings.items()
         for value in _extremes(values)[1:]
     ]
-    accuracy = 0.0 if "val_accuracy" in describe_task(spec.task).metrics else None
+    accuracy = 0.0 if "val_accuracy" in describe_task(spec.task, spec.options).metrics else None
     record = EpochRecord(
         seed=0,
         epoch=1,
@@ -81,8 +81,8 @@ def _extremes(values: Choices | Range) -> tuple[Parameter, ...]:
     return values.choices if isinstance(values, Choices) else (values.low, values.high)
 
 
-def describe_task(reference: str) -> TaskFields:
-    """Return the options and recipe fields of a task, with the defaults of that task.
+def describe_task(reference: str, chosen: Mapping[str, Any]) -> TaskFields:
+    """Return a task's options, and its recipe fields with the defaults that come with the chosen options.
 
     Raises:
         TaskError: if it cannot be imported or built.
@@ -94,16 +94,11 @@ def describe_task(reference: str) -> TaskFields:
         options: Fields = fields_of(factory)
     except Exception as error:  # annotations are code of the user's, evaluated here
         raise TaskError(f"the parameters of {reference!r} cannot be read: {error}") from error
-    task = build_task(reference, {}, {})
+    task = build_task(reference, chosen, {})
     defaults = task.recipe
     recipe = {name: Field(field.type, getattr(defaults, name)) for name, field in fields_of(Recipe).items()}
 
-    def build(chosen: Mapping[str, Any], values: Mapping[str, Any]) -> Iterator[Problem]:
-        try:
-            build_task(reference, chosen, {})
-        except TaskError as error:
-            yield Problem("options", str(error))
-            return
+    def build(values: Mapping[str, Any]) -> Iterator[Problem]:
         for name, value in values.items():
             for choice in getattr(value, "choices", (value,)):
                 try:

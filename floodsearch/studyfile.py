@@ -71,10 +71,11 @@ class TaskFields:
 
     options: Fields
     recipe: Fields
+    """With the defaults that belong to the chosen options: augmentation may bring a recipe of its own."""
     metrics: Collection[str]
     """The metrics that its training reports."""
-    build: Callable[[Mapping[str, Any], Mapping[str, Any]], Iterator[Problem]]
-    """Try these options and recipe values on the task and yield what it says against them."""
+    build: Callable[[Mapping[str, Any]], Iterator[Problem]]
+    """Try these recipe values on the task and yield what it says against them."""
 
 
 @dataclass(frozen=True)
@@ -82,8 +83,8 @@ class Known:
     """The valid names, and the settings that belong to each."""
 
     tasks: Collection[str]
-    describe_task: Callable[[str], TaskFields]
-    """Return what a task takes; raises TaskError for one that cannot be imported."""
+    describe_task: Callable[[str, Mapping[str, Any]], TaskFields]
+    """Return what a task takes beside these options; raises TaskError if it cannot be imported or built."""
     samplers: Mapping[str, Fields]
     pruners: Mapping[str, Fields]
     schedules: Mapping[str, Fields]
@@ -265,12 +266,16 @@ class _Reader:
             if ":" not in task and task not in self.known.tasks:
                 self._name("task", task, self.known.tasks, or_else="or 'package.module:name' of your own")
                 return options, recipe
-            fields = self.known.describe_task(task)
+            fields = self.known.describe_task(task, {})
         except TaskError as error:
             self.problems.append(Problem("task", str(error)))
             return options, recipe
         before = len(self.problems)
         checked_options = self._values("options", options, fields.options)
+        try:
+            fields = self.known.describe_task(task, checked_options)
+        except TaskError as error:
+            self.problems.append(Problem("options", str(error)))
         # These two tables share their section's name space: an unknown key may be meant for either.
         known = {
             **fields.recipe,
@@ -280,7 +285,7 @@ class _Reader:
         checked_recipe = {name: value for name, value in checked_recipe.items() if name in fields.recipe}
         wrong = {problem.key for problem in self.problems[before:]}
         sound = {name: value for name, value in checked_recipe.items() if f"training.{name}" not in wrong}
-        self.problems.extend(fields.build(checked_options, sound))
+        self.problems.extend(fields.build(sound))
         search = self.raw.get("search", {})
         metric = search.get("metric", "val_accuracy") if isinstance(search, dict) else None
         if isinstance(metric, str) and metric in DIRECTIONS and metric not in fields.metrics:

@@ -49,6 +49,7 @@ def work(study: StoredStudy, settings: Settings, leave: Leave, trainer: Trainer 
     device = find_device(settings.device)
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
+    torch.backends.cudnn.deterministic = True  # convolutions would add up in another order each time
     worker = tables.enter_worker(
         study.database,
         study.uuid,

@@ -397,7 +397,7 @@ def test_a_task_that_cannot_be_built_fails_its_members(part):
         raise FileNotFoundError("no such data")
 
     parts: dict[str, Any] = {"data": draw, "model": lambda: mlp(5, 2, width=8, depth=1), part: fail}
-    cohort = make_cohort(Task(**parts, recipe=Recipe()), Plan(epochs=3))
+    cohort = make_cohort(Task(**parts, recipe=Recipe(batch_size=SAMPLES)), Plan(epochs=3))
     step = cohort.advance()
     assert step.failed.keys() == LEVELS.keys()
     assert (step.records, step.trained) == ({}, 0)
@@ -411,7 +411,7 @@ def test_a_model_that_cannot_be_copied_is_forked(validate_every):
     def model() -> nn.Module:
         return nn.utils.parametrizations.weight_norm(nn.Linear(5, 2))
 
-    task = Task(data=draw, model=model, recipe=Recipe(), loss=functional.cross_entropy)
+    task = Task(data=draw, model=model, recipe=Recipe(batch_size=SAMPLES))
     plan = Plan(epochs=4, validate_every=validate_every)
     together = Together(make_cohort(task, plan, {0: 0.0, 1: 1e-9, 2: 1e3}))
     assert not together.failed

@@ -39,7 +39,7 @@ ROWS: list[dict[str, set[str]]] = [
         "evidence": {"numpy", "scipy", ">smoothing"},
         "analysis": {"numpy", ">evidence", ">landscape", ">smoothing"},
     },
-    {"tasks": {"torch", "numpy", "sklearn"}},
+    {"tasks": {"torch", "numpy", "sklearn", "torchvision", "filelock"}},
     {"training": {"torch"}, "search": {"optuna", "numpy"}},
     {"catalog": {"optuna", "numpy"}, "storage": {"optuna", "sqlalchemy"}},
     {"queue": {"optuna", "sqlalchemy"}, "retry": {"optuna", "sqlalchemy"}, "devices": {"torch"}},

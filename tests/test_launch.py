@@ -61,7 +61,7 @@ def task() -> Task:
             time.sleep(0.02)
         return nn.functional.cross_entropy(outputs, labels)
 
-    return Task(data=data, model=lambda: nn.Linear(2, 2), recipe=Recipe(), loss=loss)
+    return Task(data=data, model=lambda: nn.Linear(2, 2), recipe=Recipe(batch_size=20), loss=loss)
 '''
 GATED_TOML = """
 name = "tiny"

@@ -630,6 +630,31 @@ def test_a_task_of_the_users_own_is_described_by_its_signature(write_module):
     }
 
 
+WITH_A_RECIPE_OF_AN_OPTION = """
+import dataclasses
+from floodsearch.tasks.synthetic import two_gaussians
+
+def task(*, augment: bool = False):
+    one = two_gaussians(width=4, depth=1)
+    if not augment:
+        return one
+    return dataclasses.replace(one.with_recipe({"batch_size": 50, "milestones": (3, 4)}), correct=None)
+"""
+
+
+def test_the_default_recipe_is_that_of_the_chosen_options(write_module):
+    """Recipe and metrics are those of the task with the file's options; what the file says is stronger."""
+    reference = write_module(WITH_A_RECIPE_OF_AN_OPTION) + ":task"
+    assert parse(own(reference), KNOWN).training.recipe["batch_size"] == 100
+    augmented = {**own(reference, augment=True), "search": {"metric": "val_loss"}}
+    recipe = parse(augmented, KNOWN).training.recipe
+    assert (recipe["batch_size"], recipe["milestones"]) == (50, (3, 4))
+    recipe = parse(merged(augmented, {"training": {"batch_size": 20}}), KNOWN).training.recipe
+    assert (recipe["batch_size"], recipe["milestones"]) == (20, (3, 4))
+    with pytest.raises(StudyFileError, match="this task has no 'val_accuracy'"):
+        parse(own(reference, augment=True), KNOWN)
+
+
 @pytest.mark.parametrize(
     "parameters", ["path: str | None = None", "untyped=3", "sizes: tuple[int, ...] = (1, 2)"]
 )

@@ -71,7 +71,7 @@ def task(*, folder: str = "") -> Task:
             time.sleep(0.005)
         return nn.functional.cross_entropy(outputs, labels)
 
-    return Task(data=data, model=lambda: nn.Linear(2, 2), recipe=Recipe(), loss=loss)
+    return Task(data=data, model=lambda: nn.Linear(2, 2), recipe=Recipe(batch_size=20), loss=loss)
 '''
 
 
@@ -625,7 +625,9 @@ def test_a_loss_that_becomes_nan_is_a_divergence(database, make_spec, user_task)
                 return outputs.sum() * float("nan")
         """
     source = GATED.replace("return nn.functional", nan + "return nn.functional")
-    source = source.replace("recipe=Recipe()", "recipe=Recipe(batch_size=10)") + "\ntask.steps = 0\n"
+    source = (
+        source.replace("recipe=Recipe(batch_size=20)", "recipe=Recipe(batch_size=10)") + "\ntask.steps = 0\n"
+    )
     options = {"label_noise": None, "width": None, "depth": None}
     study = put(database, make_spec(task=user_task(source), options=options))
     assert run_here(study) == "all tickets are finished"

@@ -11,4 +11,10 @@ TASKS: Mapping[str, str] = {
     "sinusoid": "floodsearch.tasks.synthetic:sinusoid",
     "spiral": "floodsearch.tasks.synthetic:spiral",
     "digits": "floodsearch.tasks.images:digits",
+    "mnist": "floodsearch.tasks.images:mnist",
+    "kmnist": "floodsearch.tasks.images:kmnist",
+    "fashion_mnist": "floodsearch.tasks.images:fashion_mnist",
+    "svhn": "floodsearch.tasks.images:svhn",
+    "cifar10": "floodsearch.tasks.images:cifar10",
+    "cifar100": "floodsearch.tasks.images:cifar100",
 }

@@ -34,7 +34,7 @@ from floodsearch.tasks import TASKS
 class Split:
     """Samples with their labels, on the CPU."""
 
-    inputs: Tensor  # (n, ...), as the model takes them
+    inputs: Tensor  # (n, ...), as the model takes them, or the task's `prepare` if it has one
     labels: Tensor  # (n,) or (n, ...), as the loss takes them, label noise included
     clean_labels: Tensor | None = None  # like labels, before label noise; None where that is not known
 
@@ -133,6 +133,10 @@ def class_correct(logits: Tensor, labels: Tensor) -> Tensor:
     return logits.argmax(dim=1) == labels
 
 
+Prepare = Callable[[Tensor, torch.Generator | None], Tensor]
+"""(inputs of a batch as a split holds them, generator) to inputs as the model takes them, on their device."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Task:
     """Data, model, recipe, loss and metric.
@@ -146,6 +150,10 @@ class Task:
         correct: (outputs, labels) to (n,) booleans, whose mean is the accuracy; None where there is no such
             thing, as in regression (then the study's metric is `val_loss`).
         optimizer: (parameters, recipe) to an optimizer.
+        prepare: makes the model's inputs of each batch, on the device; None where a split holds them. Splits
+            may then hold what is small, such as row numbers of a tensor that all seeds share. The generator
+            is that of (seed, epoch), the same for every level, to augment with; in evaluation it is None, and
+            nothing may be augmented.
     """
 
     data: Callable[[int], Data]
@@ -154,6 +162,33 @@ class Task:
     loss: Callable[[Tensor, Tensor], Tensor] = functional.cross_entropy
     correct: Callable[[Tensor, Tensor], Tensor] | None = class_correct
     optimizer: Callable[[Iterable[nn.Parameter], Recipe], torch.optim.Optimizer] = build_optimizer
+    prepare: Prepare | None = None
+
+    def drawn(self, seed: int) -> Data:
+        """Return the data of a seed, which fit the recipe and the model.
+
+        Raises:
+            TaskError: if a batch is larger than the training split, or labels are beyond the model's outputs.
+        """
+        data = self.data(seed)
+        samples, size = len(data.train.inputs), self.recipe.batch_size
+        if size > samples:
+            raise TaskError(
+                f"batch_size = {size} is more than the {samples} training samples; lower it in [training]"
+            )
+        if self.correct is class_correct and not data.train.labels.is_floating_point():
+            self._check_classes(data)
+        return data
+
+    @torch.no_grad()
+    def _check_classes(self, data: Data) -> None:
+        """Ask a new model for its outputs: on a GPU the loss would fail and say nothing of labels."""
+        inputs = data.train.inputs[:2]
+        outputs = self.model().eval()(inputs if self.prepare is None else self.prepare(inputs, None))
+        highest = max(int(split.labels.max()) for split in (data.train, data.validation, data.test))
+        if outputs.ndim > 1 and highest >= outputs.shape[1]:
+            has = f"the model has {outputs.shape[1]} outputs, but there are labels up to {highest}"
+            raise TaskError(f"{has}; it needs at least {highest + 1}")
 
     def with_recipe(self, values: Mapping[str, Any]) -> Task:
         """Return the task with some fields of its recipe replaced.

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from floodsearch.tasks.streams import stream
-from floodsearch.tasks.task import Split
+from floodsearch.tasks.streams import stream, stream_seed
+from floodsearch.tasks.task import Prepare, Split
 
 
 def count(split: Split, size: int) -> int:
@@ -17,7 +17,23 @@ def count(split: Split, size: int) -> int:
     return math.ceil(len(split.inputs) / size)
 
 
-def batches(split: Split, size: int, seed: int, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
+def batches(
+    split: Split, size: int, seed: int, epoch: int, prepare: Prepare | None = None
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield the model's inputs and the labels of one epoch's batches, the same for every level.
+
+    Order and augmentation are those of (seed, epoch), each from a stream of its own.
+    """
+    if prepare is None:
+        yield from _shuffled(split, size, seed, epoch)
+        return
+    # A generator on the device: numbers from the CPU would make each batch wait for all that came before.
+    generator = torch.Generator(split.inputs.device).manual_seed(stream_seed(seed, "augmentation", epoch))
+    for inputs, labels in _shuffled(split, size, seed, epoch):
+        yield prepare(inputs, generator), labels
+
+
+def _shuffled(split: Split, size: int, seed: int, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield inputs and labels of one epoch, shuffled for (seed, epoch); the last batch may be smaller.
 
     A split that fits into one batch is yielded as it is: its order would change nothing but rounding.
@@ -31,9 +47,10 @@ def batches(split: Split, size: int, seed: int, epoch: int) -> Iterator[tuple[Te
         yield split.inputs[chosen], split.labels[chosen]
 
 
-def chunks(split: Split, size: int) -> Iterator[Split]:
-    """Yield a split in order, in parts of at most `size`, for evaluation."""
+def chunks(split: Split, size: int, prepare: Prepare | None = None) -> Iterator[Split]:
+    """Yield a split in order, in parts of at most `size`, with the model's inputs, for evaluation."""
     clean = split.clean_labels
     for start in range(0, len(split.inputs), size):
         part = slice(start, start + size)
-        yield Split(split.inputs[part], split.labels[part], None if clean is None else clean[part])
+        inputs = split.inputs[part] if prepare is None else prepare(split.inputs[part], None)
+        yield Split(inputs, split.labels[part], None if clean is None else clean[part])

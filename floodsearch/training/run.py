@@ -25,7 +25,7 @@ from floodsearch.tasks.task import Split, Task
 from floodsearch.training.batches import batches, chunks, count
 from floodsearch.training.randomness import seed_global
 
-EVALUATION_BATCH = 4096  # samples; bounds the memory of an evaluation and changes no result
+EVALUATION_BATCH = 1024  # samples; bounds the memory of an evaluation: 1 GB for ResNet-34 on 32 x 32 pixels
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,7 +87,7 @@ class Run:
         splits: tuple[Split, Split, Split] | None = None,
     ) -> None:
         if splits is None:
-            data = task.data(seed)
+            data = task.drawn(seed)
             splits = (data.train.to(device), data.validation.to(device), data.test.to(device))
         self.task, self.plan, self.seed, self.device = task, plan, seed, device
         self.train, self.validation, self.test = splits
@@ -157,7 +157,8 @@ class Run:
         self.model.train()
         size = self.task.recipe.batch_size
         steps_before = (epoch - 1) * count(self.train, size)
-        for step, (inputs, labels) in enumerate(batches(self.train, size, self.seed, epoch), steps_before):
+        prepared = batches(self.train, size, self.seed, epoch, self.task.prepare)
+        for step, (inputs, labels) in enumerate(prepared, steps_before):
             # Seeding each step makes a run independent of whatever else trains in this process.
             seed_global(self.dropout_seed + step, self.device)
             outputs = self.model(inputs)
@@ -281,7 +282,7 @@ def evaluate(model: nn.Module, task: Task, split: Split) -> Evaluation:
     """Return the plain loss and the accuracies on a split, in eval mode."""
     model.eval()
     loss, correct, clean = 0.0, 0, 0
-    for part in chunks(split, EVALUATION_BATCH):
+    for part in chunks(split, EVALUATION_BATCH, task.prepare):
         outputs = model(part.inputs)
         loss += float(task.loss(outputs, part.labels)) * len(part.inputs)
         if task.correct is not None:
