@@ -405,8 +405,11 @@ def _tied(land: Landscape) -> tuple[tuple[float, float] | None, tuple[float, ...
     indices, levels = land.tied(), land.levels.tolist()
     if indices is None:
         return None, None
-    others = tuple(levels[index] for index in indices if index != land.chosen)
-    return (levels[indices[0]], levels[indices[-1]]), others
+    others = sorted(
+        [*(levels[index] for index in indices if index != land.chosen), *land.untried_beside(indices)]
+    )
+    both = [*others, levels[land.chosen]]
+    return (min(both), max(both)), tuple(others)
 
 
 def _combination(land: Landscape, question: Question) -> Combination:

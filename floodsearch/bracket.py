@@ -57,7 +57,7 @@ class Bracket:
         return list(groups.values())
 
     def _train(self, together: Sequence[int]) -> None:
-        tickets = [self.alive[number] for number in together if number in self.alive]
+        tickets = self._tried([self.alive[number] for number in together if number in self.alive])
         if not tickets:
             return
         for ticket in tickets:
@@ -89,6 +89,14 @@ class Bracket:
                 self._flush(cohort)
         for number in sorted(numbers & self.alive.keys()):
             self._complete(number, cohort)
+
+    def _tried(self, tickets: Sequence[Ticket]) -> list[Ticket]:
+        """Return the tickets that are trained; write down how the others ended."""
+        aside = (attempt(lambda: queue.set_aside(tickets)) or {}) if tickets else {}
+        for ticket in tickets:
+            if (decision := aside.get(ticket.number)) is not None:
+                self._ended(ticket.number, "pruned", lambda: queue.prune(ticket, decision))  # noqa: B023 - called at once
+        return [ticket for ticket in tickets if ticket.number in self.alive]
 
     def _rungs(self, epochs: int) -> set[int]:
         asked = next(iter(self.alive.values())).asked.pruner

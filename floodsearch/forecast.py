@@ -10,7 +10,7 @@ from floodsearch.catalog import pruner_of
 from floodsearch.queue import brackets
 from floodsearch.records import TrialRecord, WorkerRecord
 from floodsearch.search.pruners import HalvingPruner
-from floodsearch.search.space import ticket_count, tickets
+from floodsearch.search.space import Space, ticket_count, tickets
 from floodsearch.spec import Spec
 from floodsearch.storage.studies import StoredStudy
 
@@ -28,8 +28,8 @@ class Open(NamedTuple):
 def epochs_expected(spec: Spec) -> int | None:
     """Return the member-epochs of a whole search, or None while the pilot has to tell how many levels.
 
-    Under halving each bracket goes from rung to rung as planned; other pruners are taken to stop nothing.
-    What levels share before they flood is not known before, and comes off.
+    Under halving the levels of each bracket that are tried go from rung to rung as planned; other pruners are
+    taken to stop nothing. What levels share before they flood is not known before, and comes off.
     """
     if ticket_count(spec) is None:
         return None
@@ -61,7 +61,10 @@ def _left(spec: Spec, unfinished: Sequence[Open]) -> int:
             together.setdefault((bracket(one.number), one.epochs, one.seeds), []).append(one.epoch)
     if isinstance(pruner, HalvingPruner):
         for (_, epochs, seeds), reached in together.items():
-            left += seeds * pruner.epochs_left(len(reached), min(reached), epochs)
+            levels = len(reached)
+            if spec.search.sampler == "grid":
+                levels = min(levels, pruner.together * len(Space.of(spec.stand_in()).combinations()))
+            left += seeds * pruner.epochs_left(levels, min(reached), epochs)
     return left
 
 

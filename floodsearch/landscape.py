@@ -14,7 +14,7 @@ Notation: L levels, S seeds, R rungs; a *value* is larger where the level is bet
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -38,6 +38,7 @@ class Landscape:
         measured: what of it was trained at all, if not to the end, (S, L).
         top: index of the best flooded level; of level 0 if there is no other.
         highest: of all levels of the study, in the unit of the loss.
+        untried: levels that were never trained, ascending, in the unit of the loss.
     """
 
     trials: tuple[TrialRecord, ...]
@@ -45,6 +46,7 @@ class Landscape:
     measured: NDArray[np.bool_]
     top: int
     highest: float
+    untried: tuple[float, ...] = ()
 
     @cached_property
     def levels(self) -> Array:
@@ -88,6 +90,18 @@ class Landscape:
         tied = self.curve.tied(self.chosen)
         return None if tied is None else [int(index) for index in np.flatnonzero(tied)]
 
+    def untried_beside(self, indices: Sequence[int]) -> list[float]:
+        """Return the untried levels for which one of these flooded levels stands: the nearest that was tried.
+
+        Nothing is known of them but that the curve is smooth. Level 0 stands for none: there it may jump.
+        """
+        flooded = np.flatnonzero(self.levels > 0)
+        nearest = {
+            level: int(flooded[np.abs(self.levels[flooded] - level).argmin()])
+            for level in (self.untried if len(flooded) else ())
+        }
+        return [level for level, index in nearest.items() if index in indices]
+
 
 def landscape(trials: Iterable[TrialRecord], *, maximize: bool, highest: float) -> Landscape | None:
     """Return the values over levels, or None if no level is complete.
@@ -99,7 +113,8 @@ def landscape(trials: Iterable[TrialRecord], *, maximize: bool, highest: float) 
         maximize: whether a larger metric is better.
         highest: of all levels of the study.
     """
-    rows = {trial.level: (trial, found) for trial in _preferred(trials) if (found := _rungs(trial))}
+    trials = _preferred(trials)
+    rows = {trial.level: (trial, found) for trial in trials if (found := _rungs(trial))}
     by_level = [rows[level] for level in sorted(level for level in rows if level is not None)]
     if not any(trial.state == "complete" for trial, _ in by_level):
         return None
@@ -121,7 +136,14 @@ def landscape(trials: Iterable[TrialRecord], *, maximize: bool, highest: float) 
         measured=np.asarray(np.isfinite(table[:, known]).any(axis=2)),
         top=_top(levels[known], table[:, known], highest),
         highest=highest,
+        untried=tuple(sorted({level for trial in trials for level in _untried(trial)} - rows.keys())),
     )
+
+
+def _untried(trial: TrialRecord) -> list[float]:
+    """Return the level of a trial that was pruned before its first epoch."""
+    aside = trial.state == "pruned" and trial.cause == "pruned" and trial.epoch == 0
+    return [trial.level] if aside and trial.level is not None else []
 
 
 def _levels(trials: Iterable[TrialRecord]) -> Array:

@@ -314,6 +314,30 @@ def record(entries: Sequence[Entry]) -> set[int]:
     return lost
 
 
+def set_aside(together: Sequence[Ticket]) -> dict[int, Decision]:
+    """Return which tickets of a bracket halving does not begin with, by number.
+
+    A pure function of the grid: a bracket that another worker takes up again begins with the same levels.
+
+    Args:
+        together: of one bracket, with the same parameters beside the level.
+    """
+    first = together[0]
+    spec, pruner = first.study.spec, first.asked.pruner
+    if spec.search.sampler != "grid" or not isinstance(pruner, HalvingPruner):
+        return {}
+    wanted = tickets(spec)
+    bracket = brackets(spec, len(wanted))
+    levels = {}
+    for number, parameters in enumerate(wanted):
+        beside = dict(parameters or {})
+        level = float(beside.pop("level", 0.0))
+        if level > 0 and bracket(number) == bracket(first.number) and beside == dict(first.beside):
+            levels[number] = level
+    aside = pruner.begin(levels)
+    return {one.number: aside[one.number] for one in together if one.number in aside and not one.confirms}
+
+
 def judge(standings: Mapping[int, tuple[Ticket, Standing]], epoch: int) -> dict[int, Decision]:
     """Ask the study's pruner about tickets that have reached a rung together; their reports are written.
 
@@ -330,10 +354,13 @@ def judge(standings: Mapping[int, tuple[Ticket, Standing]], epoch: int) -> dict[
     first = next(iter(tickets.values()))
     pruner = first.asked.pruner
     if isinstance(pruner, HalvingPruner):
-        rivals = _rivals(first, tickets, epoch) if epoch in pruner.rungs else {}
-        together = pruner.judge(
-            {**rivals, **{n: one for n, (_, one) in standings.items()}}, epoch, _scale(first.study)
-        )
+        own = {number: one for number, (_, one) in standings.items()}
+        rivals, began = {}, own
+        if epoch in pruner.rungs:
+            rivals = _rivals(first, tickets, epoch)
+            began = {**own, **_rivals(first, tickets, pruner.rungs[0])}
+        above = sum(one.level > 0 for one in began.values())
+        together = pruner.judge({**rivals, **own}, epoch, _scale(first.study), above)
         decisions = {number: together[number] for number in tickets}
     else:
         decisions = {number: _asked(ticket, epoch) for number, ticket in tickets.items()}

@@ -12,9 +12,11 @@ import torch
 
 from floodsearch import queue
 from floodsearch.analysis import latest
+from floodsearch.answers import answer
 from floodsearch.bracket import Bracket
 from floodsearch.heart import Heart, Leave, Settings
-from floodsearch.search.halving import Standing, halve, rungs
+from floodsearch.search.halving import Standing, halve, rungs, spread
+from floodsearch.search.pruners import HalvingPruner
 from floodsearch.storage import tables
 from floodsearch.storage.studies import put_study, read_trials
 from floodsearch.trainer import Cohorts
@@ -35,7 +37,8 @@ def _same_threads_afterwards():
 
 
 def cut(standings, *, reduction=3.0, ties=0.0, highest=1.0):
-    return halve(standings, epoch=10, highest=highest, reduction=reduction, ties=ties)
+    keep = math.ceil(sum(one.level > 0 for one in standings.values()) / reduction)
+    return halve(standings, epoch=10, highest=highest, keep=max(1, keep), ties=ties)
 
 
 def drawn(seed, *, count=None, forked=0.8):
@@ -65,8 +68,9 @@ def test_what_every_rung_promises(seed):
         above = {ticket for ticket, one in standings.items() if one.level > 0}
         assert stopped <= {ticket for ticket in above if standings[ticket].forked}
         assert len(above - stopped) >= math.ceil(len(above) / reduction) >= 1
-        if all(standings[ticket].forked for ticket in above) and ties == 0:
-            assert len(above - stopped) == math.ceil(len(above) / reduction)
+        if ties == 0:
+            judged = {ticket for ticket in above if standings[ticket].forked}
+            assert len(judged - stopped) == min(len(judged), math.ceil(len(above) / reduction))
         for ticket in stopped:
             assert "pruned" in decisions[ticket].reason
             assert "epoch 10" in decisions[ticket].reason
@@ -162,6 +166,34 @@ def test_larger_ties_keep_more(seed):
     assert not kept[-1]
 
 
+# What is tried
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 9, 10, 50])
+@pytest.mark.parametrize("total", [1, 2, 9, 10, 25, 50, 101])
+def test_the_levels_that_are_tried_are_spread_evenly(total, count):
+    """So many of the grid as asked or all, the highest among them, with gaps that differ by one step."""
+    levels = [0.0, *(round(0.02 * index, 2) for index in range(1, total + 1))]
+    found = spread(list(reversed(levels)), count)
+    assert found == sorted(set(found))
+    assert set(found) <= set(levels[1:])
+    assert len(found) == min(total, count)
+    assert found[-1] == levels[-1]
+    gaps = np.diff([0, *(levels.index(level) for level in found)])
+    assert gaps.max() - gaps.min() <= 1
+
+
+def test_a_share_of_those_that_began_is_kept():
+    """What a rung keeps does not grow with the levels that flood only then, and cost nothing before."""
+    pruner = HalvingPruner((10, 20, 40), levels=9, reduction=3, ties=0.0, brackets=1)
+    standings = {n: Standing(1000.0 * n, float(n), n > 6) for n in range(1, 10)}
+    assert pruned(pruner.judge(standings, 10, 1.0, 9)) == set()
+    late = {n: dataclasses.replace(one, forked=True) for n, one in standings.items()}
+    assert pruned(pruner.judge(late, 20, 1.0, 9)) == set(range(1, 9))
+    assert pruned(pruner.judge(late, 40, 1.0, 9)) == set(range(1, 9))
+    assert pruned(pruner.judge(late, 40, 1.0, 28)) == set(range(1, 8))
+
+
 # The rungs
 
 
@@ -182,7 +214,7 @@ def test_rungs_are_validated_epochs_before_the_end(epochs, every, first, growth)
 
 def test_the_usual_rungs():
     """The default of 500 epochs, validated every 5."""
-    assert rungs(500, 5, first=0.03, growth=2.0) == (15, 30, 60, 120, 240, 480)
+    assert rungs(500, 5, first=0.08, growth=2.0) == (40, 80, 160, 320)
 
 
 # Whole brackets
@@ -243,6 +275,26 @@ def test_a_worker_halves_a_bracket(make_study):
         assert max(one.epoch for one in curves(study)[trial.ticket]) == (trial.epoch or 24)
     [worker] = tables.read_workers(study.database, study.uuid)
     assert worker.epochs_run < sum(map(len, curves(study).values())) < 9 * 2 * 24
+
+
+@pytest.mark.parametrize("storage_url", ["sqlite"], indirect=True)
+def test_levels_that_are_not_tried_are_not_trained(make_study):
+    """They end as pruned, with the reason; an interval that ends beside them holds them."""
+    study = make_study(halving={"levels": 4})
+    assert work(study, HERE, Leave()) == "all tickets are finished"
+    newest = latest(read_trials(study))
+    aside = {one.level for one in newest.values() if one.epoch == 0}
+    assert aside == {0.1, 0.3, 0.5, 0.7}
+    assert {one.reason for one in newest.values() if one.level in aside} == {
+        "pruned before the first epoch: 4 levels, evenly spread, are tried"
+    }
+    assert not {one.ticket for one in newest.values() if one.epoch == 0} & curves(study).keys()
+    found = answer(study)
+    assert found.level not in aside
+    assert (found.trials.complete + found.trials.pruned, found.finished) == (9, True)
+    in_parts = make_study("parts", halving={"levels": 4, "brackets": 2})
+    work(in_parts, HERE, Leave())
+    assert sum(one.epoch == 0 for one in latest(read_trials(in_parts)).values()) == 4
 
 
 @pytest.mark.parametrize("storage_url", ["sqlite"], indirect=True)

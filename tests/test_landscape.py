@@ -98,6 +98,27 @@ def test_what_has_no_end_does_not_count(fields):
     assert landscape(trials[1:], maximize=True, highest=0.5) is None
 
 
+def test_an_untried_level_is_as_good_as_the_one_beside_it():
+    """The nearest flooded level stands for a level that was never trained; level 0 stands for none."""
+    aside = [
+        replace(trial(10 + i, level, {0: []}, cause="pruned"), rungs={})
+        for i, level in enumerate((0.05, 0.12, 0.25, 0.4))
+    ]
+    tried = [
+        trial(0, 0.0, {10: [0.5], EPOCHS: [0.5]}),
+        trial(1, 0.1, {10: [0.7]}),
+        trial(2, 0.3, {10: [0.8], EPOCHS: [0.8]}),
+    ]
+    found = land([*aside, *tried])
+    assert found.levels.tolist() == [0.0, 0.1, 0.3]
+    assert found.untried == (0.05, 0.12, 0.25, 0.4)
+    assert found.untried_beside([0]) == []
+    assert found.untried_beside([0, 1]) == [0.05, 0.12]
+    assert found.untried_beside([2]) == [0.25, 0.4]
+    lost = replace(trial(9, 0.4, {10: []}, cause="pruned"), rungs={})
+    assert land([*tried, lost]).untried == (), "it was trained, and its curve was deleted"
+
+
 def test_a_seed_whose_curve_is_lost_leaves_its_trial_out():
     """A complete trial that misses a seed is not compared with those that have it."""
     whole = [trial(0, 0.0, {EPOCHS: [0.5, 0.6]}), trial(1, 0.2, {EPOCHS: [0.7, 0.7]})]

@@ -99,6 +99,8 @@ def test_a_spec_names_its_pruner(name, make_spec):
     [
         ("median", {"startup": -1}, "startup must be at least 0, but is -1"),
         ("median", {"warmup": -5}, "warmup must be at least 0, but is -5"),
+        ("halving", {"levels": 0}, "levels must be at least 1, but is 0"),
+        ("halving", {"brackets": 0}, "brackets must be at least 1, but is 0"),
         ("hyperband", {"first": 0}, "first must be at least 1, but is 0"),
         ("hyperband", {"first": 101}, "first must be at most the 100 epochs, but is 101"),
         ("hyperband", {"reduction": 1}, "reduction must be at least 2, but is 1"),

@@ -192,6 +192,32 @@ def test_json_has_the_agreed_keys(recorded):
     assert found["regret"] >= 0
 
 
+def test_tables_are_pooled_by_their_differences_to_the_reference():
+    """Each table counts alike; one without independent studies, or without the reference, does not."""
+
+    def outcome(table, strategy, *accuracies, size=1, independent=2):
+        zeros = (0.0,) * len(accuracies)
+        return replay.Outcome(Path(table), strategy, size, independent, accuracies, zeros, (0.1, 0.3))
+
+    found = replay.pooled(
+        [
+            outcome("a", replay.REFERENCE, 0.8, 0.6),
+            outcome("a", "mine", 0.9, 0.6),
+            outcome("b", replay.REFERENCE, 0.5, 0.5),
+            outcome("b", "mine", 0.6, 0.6),
+            outcome("c", replay.REFERENCE, 0.5, 0.5, independent=1),
+            outcome("c", "mine", 0.1, 0.1, independent=1),
+            outcome("d", "mine", 0.1, 0.1),
+        ]
+    )
+    reference, mine = found
+    assert (reference["difference"], reference["se"], reference["tables"]) == (0.0, 0.0, 2)
+    assert (mine["strategy"], mine["seeds_per_study"], mine["tables"]) == ("mine", 1, 2)
+    assert mine["difference"] == pytest.approx((0.05 + 0.1) / 2)
+    assert mine["se"] == pytest.approx(0.05 / 2)
+    assert (mine["cost"], mine["highest_cost"]) == pytest.approx((0.2, 0.2))
+
+
 # --- coverage --------------------------------------------------------------------------------------------
 
 

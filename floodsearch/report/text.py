@@ -94,7 +94,8 @@ def _pruned(epoch: int, notes: Sequence[TicketNote]) -> str:
     levels = sorted({note.level for note in notes if note.level is not None})
     named = ", ".join(f"{level:g}" for level in levels[:MOST_NAMED])
     more = ", ..." if len(levels) > MOST_NAMED else ""
-    return f"pruned at epoch {epoch}: {len(notes)} tickets, level {named}{more}"
+    when = f"at epoch {epoch}" if epoch else "before the first epoch"
+    return f"pruned {when}: {len(notes)} tickets, level {named}{more}"
 
 
 def _note(note: TicketNote) -> str:

@@ -1,15 +1,22 @@
-"""Successive halving of flood levels: at each rung the best part of a smoothed curve goes on.
+"""Successive halving of flood levels: a few are tried, and at each rung the best part of them goes on.
 
 A synchronous form of successive halving (Jamieson and Talwalkar, AISTATS 2016) for flooding. It differs where
 flooding does: it looks at recent values, because runs of one seed share their first epochs and with them
 their best value so far; it ranks levels by a curve smoothed over neighbours, because the value changes slowly
 with the level and single values are noisy; and it does not judge a level that has not begun to flood.
+
+It begins with a few levels of a grid. For the same epochs, few levels that are judged late say more than
+many that are judged early: early in a run the best levels are not those that are best at its end, and what
+neighbours would add is what the smoothing takes from them anyway. (Measured on recorded grids of 26 levels:
+all of them judged from 3 % of the epochs on lost .008 of test accuracy against the exhaustive grid with one
+seed and .016 with five, where flooding helps; nine of them, judged from 8 % on, lost .003 and nothing, at
+the same cost.)
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -33,22 +40,35 @@ class Standing:
     forked: bool = True
 
 
+def spread(levels: Sequence[float], count: int) -> list[float]:
+    """Return so many of the levels above 0, or all if they are fewer, spread evenly over them.
+
+    The highest is among them. At the other end stands level 0, which is always trained.
+    """
+    above = sorted({level for level in levels if level > 0})
+    if len(above) <= count:
+        return above
+    return [above[math.floor(len(above) * place / count + 0.5) - 1] for place in range(1, count + 1)]
+
+
 def halve(
-    standings: Mapping[int, Standing], *, epoch: int, highest: float, reduction: float, ties: float
+    standings: Mapping[int, Standing], *, epoch: int, highest: float, keep: int, ties: float
 ) -> dict[int, Decision]:
     """Return which levels go on after a rung: a pure function of what they came to at that rung.
+
+    A level that has not flooded yet goes on without a place among those that are kept: until it floods it
+    costs nothing.
 
     Args:
         standings: by ticket, all that have reached the rung; level 0 belongs to the curve, and is kept.
         epoch: of the rung, for the reasons.
         highest: level of the study, those that were pruned earlier included: the curve's scale.
-        reduction: one level in this many is kept, rounded up.
+        keep: so many levels that have flooded go on, at least one.
         ties: levels within this many standard errors of the curve below the last one kept go on too.
     """
     # In one order, so that sums round alike whoever asks: a bracket is judged again when its worker died.
     standings = dict(sorted(standings.items(), key=lambda item: (item[1].level, item[0])))
-    candidates = [ticket for ticket, one in standings.items() if one.level > 0]
-    keep = math.ceil(len(candidates) / reduction)
+    judged = [ticket for ticket, one in standings.items() if one.level > 0 and one.forked]
     values = _without_nan([one.value for one in standings.values()])
     curve = smooth([one.level for one in standings.values()], values, highest=highest)
     mean = dict(zip(standings, curve.mean.tolist(), strict=True))
@@ -57,18 +77,19 @@ def halve(
         error = dict(zip(standings, curve.se.tolist(), strict=True))
     for ticket in _without_value(standings):
         mean[ticket] = -math.inf
-    ranked = sorted(candidates, key=lambda ticket: (-mean[ticket], standings[ticket].level))
-    cut = mean[ranked[keep - 1]] if ranked else -math.inf
+    ranked = sorted(judged, key=lambda ticket: (-mean[ticket], standings[ticket].level))
+    cut = mean[ranked[:keep][-1]] if ranked else -math.inf
     decisions = {}
     for ticket, one in standings.items():
         if one.level == 0:
             decisions[ticket] = Decision(prune=False, reason="level 0 is never pruned")
             continue
-        place = f"{ranked.index(ticket) + 1} of {len(ranked)} at epoch {epoch}"
-        told = f"{place}, smoothed {abs(mean[ticket]):.4g}"
         if not one.forked:
             decisions[ticket] = Decision(prune=False, reason=f"kept: not flooded yet at epoch {epoch}")
-        elif mean[ticket] >= cut:
+            continue
+        place = f"{ranked.index(ticket) + 1} of {len(ranked)} at epoch {epoch}"
+        told = f"{place}, smoothed {abs(mean[ticket]):.4g}"
+        if mean[ticket] >= cut:
             decisions[ticket] = Decision(prune=False, reason=f"kept: {told}")
         elif mean[ticket] >= cut - ties * error[ticket]:
             decisions[ticket] = Decision(prune=False, reason=f"kept: {told}, tied with the best {keep}")

@@ -15,7 +15,7 @@ import optuna
 from optuna.pruners import BasePruner, HyperbandPruner, MedianPruner, NopPruner
 
 from floodsearch.records import Decision
-from floodsearch.search.halving import Standing, halve
+from floodsearch.search.halving import Standing, halve, spread
 from floodsearch.search.halving import rungs as halving_rungs
 from floodsearch.spec import Training
 
@@ -28,21 +28,48 @@ class HalvingPruner(BasePruner):
 
     Args:
         rungs: the epochs at which levels are judged.
+        levels: of a grid that are tried, over all its parts.
         reduction: one level in this many is kept at a rung.
         ties: levels within this many standard errors below the last one kept go on too.
         brackets: into how many parts a grid is cut.
     """
 
     rungs: tuple[int, ...]
+    levels: int
     reduction: float
     ties: float
     brackets: int
 
-    def judge(self, standings: Mapping[int, Standing], epoch: int, highest: float) -> dict[int, Decision]:
-        """Return the decisions on all levels that have reached a rung; at other epochs all go on."""
+    @property
+    def together(self) -> int:
+        """How many levels of one part of a grid are tried."""
+        return math.ceil(self.levels / self.brackets)
+
+    def begin(self, levels: Mapping[int, float]) -> dict[int, Decision]:
+        """Return which levels of one part of a grid are not tried, by ticket."""
+        tried = spread([*levels.values()], self.together)
+        aside = Decision(
+            prune=True, reason=f"pruned before the first epoch: {len(tried)} levels, evenly spread, are tried"
+        )
+        return {ticket: aside for ticket, level in levels.items() if level > 0 and level not in tried}
+
+    def judge(
+        self, standings: Mapping[int, Standing], epoch: int, highest: float, began: int
+    ) -> dict[int, Decision]:
+        """Return the decisions on all levels that have reached a rung; at other epochs all go on.
+
+        Args:
+            standings: by ticket.
+            epoch: that they have reached.
+            highest: level of the study.
+            began: how many levels above 0 have reached the first rung. What is kept is a share of these, not
+                of those that are left: where levels flood late, each rung has new ones to judge.
+        """
         if epoch not in self.rungs:
             return {ticket: Decision(prune=False, reason="not judged") for ticket in standings}
-        return halve(standings, epoch=epoch, highest=highest, reduction=self.reduction, ties=self.ties)
+        share = self.reduction ** (self.rungs.index(epoch) + 1)
+        keep = max(1, math.ceil(began / share - 1e-9))
+        return halve(standings, epoch=epoch, highest=highest, keep=keep, ties=self.ties)
 
     def epochs_left(self, levels: int, epoch: int, epochs: int) -> int:
         """Return the epochs that a bracket will still train with one seed, if no level ties.
@@ -71,22 +98,31 @@ class HalvingPruner(BasePruner):
             if epoch in one.intermediate_values and "level" in one.params
         }
         highest = max(one.level for one in reached.values())
-        return self.judge(reached, epoch, highest)[trial.number].prune
+        began = sum(
+            self.rungs[0] in one.intermediate_values and one.params.get("level", 0) > 0 for one in trials
+        )
+        return self.judge(reached, epoch, highest, began)[trial.number].prune
 
 
 def halving(
     training: Training,
     *,
-    first: float = 0.03,
+    levels: int = 9,
+    first: float = 0.08,
     growth: float = 2.0,
-    reduction: float = 4.0,
+    reduction: float = 3.0,
     ties: float = 0.0,
     brackets: int = 1,
 ) -> BasePruner:
     """Stop all but the best part of a bracket at a few rungs, by recent values smoothed over levels.
 
+    The defaults spend .10 of an exhaustive grid of 26 levels and .05 of one of 51: level 0 and the winner to
+    their ends are .077 and .039 of that. Around them the choice is flat: 7 to 9 levels, a first rung at .06
+    to .12 and one level in 3 or 4 kept differ by less than their errors (tests/benchmarks/RESULTS.md).
+
     Args:
         training: of the study.
+        levels: of a grid that are tried, evenly spread; the others are not trained.
         first: the first rung, as a share of the epochs.
         growth: from one rung to the next.
         reduction: one level in this many is kept.
@@ -99,9 +135,9 @@ def halving(
         raise ValueError(f"growth and reduction must be above 1, but are {growth} and {reduction}")
     if not (math.isfinite(ties) and ties >= 0):
         raise ValueError(f"ties must be at least 0, but is {ties}")
-    _at_least(1, brackets=brackets)
+    _at_least(1, levels=levels, brackets=brackets)
     judged_at = halving_rungs(training.epochs, training.validate_every, first=first, growth=growth)
-    return HalvingPruner(judged_at, reduction, ties, brackets)
+    return HalvingPruner(judged_at, levels, reduction, ties, brackets)
 
 
 def median(training: Training, *, startup: int = 5, warmup: int = 0) -> BasePruner:

@@ -1,6 +1,6 @@
 """Searches replayed on recorded curves: what each strategy chooses, and at what cost.
 
-    python -m tests.benchmarks.replay tests/benchmarks/tables/two_gaussians_10.npz [--json] [--repeats 1]
+    python -m tests.benchmarks.replay TABLE.npz [TABLE.npz ...] [--json] [--repeats 1] [--only STRATEGY ...]
 
 No training: floodsearch runs as it is, through its queue, worker, pruner and analysis, on a temporary SQLite
 file, and the epochs come from the table. Beside it stand Optuna's own searches on the same curves. Each seed
@@ -9,11 +9,16 @@ is a study of its own, and each block of five seeds that follow one another (in 
 Test accuracy is that of the chosen level at the last epoch, mean over the seeds of a study. Regret is against
 the level with the best mean test accuracy of those seeds. Cost is a share of all epochs of all levels. The
 standard error counts only studies that share no seed.
+
+Of several tables a pooled one follows: by how much a strategy's test accuracy differs from that of
+`exhaustive, smoothed` on the same seeds, as a mean over tables, each of which counts alike. Its standard
+error comes from the differences between the studies of a table; a table of one study is left out.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import math
 import os
@@ -84,9 +89,12 @@ def search(table: Table, seeds: Sequence[int], **changes: object) -> BestLevel:
     return found
 
 
-def floodsearch(table: Table, seeds: Sequence[int], repeat: int) -> Choice:
-    """Search with floodsearch's default settings."""
-    found = search(table, seeds, search={"seed": repeat})
+def floodsearch(
+    table: Table, seeds: Sequence[int], repeat: int, *, sampler: str = "grid", trials: int | None = None
+) -> Choice:
+    """Search with floodsearch's default settings, or with another sampler and so many trials."""
+    sampled = {} if trials is None else {"trials": trials}
+    found = search(table, seeds, search={"seed": repeat, "sampler": sampler, **sampled})
     return Choice(
         place(table, found.level), found.epochs_run / (len(table.levels) * len(seeds) * table.length)
     )
@@ -184,9 +192,17 @@ def _successive_halving(table: Table) -> optuna.pruners.BasePruner:
     return optuna.pruners.SuccessiveHalvingPruner(min_resource=first, reduction_factor=3)
 
 
+TRIALS = 10
+"""Of the samplers of floodsearch: as many as the default search tries levels, level 0 included."""
+REFERENCE = "exhaustive, smoothed"
+
 STRATEGIES: dict[str, Strategy] = {
     "floodsearch": floodsearch,
-    "exhaustive, smoothed": partial(exhaustive, smoothed=True),
+    **{
+        f"floodsearch {sampler}": partial(floodsearch, sampler=sampler, trials=TRIALS)
+        for sampler in ("heuristic", "tpe", "gp", "random")
+    },
+    REFERENCE: partial(exhaustive, smoothed=True),
     "exhaustive, highest": partial(exhaustive, smoothed=False),
     "optuna tpe + median": partial(with_optuna, sampler=_tpe, pruner=_median),
     "optuna tpe + hyperband": partial(with_optuna, sampler=_tpe, pruner=_hyperband),
@@ -209,7 +225,67 @@ def sizes(table: Table) -> list[int]:
     return [size for size in (1, GROUP) if size <= len(table.seeds)]
 
 
-def _run(path: Path, name: str, size: int, repeats: int) -> dict[str, object]:
+@dataclass(frozen=True)
+class Outcome:
+    """What a strategy came to on the studies of one table and number of seeds, one value a study."""
+
+    table: Path
+    strategy: str
+    seeds_per_study: int
+    independent: int
+    """How many of the studies share no seed."""
+    accuracies: tuple[float, ...]
+    regrets: tuple[float, ...]
+    costs: tuple[float, ...]
+
+    def error(self, values: Sequence[float]) -> float | None:
+        """Return the standard error of a mean over the studies."""
+        if self.independent < 2:
+            return None
+        return float(np.std(values, ddof=1)) / math.sqrt(self.independent)
+
+    def shown(self) -> dict[str, object]:
+        """Return the means."""
+        return {
+            "strategy": self.strategy,
+            "seeds_per_study": self.seeds_per_study,
+            "test_accuracy": float(np.mean(self.accuracies)),
+            "se": self.error(self.accuracies),
+            "regret": float(np.mean(self.regrets)),
+            "cost": float(np.mean(self.costs)),
+        }
+
+
+def pooled(outcomes: Sequence[Outcome]) -> list[dict[str, object]]:
+    """Return each strategy's difference to the reference over all tables, by number of seeds."""
+    reference = {
+        (one.table, one.seeds_per_study): one.accuracies for one in outcomes if one.strategy == REFERENCE
+    }
+    groups: dict[tuple[int, str], list[Outcome]] = {}
+    for one in outcomes:
+        if (one.table, one.seeds_per_study) in reference and one.independent > 1:
+            groups.setdefault((one.seeds_per_study, one.strategy), []).append(one)
+    rows = []
+    for (size, strategy), group in groups.items():
+        differences = [
+            np.subtract(one.accuracies, reference[one.table, one.seeds_per_study]) for one in group
+        ]
+        errors = [one.error(found.tolist()) or 0.0 for one, found in zip(group, differences, strict=True)]
+        rows.append(
+            {
+                "strategy": strategy,
+                "seeds_per_study": size,
+                "tables": len(group),
+                "difference": float(np.mean([found.mean() for found in differences])),
+                "se": math.hypot(*errors) / len(group),
+                "cost": float(np.mean([np.mean(one.costs) for one in group])),
+                "highest_cost": max(float(np.mean(one.costs)) for one in group),
+            }
+        )
+    return rows
+
+
+def _run(path: Path, name: str, size: int, repeats: int) -> Outcome:
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     table = Table.load(path)
     studies = studies_of(table, size)
@@ -220,43 +296,54 @@ def _run(path: Path, name: str, size: int, repeats: int) -> dict[str, object]:
         accuracies.append(np.mean([test[choice.level] for choice in found]))
         regrets.append(np.mean([test.max() - test[choice.level] for choice in found]))
         costs.append(np.mean([choice.cost for choice in found]))
-    disjoint = len(table.seeds) // size
-    error = float(np.std(accuracies, ddof=1)) / math.sqrt(disjoint) if disjoint > 1 else None
-    return {
-        "strategy": name,
-        "seeds_per_study": size,
-        "test_accuracy": float(np.mean(accuracies)),
-        "se": error,
-        "regret": float(np.mean(regrets)),
-        "cost": float(np.mean(costs)),
-    }
+    return Outcome(
+        path, name, size, len(table.seeds) // size, tuple(accuracies), tuple(regrets), tuple(costs)
+    )
 
 
 def main() -> None:
-    """Replay all strategies and print a table, or JSON."""
+    """Replay all strategies and print a table each, or JSON: a list, of several tables by their names."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("table", type=Path)
+    parser.add_argument("tables", type=Path, nargs="+", metavar="TABLE.npz")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--repeats", type=int, default=1, help="of each search, with another seed")
-    parser.add_argument("--only", choices=STRATEGIES, help="one strategy")
+    parser.add_argument("--only", choices=STRATEGIES, nargs="+", help="these strategies", metavar="STRATEGY")
+    parser.add_argument("--processes", type=int, help="by default one a core")
     arguments = parser.parse_args()
     jobs = [
-        (arguments.table, name, size, arguments.repeats)
-        for size in sizes(Table.load(arguments.table))
-        for name in ([arguments.only] if arguments.only else STRATEGIES)
+        (path, name, size, arguments.repeats)
+        for path in arguments.tables
+        for size in sizes(Table.load(path))
+        for name in arguments.only or STRATEGIES
     ]
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    with ProcessPoolExecutor() as pool:
-        results = list(pool.map(_run, *zip(*jobs, strict=True)))
+    with ProcessPoolExecutor(arguments.processes) as pool:
+        outcomes = list(pool.map(_run, *zip(*jobs, strict=True)))
+    by_table = {
+        path.stem: [one.shown() for one in found]
+        for path, found in itertools.groupby(outcomes, key=lambda one: one.table)
+    }
     if arguments.json:
-        print(json.dumps(results, indent=2))
+        several = {**by_table, "pooled": pooled(outcomes)}
+        print(json.dumps(several if len(by_table) > 1 else next(iter(by_table.values())), indent=2))
         return
-    print(f"{'strategy':<24} {'seeds':>5}  {'test accuracy':>16}  {'regret':>7}  {'cost':>6}")
-    for one in results:
-        error = "       " if one["se"] is None else f"± {one['se']:.4f}"
+    for name, rows in by_table.items():
+        print(f"{name:<24} {'seeds':>5}  {'test accuracy':>16}  {'regret':>7}  {'cost':>6}")
+        for one in rows:
+            error = "       " if one["se"] is None else f"± {one['se']:.4f}"
+            print(
+                f"{one['strategy']:<24} {one['seeds_per_study']:>5}  {one['test_accuracy']:>8.4f} {error}"
+                f"  {one['regret']:>7.4f}  {one['cost']:>6.3f}"
+            )
+        print()
+    if len(by_table) == 1:
+        return
+    print(f"{'pooled':<24} {'seeds':>5} {'tables':>6}  {'difference':>17}  {'cost':>6}  {'highest':>7}")
+    for one in pooled(outcomes):
         print(
-            f"{one['strategy']:<24} {one['seeds_per_study']:>5}  {one['test_accuracy']:>8.4f} {error}"
-            f"  {one['regret']:>7.4f}  {one['cost']:>6.3f}"
+            f"{one['strategy']:<24} {one['seeds_per_study']:>5} {one['tables']:>6}"
+            f"  {one['difference']:>+8.4f} ± {one['se']:.4f}"
+            f"  {one['cost']:>6.3f}  {one['highest_cost']:>7.3f}"
         )
 
 
