@@ -229,23 +229,3 @@ def eventually() -> Callable[..., Any]:
         return value
 
     return wait
-
-
-@pytest.fixture(scope="session")
-def torchvision_datasets() -> Any:
-    """Give `torchvision.datasets`, also beside a torch of another build.
-
-    The compiled operators of a torchvision that was built for a GPU do not load beside a torch for the CPU,
-    and its import asks for two of them. The data sets need none.
-    """
-    import torch
-
-    try:
-        import torchvision
-    except RuntimeError:
-        for operator in ("nms", "qnms"):
-            schema = "(Tensor boxes, Tensor scores, float threshold) -> Tensor"
-            torch.library.define(f"torchvision::{operator}", schema)
-    import torchvision.datasets
-
-    return torchvision.datasets

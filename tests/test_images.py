@@ -22,6 +22,7 @@ import numpy as np
 import pytest
 import scipy.io
 import torch
+import torchvision
 from torch import Tensor, nn
 
 from floodsearch import queue
@@ -138,7 +139,7 @@ def write_set(folder: Path, name: str, datasets: Any, change: pytest.MonkeyPatch
 
 
 @pytest.fixture
-def datasets(torchvision_datasets, monkeypatch):
+def datasets(monkeypatch):
     """Give torchvision.datasets without a network, and forget what was loaded before."""
 
     def away(*_: Any, **__: Any) -> None:
@@ -146,7 +147,7 @@ def datasets(torchvision_datasets, monkeypatch):
 
     monkeypatch.setattr("urllib.request.urlopen", away)
     load.cache_clear()
-    yield torchvision_datasets
+    yield torchvision.datasets
     load.cache_clear()
 
 
