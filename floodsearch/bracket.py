@@ -92,7 +92,7 @@ class Bracket:
 
     def _tried(self, tickets: Sequence[Ticket]) -> list[Ticket]:
         """Return the tickets that are trained; write down how the others ended."""
-        aside = (attempt(lambda: queue.set_aside(tickets)) or {}) if tickets else {}
+        aside = queue.set_aside(tickets) if tickets else {}
         for ticket in tickets:
             if (decision := aside.get(ticket.number)) is not None:
                 self._ended(ticket.number, "pruned", lambda: queue.prune(ticket, decision))  # noqa: B023 - called at once
