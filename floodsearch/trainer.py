@@ -15,7 +15,8 @@ from floodsearch.search.space import Space
 from floodsearch.spec import AUTO
 from floodsearch.storage.studies import StoredStudy
 from floodsearch.training.cohort import Cohort, Step
-from floodsearch.training.run import Plan
+from floodsearch.training.engine import Loop
+from floodsearch.training.progress import Plan
 from floodsearch.training.trunk import Trunks
 
 ROOM = 2**30
@@ -76,7 +77,7 @@ class Cohorts:
         if self._trunks is None or self._of != (study.uuid, epochs, recipe):
             room = ROOM // len(spec.training.seeds)
             plan = _plan(study, beside, epochs)
-            self._trunks = Trunks(task_of(spec, beside), plan, self.device, room=room)
+            self._trunks = Trunks(Loop(task_of(spec, beside), plan, self.device), room=room)
             self._of = study.uuid, epochs, recipe
         self._trunks.drop_broken()
         if spec.levels.high != AUTO:
