@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
@@ -15,12 +16,16 @@ from floodsearch.search.space import Space
 from floodsearch.spec import AUTO
 from floodsearch.storage.studies import StoredStudy
 from floodsearch.training.cohort import Cohort, Step
-from floodsearch.training.engine import Loop
+from floodsearch.training.engine import Engine, Loop
 from floodsearch.training.progress import Plan
+from floodsearch.training.stack import Stack
+from floodsearch.training.stackable import obstacle
 from floodsearch.training.trunk import Trunks
 
 ROOM = 2**30
 """Bytes for the past of all trunks together, from which later cohorts fork."""
+
+log = logging.getLogger("floodsearch.worker")
 
 
 class Members(Protocol):
@@ -76,13 +81,31 @@ class Cohorts:
         recipe = {name: value for name, value in beside.items() if name in spec.training.searched}
         if self._trunks is None or self._of != (study.uuid, epochs, recipe):
             room = ROOM // len(spec.training.seeds)
-            plan = _plan(study, beside, epochs)
-            self._trunks = Trunks(Loop(task_of(spec, beside), plan, self.device), room=room)
+            self._trunks = Trunks(self._engine(study, beside, epochs), room=room)
             self._of = study.uuid, epochs, recipe
         self._trunks.drop_broken()
         if spec.levels.high != AUTO:
             self._trunks.fork_above(min(level for level in Space.of(spec).candidates() if level > 0))
         return self._trunks
+
+    def _engine(self, study: StoredStudy, beside: Mapping[str, Parameter], epochs: int) -> Engine:
+        """Return the study's engine; runs that cannot be stacked are trained one after the other."""
+        task, plan = task_of(study.spec, beside), _plan(study, beside, epochs)
+        if (study.engine or default_engine(self.device)) == "loop":
+            return Loop(task, plan, self.device)
+        if (reason := obstacle(task, self.device, study.spec.training.seeds[0])) is not None:
+            log.info("runs are trained one after the other, not as a stack: %s", reason)
+            return Loop(task, plan, self.device)
+        log.info("runs are trained as stacks")
+        return Stack(task, plan, self.device)
+
+
+def default_engine(device: torch.device) -> str:
+    """Return the engine of a study that leaves it open and whose first worker is on a device.
+
+    A GPU waits for launches on models that fit a stack. A CPU gains on small models only, if many train.
+    """
+    return "stack" if device.type == "cuda" else "loop"
 
 
 def _plan(study: StoredStudy, beside: Mapping[str, Parameter], epochs: int) -> Plan:

@@ -168,13 +168,13 @@ class Cohort:
             errors |= {
                 (m, seed): trunk.error for m in members if m not in crossed and trunk.error is not None
             }
-        if self.last:
-            trunk.forget(self.epoch)
         for member in sorted(crossed):
             try:
                 self.runs[member, seed] = trunk.fork(self.epoch, self.levels[member])
             except (Exception, SystemExit) as error:  # not every model can be made a second time
                 errors[member, seed] = error
+        if self.last:
+            trunk.forget(self.epoch)
 
     def _take_in(self, outcomes: Mapping[tuple[int, int], Outcome], step: Step, errors: Errors) -> None:
         """Take in what an epoch of some runs came to; it may be one that a later fork repeats."""
