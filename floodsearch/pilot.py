@@ -14,11 +14,11 @@ from collections.abc import Sequence
 from floodsearch import queue
 from floodsearch.errors import DivergedError
 from floodsearch.heart import Heart
-from floodsearch.records import EpochRecord, Parameter, Pilot
+from floodsearch.records import EpochRecord, Pilot
 from floodsearch.retry import first_line, persistently
 from floodsearch.storage import tables
 from floodsearch.storage.studies import StoredStudy
-from floodsearch.trainer import Cohorts
+from floodsearch.trainer import Cohorts, first_choices
 from floodsearch.training.trunk import Trunk
 
 MARGIN = 1.25
@@ -73,7 +73,7 @@ def _find(study: StoredStudy, cohorts: Cohorts, heart: Heart) -> None:
 def _conduct(study: StoredStudy, cohorts: Cohorts, heart: Heart) -> Pilot | None:
     """Train the start of all seeds; None if there is a reason to leave before the end."""
     training = study.spec.training
-    beside: dict[str, Parameter] = {name: choices[0] for name, choices in training.searched.items()}
+    beside = first_choices(study.spec)
     trunks = cohorts.trunks(study, beside, training.epochs)
     most = max(round(MOST * training.epochs), STILL_VALIDATIONS * training.validate_every)
     minima, epochs, seconds = [], 0, 0.0

@@ -172,6 +172,7 @@ class Training(Section):
     )
     validate_every: int = Field(5, ge=1)
     schedule: str = "constant"
+    engine: Literal["auto", "loop", "stack"] = "auto"
     recipe: dict[str, Choices | Setting] = {}
 
     def problems(self) -> Iterator[Problem]:

@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 import torch
+from torch.nn.modules.conv import _ConvNd
 
 from floodsearch import queue
 from floodsearch.catalog import schedule_settings, task_of
 from floodsearch.queue import Ticket
 from floodsearch.records import EpochRecord, Parameter
 from floodsearch.search.space import Space
-from floodsearch.spec import AUTO
+from floodsearch.spec import AUTO, Spec
 from floodsearch.storage.studies import StoredStudy
 from floodsearch.training.cohort import Cohort, Step
-from floodsearch.training.run import Plan
+from floodsearch.training.engine import Engine, Loop
+from floodsearch.training.progress import Plan
+from floodsearch.training.stack import Stack
+from floodsearch.training.stackable import obstacle
 from floodsearch.training.trunk import Trunks
 
 ROOM = 2**30
 """Bytes for the past of all trunks together, from which later cohorts fork."""
+
+log = logging.getLogger("floodsearch.worker")
 
 
 class Members(Protocol):
@@ -75,13 +82,40 @@ class Cohorts:
         recipe = {name: value for name, value in beside.items() if name in spec.training.searched}
         if self._trunks is None or self._of != (study.uuid, epochs, recipe):
             room = ROOM // len(spec.training.seeds)
-            plan = _plan(study, beside, epochs)
-            self._trunks = Trunks(task_of(spec, beside), plan, self.device, room=room)
+            self._trunks = Trunks(self._engine(study, beside, epochs), room=room)
             self._of = study.uuid, epochs, recipe
         self._trunks.drop_broken()
         if spec.levels.high != AUTO:
             self._trunks.fork_above(min(level for level in Space.of(spec).candidates() if level > 0))
         return self._trunks
+
+    def _engine(self, study: StoredStudy, beside: Mapping[str, Parameter], epochs: int) -> Engine:
+        """Return the study's engine; runs that cannot be stacked are trained one after the other."""
+        task, plan = task_of(study.spec, beside), _plan(study, beside, epochs)
+        if (study.engine or default_engine(self.device)) == "loop":
+            return Loop(task, plan, self.device)
+        if (reason := obstacle(task, self.device, study.spec.training.seeds[0])) is not None:
+            log.info("runs are trained one after the other, not as a stack: %s", reason)
+            return Loop(task, plan, self.device)
+        log.info("runs are trained as stacks")
+        return Stack(task, plan, self.device)
+
+
+def default_engine(study: StoredStudy, device: torch.device) -> str:
+    """Return the engine of a study that leaves it open and whose first worker is on a device.
+
+    A GPU waits for launches on models of matrices. Convolutions fill it by themselves, and a stack would
+    compute its empty lanes too. A CPU gains on small models only, if many train.
+    """
+    if device.type != "cuda":
+        return "loop"
+    model = task_of(study.spec, first_choices(study.spec)).model()
+    return "loop" if any(isinstance(part, _ConvNd) for part in model.modules()) else "stack"
+
+
+def first_choices(spec: Spec) -> dict[str, Parameter]:
+    """Return the first of all choices of the recipe, where one has to stand for the others."""
+    return {name: choices[0] for name, choices in spec.training.searched.items()}
 
 
 def _plan(study: StoredStudy, beside: Mapping[str, Parameter], epochs: int) -> Plan:

@@ -23,7 +23,7 @@ from floodsearch.retry import persistently
 from floodsearch.spec import AUTO
 from floodsearch.storage import tables
 from floodsearch.storage.studies import StoredStudy, read_trials, versions
-from floodsearch.trainer import Cohorts, Trainer
+from floodsearch.trainer import Cohorts, Trainer, default_engine
 from floodsearch.training.randomness import borrowed
 
 log = logging.getLogger("floodsearch.worker")
@@ -59,6 +59,8 @@ def work(study: StoredStudy, settings: Settings, leave: Leave, trainer: Trainer 
         versions=versions() | {"platform": platform.platform()},
     )
     log.info("worker %d trains study %s on %s", worker, study.name, device)
+    if study.engine is None:
+        study = persistently(lambda: study.settle_engine(default_engine(study, device)))
     cohorts = Cohorts(device)
     with borrowed(device), Heart(study, worker, settings, leave) as heart:
         while not leave.wanted.is_set():

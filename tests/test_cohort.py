@@ -19,7 +19,9 @@ from floodsearch.tasks.models import mlp
 from floodsearch.tasks.streams import stream
 from floodsearch.tasks.task import Data, Recipe, Split, Task
 from floodsearch.training.cohort import Cohort, Step
-from floodsearch.training.run import Plan, Run
+from floodsearch.training.engine import Loop
+from floodsearch.training.progress import Plan
+from floodsearch.training.run import Run
 from floodsearch.training.trunk import Trunks
 
 CPU = torch.device("cpu")
@@ -229,7 +231,7 @@ def test_level_zero_never_forks():
 def test_a_later_cohort_is_exact_and_trains_its_trunks_no_second_time(room):
     """Whatever is kept of a trunk's past: levels fork from it as if alone, and its own epochs are not new."""
     task, plan, seeds = TASKS["all of it"], Plan(epochs=8, validate_every=3), (0, 5)
-    trunks = Trunks(task, plan, CPU, room=room)
+    trunks = Trunks(Loop(task, plan, CPU), room=room)
     first = Together(make_cohort(task, plan, {0: 0.0}, seeds, trunks=trunks, last=False))
     assert first.trained == plan.epochs * len(seeds)
     later = Together(make_cohort(task, plan, LEVELS, seeds, trunks=trunks, last=False))
@@ -248,7 +250,7 @@ def test_a_later_cohort_is_exact_and_trains_its_trunks_no_second_time(room):
 def test_trunks_that_serve_no_later_cohort_keep_nothing_of_the_past():
     """Memory: behind the last cohort that uses it a trunk lets its states go."""
     task, plan = TASKS["adam"], Plan(epochs=8)
-    trunks = Trunks(task, plan, CPU, room=10**9)
+    trunks = Trunks(Loop(task, plan, CPU), room=10**9)
     trunks.of(0).reach(4, forks=False)
     cohort = make_cohort(task, plan, {0: 0.0, 1: 0.3}, (0,), trunks=trunks, last=True)
     for _ in range(4):
@@ -266,7 +268,7 @@ def test_a_trunk_that_broke_is_trained_again_when_its_cause_is_gone():
         return functional.cross_entropy(outputs, labels)
 
     task, plan = make_task(loss=loss), Plan(epochs=3)
-    trunks = Trunks(task, plan, CPU, room=10**6)
+    trunks = Trunks(Loop(task, plan, CPU), room=10**6)
     broken = Together(make_cohort(task, plan, {0: 0.0}, (0,), trunks=trunks, last=False))
     assert isinstance(broken.failed[0], OSError)
     fails[0] = False

@@ -20,7 +20,8 @@ from floodsearch.tasks.streams import stream, stream_seed
 from floodsearch.tasks.synthetic import two_gaussians
 from floodsearch.tasks.task import Data, Recipe, Split, Task
 from floodsearch.training.batches import batches, chunks
-from floodsearch.training.run import Plan, Run, evaluate
+from floodsearch.training.progress import Plan
+from floodsearch.training.run import Run, evaluate
 
 CPU = torch.device("cpu")
 SAMPLES = 50

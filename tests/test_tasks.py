@@ -29,8 +29,9 @@ from floodsearch.tasks.synthetic import (
     two_gaussians_posterior,
 )
 from floodsearch.tasks.task import Data, Recipe, Split, Task, build_optimizer, build_task, find_task
+from floodsearch.training.progress import Plan
 from floodsearch.training.randomness import borrowed
-from floodsearch.training.run import Plan, Run
+from floodsearch.training.run import Run
 
 SMALL = {"width": 8, "depth": 1}
 SPLITS = ("train", "validation", "test")

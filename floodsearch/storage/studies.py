@@ -23,8 +23,8 @@ from floodsearch.storage import tables, trials
 from floodsearch.storage.database import Database
 from floodsearch.studyfile import ONE_LEVEL
 
-SPEC, UUID, VERSIONS, STOPPED, PILOT = (
-    f"floodsearch:{name}" for name in ("spec", "uuid", "versions", "stopped", "pilot")
+SPEC, UUID, VERSIONS, STOPPED, PILOT, ENGINE = (
+    f"floodsearch:{name}" for name in ("spec", "uuid", "versions", "stopped", "pilot", "engine")
 )
 LEASE_SECONDS = 60
 
@@ -48,6 +48,7 @@ class StoredStudy:
         uuid: ours, which nobody gets again.
         spec: what was asked, as of when it was read, with the highest level that the pilot found.
         pilot: what the pilot found; None before, and where the highest level was given.
+        engine: how its runs are trained, `loop` or `stack`; None where a worker has yet to settle it.
     """
 
     database: Database
@@ -56,6 +57,7 @@ class StoredStudy:
     uuid: str
     spec: Spec
     pilot: Pilot | None = None
+    engine: str | None = None
 
     @property
     def question(self) -> Question:
@@ -77,6 +79,14 @@ class StoredStudy:
     def settle(self, pilot: Pilot) -> None:
         """Store what the pilot found."""
         self.database.optuna.set_study_user_attr(self.id, PILOT, json.dumps(asdict(pilot)))
+
+    def settle_engine(self, engine: str) -> StoredStudy:
+        """Return the study with an engine: the one it has, or else this one, from now on for all workers."""
+        with lease(self.database, self.uuid, "engine"):
+            now = self.reread()
+            if now.engine is None:
+                self.database.optuna.set_study_user_attr(self.id, ENGINE, engine)
+        return self.reread()
 
     def stopped(self) -> str | None:
         """Return why no ticket is handed out any more, or None."""
@@ -132,7 +142,9 @@ def _study(database: Database, name: str, study_id: int) -> StoredStudy:
         found = json.loads(attributes[PILOT])
         pilot = Pilot(**{**found, "minima": tuple(found["minima"])})
         spec = spec.up_to(pilot.bound)
-    return StoredStudy(database, name, study_id, attributes[UUID], spec, pilot)
+    asked = spec.training.engine
+    engine = attributes.get(ENGINE) if asked == AUTO else asked
+    return StoredStudy(database, name, study_id, attributes[UUID], spec, pilot, engine)
 
 
 def _asked(attributes: Mapping[str, str], name: str) -> Spec:

@@ -19,8 +19,9 @@ from floodsearch.errors import DivergedError
 from floodsearch.records import EpochRecord
 from floodsearch.schedules import forks
 from floodsearch.tasks.task import Task
-from floodsearch.training.run import Plan, Run
-from floodsearch.training.trunk import Trunks
+from floodsearch.training.engine import AnyRun, Loop, Outcome
+from floodsearch.training.progress import Plan
+from floodsearch.training.trunk import Trunk, Trunks, train
 
 
 @dataclass
@@ -38,6 +39,10 @@ class Step:
     trained: int = 0
 
 
+Errors = dict[tuple[int, int], BaseException]
+"""What the runs of an epoch raised, by (member, seed)."""
+
+
 class Cohort:
     """Members, each a level with a run per seed, trained in lockstep, epoch by epoch.
 
@@ -47,7 +52,8 @@ class Cohort:
         levels: by member, in the unit of the task's loss; a member is named by any number.
         seeds: by member, those of its runs.
         device: where they train.
-        trunks: of earlier cohorts with the same task and plan, which are trained no second time.
+        trunks: of earlier cohorts with the same task, plan and device, which are trained no second time.
+            Their engine trains the members too; by default one that trains them one after the other.
         last: whether nobody will fork from these trunks again.
     """
 
@@ -62,12 +68,14 @@ class Cohort:
         trunks: Trunks | None = None,
         last: bool = True,
     ) -> None:
-        self.task, self.plan, self.device, self.last = task, plan, device, last
+        self.plan, self.last = plan, last
         self.levels = dict(levels)
         self.seeds = {member: tuple(seeds[member]) for member in levels}
         self.epoch = 0
-        self.trunks = Trunks(task, plan, device) if trunks is None else trunks
-        self.runs: dict[tuple[int, int], Run] = {}  # the runs that have left their trunk, by (member, seed)
+        self.trunks = Trunks(Loop(task, plan, device)) if trunks is None else trunks
+        self.runs: dict[
+            tuple[int, int], AnyRun
+        ] = {}  # the runs that have left their trunk, by (member, seed)
 
     def forked(self, member: int) -> bool:
         """Return whether a member has left the trunk with any of its seeds: its level has begun to matter."""
@@ -83,88 +91,100 @@ class Cohort:
         """Train all members one epoch further."""
         step = Step(records={member: [] for member in self.levels})
         self.epoch += 1
-        for seed in sorted({seed for seeds in self.seeds.values() for seed in seeds}):
-            sharing = self._sharing(seed)
-            away = [member for member, seeds in self.seeds.items() if seed in seeds and member not in sharing]
-            if not forks(self.plan.schedule):
-                alone = [member for member in sharing if self.levels[member] > 0]
-                away += self._begin_alone(seed, alone, step)
-                sharing = [member for member in sharing if member not in alone]
-            if sharing:
-                away += self._advance_trunk(seed, sharing, step)
-            for member in away:
-                self._advance_fork(member, seed, step)
+        errors: Errors = {}
+        if not forks(self.plan.schedule):
+            self._begin_alone(errors)
+        self._advance_together(step, errors)
+        while behind := {key: run for key, run in self.runs.items() if run.epoch < self.epoch}:
+            first = min(run.epoch for run in behind.values())
+            together = {key: run for key, run in behind.items() if run.epoch == first}
+            outcomes = self.trunks.engine.advance(list(together.values()))
+            self._take_in(dict(zip(together, outcomes, strict=True)), step, errors)
+        for member, seed in sorted(errors, key=lambda key: key[1]):
+            step.failed.setdefault(member, errors[member, seed])
         for member in step.failed:
+            self.drop(member)
             step.records.pop(member, None)
+        for records in step.records.values():
+            records.sort(key=lambda record: record.seed)
         return step
 
-    def _sharing(self, seed: int) -> list[int]:
+    def _begin_alone(self, errors: Errors) -> None:
+        """Start members that have no part in a trunk, because their schedule moves the level by itself."""
+        for member, level in self.levels.items():
+            for seed in self.seeds[member] if level > 0 else ():
+                if (member, seed) in self.runs:
+                    continue
+                try:
+                    self.runs[member, seed] = self.trunks.engine.start(seed, level)
+                except (Exception, SystemExit) as error:
+                    errors[member, seed] = error
+
+    def _advance_together(self, step: Step, errors: Errors) -> None:
+        """Train the trunks and what has left them before, and let the members go whose level was crossed."""
+        sharing = {}
+        for seed in sorted({seed for seeds in self.seeds.values() for seed in seeds}):
+            members = self._sharing(seed, errors)
+            try:
+                trunk = self.trunks.of(seed) if members else None
+            except (Exception, SystemExit) as error:  # whatever a user's code does ends these members only
+                errors |= {(member, seed): error for member in members}
+                continue
+            if trunk is not None:
+                sharing[seed] = trunk, members
+        due = {
+            trunk: any(self.levels[member] > 0 for member in members)
+            for trunk, members in sharing.values()
+            if trunk.error is None and len(trunk.records) < self.epoch
+        }
+        on_time = {key: run for key, run in self.runs.items() if run.epoch == self.epoch - 1}
+        outcomes = train(self.trunks.engine, due, list(on_time.values()))
+        step.trained += sum(trunk.error is None for trunk in due)
+        self._take_in(dict(zip(on_time, outcomes, strict=True)), step, errors)
+        for seed, (trunk, members) in sharing.items():
+            self._leave_trunk(trunk, seed, members, step, errors)
+
+    def _sharing(self, seed: int, errors: Errors) -> list[int]:
         """Return the members that are still on the trunk of a seed."""
         return [
             member
             for member, seeds in self.seeds.items()
-            if seed in seeds and (member, seed) not in self.runs
+            if seed in seeds and (member, seed) not in self.runs and (member, seed) not in errors
         ]
 
-    def _begin_alone(self, seed: int, members: Sequence[int], step: Step) -> list[int]:
-        """Start members that have no part in a trunk, because their schedule moves the level by itself."""
-        for member in members:
-            try:
-                level = self.levels[member]
-                self.runs[member, seed] = Run(
-                    self.task, self.plan, seed=seed, level=level, device=self.device
-                )
-            except (Exception, SystemExit) as error:
-                self._fail(step, [member], error)
-        return [member for member in members if member not in step.failed]
-
-    def _advance_trunk(self, seed: int, sharing: Sequence[int], step: Step) -> list[int]:
-        """Train a trunk one epoch, if it is not ahead; return the members that fork off before it."""
-        above = [member for member in sharing if self.levels[member] > 0]
-        try:
-            trunk = self.trunks.of(seed)
-            step.trained += trunk.reach(self.epoch, forks=bool(above))
-            if self.last:
-                trunk.forget(self.epoch)
-        except DivergedError as error:
-            # Whether a level was crossed before the loss broke is found by training it by itself.
-            crossed = above
-            self._fail(step, [member for member in sharing if member not in above], error)
-        except (Exception, SystemExit) as error:  # whatever a user's code does ends these members only
-            self._fail(step, sharing, error)
-            return []
-        else:
-            crossed = [member for member in above if trunk.crossed(self.epoch, self.levels[member])]
+    def _leave_trunk(
+        self, trunk: Trunk, seed: int, members: Sequence[int], step: Step, errors: Errors
+    ) -> None:
+        """Fork off the members whose level was crossed in this epoch; the others have the trunk's record."""
+        if len(trunk.records) >= self.epoch:
+            crossed = {m for m in members if self.levels[m] > 0 and trunk.crossed(self.epoch, self.levels[m])}
             record = trunk.records[self.epoch - 1]
-            for member in sharing:
-                if member not in crossed and member in step.records:
+            for member in members:
+                if member not in crossed:
                     step.records[member].append(replace(record, level=self.levels[member]))
-        for member in crossed:
-            self._fork(member, seed, step)
-        return crossed
-
-    def _fork(self, member: int, seed: int, step: Step) -> None:
-        try:
-            run, repeated = self.trunks.of(seed).fork(self.epoch, self.levels[member])
-        except (Exception, SystemExit) as error:  # not every model can be copied
-            self._fail(step, [member], error)
         else:
-            self.runs[member, seed] = run
-            step.trained += repeated
+            # Whether a level was crossed before the loss broke is found by training it by itself.
+            crossed = {m for m in members if self.levels[m] > 0 and isinstance(trunk.error, DivergedError)}
+            errors |= {
+                (m, seed): trunk.error for m in members if m not in crossed and trunk.error is not None
+            }
+        for member in sorted(crossed):
+            try:
+                self.runs[member, seed] = trunk.fork(self.epoch, self.levels[member])
+            except (Exception, SystemExit) as error:  # not every model can be made a second time
+                errors[member, seed] = error
+        if self.last:
+            trunk.forget(self.epoch)
 
-    def _advance_fork(self, member: int, seed: int, step: Step) -> None:
-        if member in step.failed:
-            return
-        try:
-            step.records[member].append(self.runs[member, seed].advance())
-        except (Exception, SystemExit) as error:
-            self._fail(step, [member], error)
-        step.trained += 1
-
-    def _fail(self, step: Step, members: Sequence[int], error: BaseException) -> None:
-        for member in members:
-            step.failed[member] = error
-            self.drop(member)
+    def _take_in(self, outcomes: Mapping[tuple[int, int], Outcome], step: Step, errors: Errors) -> None:
+        """Take in what an epoch of some runs came to; it may be one that a later fork repeats."""
+        for (member, seed), outcome in outcomes.items():
+            step.trained += 1
+            if isinstance(outcome, BaseException):
+                errors[member, seed] = outcome
+                del self.runs[member, seed]
+            elif outcome.epoch == self.epoch:
+                step.records[member].append(outcome)
 
     def tested(self, member: int) -> list[EpochRecord]:
         """Return a member's records with test metrics: of its best validation epochs and its last ones."""

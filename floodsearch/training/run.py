@@ -6,56 +6,23 @@ The caller decides what to do with each record: report, prune, stop, fork. Nothi
 from __future__ import annotations
 
 import copy
-import functools
-import math
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from floodsearch.errors import DivergedError
-from floodsearch.flooding import check_level, flood
+from floodsearch.flooding import flood
 from floodsearch.records import EpochRecord
-from floodsearch.schedules import SCHEDULES, start
 from floodsearch.tasks.streams import stream_seed
 from floodsearch.tasks.task import Split, Task
 from floodsearch.training.batches import batches, chunks, count
+from floodsearch.training.progress import Evaluation, Plan, Progress
 from floodsearch.training.randomness import seed_global
 
 EVALUATION_BATCH = 1024  # samples; bounds the memory of an evaluation: 1 GB for ResNet-34 on 32 x 32 pixels
-
-
-@dataclass(frozen=True, kw_only=True)
-class Plan:
-    """What all runs of a study have in common beside their task.
-
-    Args:
-        epochs: length of a run.
-        validate_every: epochs between validations; the last epoch is always validated.
-        schedule: a name of `SCHEDULES`.
-        settings: of the schedule.
-        metric: `val_accuracy` or `val_loss`, which decides the best validation epoch.
-        maximize: whether a larger metric is better.
-    """
-
-    epochs: int
-    validate_every: int = 1
-    schedule: str = "constant"
-    settings: Mapping[str, Any] = field(default_factory=dict)
-    metric: str = "val_accuracy"
-    maximize: bool = True
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """Plain loss and accuracies of a model on a split, in eval mode."""
-
-    loss: float
-    accuracy: float | None
-    accuracy_clean: float | None
 
 
 class Run:
@@ -71,9 +38,6 @@ class Run:
         device: where it trains.
         splits: training, validation and test split of the seed, on the device; drawn by the task if None.
 
-    Attributes:
-        epoch: epochs trained so far.
-        lowest: the lowest batch loss of the last epoch, in the unit of the task's loss.
     """
 
     def __init__(
@@ -91,17 +55,21 @@ class Run:
             splits = (data.train.to(device), data.validation.to(device), data.test.to(device))
         self.task, self.plan, self.seed, self.device = task, plan, seed, device
         self.train, self.validation, self.test = splits
-        seed_global(stream_seed(seed, "initialisation"), device)
-        self.model = task.model().to(device)
+        self.model = new_model(task, seed, device)
         self.dropout_seed = stream_seed(seed, "dropout") >> 1  # room to add the number of the step
         self.optimizer = task.optimizer(self.model.parameters(), task.recipe)
-        self.schedule = functools.partial(SCHEDULES[plan.schedule], **plan.settings)
-        self.schedule_state = start(plan.schedule, check_level(level), samples=len(self.validation.inputs))
-        self.epoch = 0
-        self.lowest = math.inf
-        self.last: EpochRecord | None = None
-        self.best: EpochRecord | None = None
+        self.progress = Progress(plan, seed=seed, level=level, samples=len(self.validation.inputs))
         self.best_weights: dict[str, Tensor] = {}
+
+    @property
+    def epoch(self) -> int:
+        """Epochs trained so far."""
+        return self.progress.epoch
+
+    @property
+    def lowest(self) -> float:
+        """The lowest batch loss of the last epoch, in the unit of the task's loss."""
+        return self.progress.lowest
 
     def __iter__(self) -> Iterator[EpochRecord]:
         """Train to the end, yielding one record an epoch.
@@ -118,17 +86,15 @@ class Run:
         Raises:
             DivergedError: when a batch loss is NaN or infinite.
         """
+        progress = self.progress
         record = self._train_epoch(self.epoch + 1)
-        self.epoch += 1
-        if self.epoch % self.plan.validate_every == 0 or self.epoch == self.plan.epochs:
+        if progress.due:
+            steps = count(self.train, self.task.recipe.batch_size)
             validation = evaluate(self.model, self.task, self.validation)
-            if not math.isfinite(validation.loss):  # the last step broke the weights
-                raise self._diverged(record.level, self.epoch, count(self.train, self.task.recipe.batch_size))
-            record = replace(record, val_loss=validation.loss, val_accuracy=validation.accuracy)
-            self._remember_best(record)
-        self.schedule_state = self.schedule(self.schedule_state, record)
-        self.last = record
-        return record
+            record = progress.validated(record, validation, step=steps)
+            if progress.best is record:
+                self.best_weights = {name: value.clone() for name, value in self.model.state_dict().items()}
+        return progress.ended(record)
 
     def sibling(self, level: float) -> Run:
         """Return a new run of the same seed at another level, which shares the data.
@@ -140,15 +106,11 @@ class Run:
 
     def take_up(self, state: dict[str, Any]) -> None:
         """Go on from the `state` of a run at another level, as if it had been trained at this one."""
-        schedule = self.schedule_state
-        level = schedule.level
-        self.restore(state)
-        self.schedule_state = schedule
-        self.last = None if self.last is None else replace(self.last, level=level)
-        self.best = None if self.best is None else replace(self.best, level=level)
+        self._load(state)
+        self.progress.take_up(state)
 
     def _train_epoch(self, epoch: int) -> EpochRecord:
-        level = self.schedule_state.level
+        level = self.progress.level
         for group in self.optimizer.param_groups:
             group["lr"] = self.task.recipe.learning_rate_at(epoch)
         losses: list[Tensor] = []  # of each batch, (), left on the device: looking at one would wait for it
@@ -170,61 +132,26 @@ class Run:
             sizes.append(len(inputs))
             if self.task.correct is not None:
                 correct.append(self.task.correct(outputs.detach(), labels).sum())
-        return self._summarize(epoch, level, _read(losses), sizes, _read(correct))
-
-    def _summarize(
-        self, epoch: int, level: float, losses: list[float], sizes: list[int], correct: list[float]
-    ) -> EpochRecord:
-        for step, loss in enumerate(losses, start=1):
-            if not math.isfinite(loss):
-                raise self._diverged(level, epoch, step)
-        self.lowest = min(losses)
-        samples = sum(sizes)
-        return EpochRecord(
-            seed=self.seed,
-            epoch=epoch,
-            level=level,
-            train_loss=sum(loss * size for loss, size in zip(losses, sizes, strict=True)) / samples,
-            train_accuracy=sum(correct) / samples if correct else None,
-            # Level 0 floods nothing, also where a loss can be negative.
-            flooded=sum(loss < level for loss in losses if level > 0) / len(losses),
-        )
-
-    def _diverged(self, level: float, epoch: int, step: int) -> DivergedError:
-        return DivergedError(level=level, epoch=epoch, step=step, seed=self.seed)
-
-    def _remember_best(self, record: EpochRecord) -> None:
-        """Keep the weights of the best validation so far, the first where several are equal."""
-        new = getattr(record, self.plan.metric)
-        old = None if self.best is None else getattr(self.best, self.plan.metric)
-        if old is None or (new > old if self.plan.maximize else new < old):
-            self.best = record
-            self.best_weights = {name: value.clone() for name, value in self.model.state_dict().items()}
+        return self.progress.trained(_read(losses), sizes, _read(correct))
 
     def tested(self) -> list[EpochRecord]:
         """Return the records of the best validation epoch and of the last one, with test metrics.
 
         They replace the records that the iteration gave for those epochs. One record, if they are the same.
         """
-        if self.last is None or self.best is None:
+        if self.progress.last is None or self.progress.best is None:
             return []
-        last = self._with_test(self.last)
-        if self.best.epoch == last.epoch:
+        last = self._with_test(self.progress.last)
+        if self.progress.best.epoch == last.epoch:
             return [last]
         weights = {name: value.clone() for name, value in self.model.state_dict().items()}
         self.model.load_state_dict(self.best_weights)
-        best = self._with_test(self.best)
+        best = self._with_test(self.progress.best)
         self.model.load_state_dict(weights)
         return [best, last]
 
     def _with_test(self, record: EpochRecord) -> EpochRecord:
-        test = evaluate(self.model, self.task, self.test)
-        return replace(
-            record,
-            test_loss=test.loss,
-            test_accuracy=test.accuracy,
-            test_accuracy_clean=test.accuracy_clean,
-        )
+        return with_test(record, evaluate(self.model, self.task, self.test))
 
     def state(self, into: dict[str, Any] | None = None) -> dict[str, Any]:
         """Return all that a new `Run` of the same task, plan, seed and device needs to go on from here.
@@ -237,25 +164,39 @@ class Run:
         now = {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
         before = None if into is None else {name: into[name] for name in now}
         return {
-            "epoch": self.epoch,
-            **_copied(now, before),  # training goes on in place
-            "schedule": self.schedule_state,
-            "last": self.last,
-            "best": self.best,
+            **self.progress.state(),
+            **copied(now, before),  # training goes on in place
             "best_weights": self.best_weights,  # replaced as a whole, never changed
         }
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go on from a `state`, which stays as it is."""
-        self.epoch = state["epoch"]
+        self._load(state)
+        self.progress.restore(state)
+
+    def _load(self, state: dict[str, Any]) -> None:
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))  # it keeps what it is given
-        self.schedule_state = state["schedule"]
-        self.last, self.best = state["last"], state["best"]
         self.best_weights = state["best_weights"]
 
 
-def _copied(now: dict[str, Any], into: dict[str, Any] | None) -> dict[str, Any]:
+def new_model(task: Task, seed: int, device: torch.device) -> nn.Module:
+    """Return the model that a run of a seed starts with."""
+    seed_global(stream_seed(seed, "initialisation"), device)
+    return task.model().to(device)
+
+
+def with_test(record: EpochRecord, test: Evaluation) -> EpochRecord:
+    """Return a record with test metrics."""
+    return replace(
+        record,
+        test_loss=test.loss,
+        test_accuracy=test.accuracy,
+        test_accuracy_clean=test.accuracy_clean,
+    )
+
+
+def copied(now: dict[str, Any], into: dict[str, Any] | None) -> dict[str, Any]:
     """Return a copy of nested tensors, in the memory of an earlier one if that is of the same shape.
 
     For five layers of 500 units that takes a third of the time of new memory.

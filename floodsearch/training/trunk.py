@@ -7,15 +7,13 @@ from the last state that is kept before their level was crossed.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from floodsearch.records import EpochRecord
-from floodsearch.tasks.task import Task
-from floodsearch.training.run import Plan, Run
+from floodsearch.training.engine import AnyRun, Engine, Outcome
 
 ROUNDING = 1e-6
 """A level within this share of a batch loss may equal it in single precision. Forking early is exact too."""
@@ -27,10 +25,8 @@ class Trunk:
     """The run of a seed at level 0, trained as far as it was asked for.
 
     Args:
-        task: what is trained.
-        plan: how long, and how it is validated.
+        engine: what trains it.
         seed: of the run.
-        device: where it trains.
         room: bytes for the states of its past. Where they do not suffice every second one is let go, and a
             level that forks later repeats the epochs since the state before.
         lowest_level: no lower level ever forks; below it nothing is kept. In the unit of the task's loss.
@@ -40,17 +36,8 @@ class Trunk:
         error: what ended its training, after which it is of no use to others.
     """
 
-    def __init__(
-        self,
-        task: Task,
-        plan: Plan,
-        *,
-        seed: int,
-        device: torch.device,
-        room: int = 0,
-        lowest_level: float = 0.0,
-    ) -> None:
-        self.run = Run(task, plan, seed=seed, level=0.0, device=device)
+    def __init__(self, engine: Engine, seed: int, *, room: int = 0, lowest_level: float = 0.0) -> None:
+        self.engine, self.run = engine, engine.start(seed, 0.0)
         self.room, self.lowest_level = room, lowest_level
         self.records: list[EpochRecord] = []
         self.error: BaseException | None = None
@@ -74,22 +61,28 @@ class Trunk:
         """
         known = len(self.records)
         while len(self.records) < epoch:
+            if self.error is None:
+                train(self.engine, {self: forks})
             if self.error is not None:
                 raise self.error
-            try:
-                self._advance(forks=forks)
-            except BaseException as error:
-                self.error = error
-                raise
         return len(self.records) - known
 
-    def _advance(self, *, forks: bool) -> None:
-        so_far = min(self._lowest, default=math.inf)
-        keeps = self.room > 0 and so_far > self.lowest_level
-        if forks or keeps:
+    def _begin(self, *, forks: bool) -> None:
+        """Keep what may be asked for later before an epoch is trained."""
+        if forks or self._keeps():
             at, state = self._before or (0, None)
             self._before = self.run.epoch, self.run.state(None if at in self._kept else state)
-        self.records.append(self.run.advance())
+
+    def _keeps(self) -> bool:
+        return self.room > 0 and min(self._lowest, default=math.inf) > self.lowest_level
+
+    def _end(self, outcome: Outcome) -> None:
+        """Take in what the epoch came to."""
+        if isinstance(outcome, BaseException):
+            self.error = outcome
+            return
+        keeps, so_far = self._keeps(), min(self._lowest, default=math.inf)
+        self.records.append(outcome)
         self._lowest.append(self.run.lowest)
         if keeps and self.run.lowest < so_far and self._before is not None:
             self._kept.update([self._before])
@@ -108,8 +101,8 @@ class Trunk:
         lowest = self._lowest[epoch - 1]
         return level >= lowest - ROUNDING * abs(lowest)
 
-    def fork(self, epoch: int, level: float) -> tuple[Run, int]:
-        """Return the run of a level at the start of an epoch, and how many epochs it repeated to get there.
+    def fork(self, epoch: int, level: float) -> AnyRun:
+        """Return the run of a level as of the start of an epoch, or as near before it as there is a state.
 
         It is the run that would have been trained at that level from the start, as long as no batch loss was
         below the level before that epoch: until then, a constant level changes nothing.
@@ -119,10 +112,7 @@ class Trunk:
         fork = self.run.sibling(level)
         if since is not None:
             fork.take_up(states[since])
-        repeated = range(fork.epoch, epoch - 1)
-        for _ in repeated:
-            fork.advance()
-        return fork, len(repeated)
+        return fork
 
     def forget(self, epoch: int) -> None:
         """Let go of all states before an epoch, and keep no new ones: nobody will ask for them."""
@@ -136,35 +126,47 @@ class Trunk:
         return self._tested
 
 
-class Trunks:
-    """The trunks of a task and a plan by seed, made when they are first asked for.
+def train(engine: Engine, trunks: Mapping[Trunk, bool], others: Sequence[AnyRun] = ()) -> list[Outcome]:
+    """Train trunks one epoch further, and other runs with them.
 
     Args:
-        task: what is trained.
-        plan: how long, and how it is validated.
-        device: where they train.
+        engine: of all of them.
+        trunks: with whether a level may fork from each in the epochs to come.
+        others: runs that have left their trunks.
+
+    Returns:
+        What the epoch came to, of each of the others.
+    """
+    for trunk, forks in trunks.items():
+        trunk._begin(forks=forks)
+    try:
+        outcomes = engine.advance([*(trunk.run for trunk in trunks), *others])
+    except BaseException as error:
+        for trunk in trunks:
+            trunk.error = error
+        raise
+    for trunk, outcome in zip(trunks, outcomes, strict=False):
+        trunk._end(outcome)
+    return outcomes[len(trunks) :]
+
+
+class Trunks:
+    """The trunks of one engine by seed, made when they are first asked for.
+
+    Args:
+        engine: what trains them.
         room: bytes for the past of each.
         lowest_level: no lower level ever forks from them.
     """
 
-    def __init__(
-        self, task: Task, plan: Plan, device: torch.device, *, room: int = 0, lowest_level: float = 0.0
-    ) -> None:
-        self.task, self.plan, self.device = task, plan, device
-        self.room, self.lowest_level = room, lowest_level
+    def __init__(self, engine: Engine, *, room: int = 0, lowest_level: float = 0.0) -> None:
+        self.engine, self.room, self.lowest_level = engine, room, lowest_level
         self._by_seed: dict[int, Trunk] = {}
 
     def of(self, seed: int) -> Trunk:
         """Return the trunk of a seed."""
         if seed not in self._by_seed:
-            self._by_seed[seed] = Trunk(
-                self.task,
-                self.plan,
-                seed=seed,
-                device=self.device,
-                room=self.room,
-                lowest_level=self.lowest_level,
-            )
+            self._by_seed[seed] = Trunk(self.engine, seed, room=self.room, lowest_level=self.lowest_level)
         return self._by_seed[seed]
 
     def fork_above(self, level: float) -> None:

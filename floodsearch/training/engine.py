@@ -1,0 +1,81 @@
+"""How the runs of a cohort are trained an epoch further: one after the other, or as a stack.
+
+Which of the two is fixed for a study, because they round differently.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import torch
+
+from floodsearch.records import EpochRecord
+from floodsearch.tasks.task import Task
+from floodsearch.training.progress import Plan
+from floodsearch.training.run import Run
+
+Outcome = EpochRecord | BaseException
+"""What an epoch of a run came to: its record, or why it cannot go on."""
+
+
+class AnyRun(Protocol):
+    """A run that some engine trains; `Run` has the promises of each method."""
+
+    @property
+    def epoch(self) -> int:
+        """Epochs trained so far."""
+
+    @property
+    def lowest(self) -> float:
+        """The lowest batch loss of the last epoch, in the unit of the task's loss."""
+
+    def sibling(self, level: float) -> AnyRun:
+        """Return a new run of the same seed at another level."""
+
+    def state(self, into: dict[str, Any] | None = None) -> dict[str, Any]:
+        """Return all that is needed to go on from here."""
+
+    def take_up(self, state: dict[str, Any]) -> None:
+        """Go on from the `state` of a run at another level, as if it had been trained at this one."""
+
+    def tested(self) -> list[EpochRecord]:
+        """Return the records of the best validation epoch and of the last one, with test metrics."""
+
+
+class Engine(Protocol):
+    """Starts runs and trains them; an engine trains only those that it started, or their siblings."""
+
+    def start(self, seed: int, level: float) -> AnyRun:
+        """Return a run before its first epoch."""
+
+    def advance(self, runs: Sequence[Any]) -> list[Outcome]:
+        """Train each run one epoch further; return an outcome for each."""
+
+
+class Loop:
+    """Trains runs one after the other.
+
+    Args:
+        task: what is trained.
+        plan: how long, and how it is validated.
+        device: where it trains.
+    """
+
+    def __init__(self, task: Task, plan: Plan, device: torch.device) -> None:
+        self.task, self.plan, self.device = task, plan, device
+
+    def start(self, seed: int, level: float) -> Run:
+        """Return a run before its first epoch."""
+        return Run(self.task, self.plan, seed=seed, level=level, device=self.device)
+
+    def advance(self, runs: Sequence[Run]) -> list[Outcome]:
+        """Train each run one epoch further; return an outcome for each."""
+        return [_outcome(run) for run in runs]
+
+
+def _outcome(run: Run) -> Outcome:
+    try:
+        return run.advance()
+    except (Exception, SystemExit) as error:  # whatever a user's code does ends this run only
+        return error

@@ -1,0 +1,209 @@
+"""Runs side by side: their parameters, buffers and optimizer state, each as one tensor for all of them."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from floodsearch.records import EpochRecord
+from floodsearch.tasks.task import Split, Task
+from floodsearch.training.progress import Evaluation, Plan, Progress
+from floodsearch.training.run import copied, evaluate, new_model, with_test
+
+WIDTH = 32
+"""Lanes of a stack: two vectors of AVX-512, so that no tensor has a tail."""
+
+Key = tuple[str, str]
+"""A tensor of a lane: what it is, such as `weight` or `exp_avg`, and the name of the parameter or buffer."""
+
+
+class Start:
+    """What all runs of a seed begin with: its data, and its initialisation.
+
+    Args:
+        task: what is trained.
+        plan: how long, and how it is validated.
+        seed: of the runs.
+        device: where they train.
+        splits: training, validation and test split, on the device; drawn by the task if None.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        plan: Plan,
+        *,
+        seed: int,
+        device: torch.device,
+        splits: tuple[Split, Split, Split] | None = None,
+    ) -> None:
+        if splits is None:
+            data = task.drawn(seed)
+            splits = (data.train.to(device), data.validation.to(device), data.test.to(device))
+        self.task, self.plan, self.seed = task, plan, seed
+        self.train, self.validation, self.test = splits
+        self.model = new_model(task, seed, device)  # where weights are put to be tested
+        self.weights = {("weight", name): one.detach().clone() for name, one in named(self.model).items()}
+
+    @property
+    def shape(self) -> tuple[torch.Size, ...]:
+        """The shapes of the data."""
+        parts = (self.train, self.validation)
+        return tuple(tensor.shape for part in parts for tensor in (part.inputs, part.labels))
+
+    def evaluate(self, weights: Mapping[str, Tensor]) -> Evaluation:
+        """Return how the model does with some weights on the test split."""
+        with torch.no_grad():
+            for name, tensor in named(self.model).items():
+                tensor.copy_(weights[name])
+        return evaluate(self.model, self.task, self.test)
+
+
+class Lane:
+    """A run in a stack, or parked beside it; the counterpart of `Run`, but only a `Stack` trains it."""
+
+    def __init__(self, start: Start, level: float) -> None:
+        self.start = start
+        samples = len(start.validation.inputs)
+        self.progress = Progress(start.plan, seed=start.seed, level=level, samples=samples)
+        self.best_weights: dict[str, Tensor] = {}
+        self.seat: tuple[Lanes, int] | None = None
+        self.parked: Mapping[Key, Tensor] = start.weights  # while it has no seat; what is missing is 0
+
+    @property
+    def epoch(self) -> int:
+        """Epochs trained so far."""
+        return self.progress.epoch
+
+    @property
+    def lowest(self) -> float:
+        """The lowest batch loss of the last epoch, in the unit of the task's loss."""
+        return self.progress.lowest
+
+    @property
+    def kind(self) -> object:
+        """What lanes that are trained together have in common: their epoch, and the shape of their data."""
+        return self.epoch, self.start.shape
+
+    @property
+    def index(self) -> int:
+        """Its place in the stack where it has a seat."""
+        if self.seat is None:
+            raise RuntimeError("a parked run has no place")
+        return self.seat[1]
+
+    def sibling(self, level: float) -> Lane:
+        """Return a new run of the same seed at another level, which shares the data."""
+        return Lane(self.start, level)
+
+    def tensors(self) -> Mapping[Key, Tensor]:
+        """Return its tensors, which training changes."""
+        if self.seat is None:
+            return self.parked
+        lanes, index = self.seat
+        return {key: tensor[index] for key, tensor in lanes.tensors.items()}
+
+    def weights(self) -> dict[str, Tensor]:
+        """Return a copy of its parameters and buffers."""
+        return {name: tensor.clone() for (what, name), tensor in self.tensors().items() if what == "weight"}
+
+    def park(self) -> None:
+        """Give up its seat and keep its tensors."""
+        if self.seat is not None:
+            self.parked = {key: tensor.clone() for key, tensor in self.tensors().items()}
+            lanes, index = self.seat
+            lanes.seats[index] = None
+            self.seat = None
+
+    def state(self, into: dict[str, Any] | None = None) -> dict[str, Any]:
+        """Return all that another run of the same seed needs to go on from here (see `Run.state`)."""
+        now, before = {"tensors": dict(self.tensors())}, None
+        if into is not None:
+            before = {"tensors": into["tensors"]}
+        return {**self.progress.state(), **copied(now, before), "best_weights": self.best_weights}
+
+    def take_up(self, state: dict[str, Any]) -> None:
+        """Go on from the `state` of a run at another level, as if it had been trained at this one."""
+        self.park()
+        self.parked, self.best_weights = state["tensors"], state["best_weights"]
+        self.progress.take_up(state)
+
+    def tested(self) -> list[EpochRecord]:
+        """Return the records of the best validation epoch and of the last one, with test metrics."""
+        last, best = self.progress.last, self.progress.best
+        if last is None or best is None:
+            return []
+        of_last = with_test(last, self.start.evaluate(self.weights()))
+        if best.epoch == last.epoch:
+            return [of_last]
+        return [with_test(best, self.start.evaluate(self.best_weights)), of_last]
+
+
+class Lanes:
+    """`WIDTH` seats for runs whose tensors lie side by side, with one optimizer over all of them."""
+
+    def __init__(self, model: nn.Module, task: Task) -> None:
+        self.seats: list[weakref.ref[Lane] | None] = [None] * WIDTH  # whom nobody refers to needs no seat
+        trainable = {name for name, one in model.named_parameters() if one.requires_grad}
+        weights = {name: _zeros_of(one) for name, one in named(model).items()}
+        self.parameters = {name: nn.Parameter(one) for name, one in weights.items() if name in trainable}
+        self.fixed = {name: one for name, one in weights.items() if name not in trainable}
+        self.optimizer = task.optimizer(self.parameters.values(), task.recipe)
+        self.tensors: dict[Key, Tensor] = {("weight", name): one for name, one in weights.items()}
+        self._steps: list[Tensor] = []
+        self._make_optimizer_state()
+
+    def _make_optimizer_state(self) -> None:
+        """Let the optimizer make its state now, all zeros: a step of zeros from zero."""
+        for parameter in self.parameters.values():
+            parameter.grad = torch.zeros_like(parameter)
+        self.optimizer.step()
+        for name, parameter in self.parameters.items():
+            for what, value in self.optimizer.state[parameter].items():
+                if isinstance(value, Tensor) and value.shape == parameter.shape:
+                    self.tensors[what, name] = value
+                elif isinstance(value, Tensor):  # of all lanes together: how many steps there were
+                    self._steps.append(value)
+
+    def here(self) -> list[Lane]:
+        """Return the lanes that are alive."""
+        return [lane for seat in self.seats if seat is not None and (lane := seat()) is not None]
+
+    def free(self) -> list[int]:
+        """Return the indices of the seats that nobody needs."""
+        return [index for index, seat in enumerate(self.seats) if seat is None or seat() is None]
+
+    def take_in(self, lane: Lane, index: int) -> None:
+        """Give a parked lane a seat."""
+        for key, tensor in self.tensors.items():
+            if key in lane.parked:
+                tensor[index].copy_(lane.parked[key])
+            else:
+                tensor[index].zero_()
+        lane.parked, lane.seat = {}, (self, index)
+        self.seats[index] = weakref.ref(lane)
+
+    def set_out(self, learning_rate: float, steps: int) -> None:
+        """Prepare an epoch: its learning rate, and the number of steps that were before it."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate
+        for count in self._steps:
+            count.fill_(steps)
+
+    def by_seat(self) -> list[Lane]:
+        """Return whose data each seat is given; on free seats, somebody's."""
+        anybody = self.here()[0]
+        return [(seat and seat()) or anybody for seat in self.seats]
+
+
+def _zeros_of(tensor: Tensor) -> Tensor:
+    return torch.zeros((WIDTH, *tensor.shape), dtype=tensor.dtype, device=tensor.device)
+
+
+def named(model: nn.Module) -> dict[str, Tensor]:
+    """Return the parameters and buffers of a model."""
+    return {**dict(model.named_parameters()), **dict(model.named_buffers())}

@@ -1,0 +1,149 @@
+"""What one run has come to beside its weights: its epoch, its level, its best validation.
+
+Whoever trains the run says what the batches gave, and keeps the weights.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from floodsearch.errors import DivergedError
+from floodsearch.flooding import check_level
+from floodsearch.records import EpochRecord
+from floodsearch.schedules import SCHEDULES, start
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What all runs of a study have in common beside their task.
+
+    Args:
+        epochs: length of a run.
+        validate_every: epochs between validations; the last epoch is always validated.
+        schedule: a name of `SCHEDULES`.
+        settings: of the schedule.
+        metric: `val_accuracy` or `val_loss`, which decides the best validation epoch.
+        maximize: whether a larger metric is better.
+    """
+
+    epochs: int
+    validate_every: int = 1
+    schedule: str = "constant"
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    metric: str = "val_accuracy"
+    maximize: bool = True
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Plain loss and accuracies of a model on a split, in eval mode."""
+
+    loss: float
+    accuracy: float | None
+    accuracy_clean: float | None = None
+
+
+class Progress:
+    """A run's epochs so far; call `trained`, then `validated` where that is `due`, then `ended` for each.
+
+    Args:
+        plan: how long the run is, and how it is validated.
+        seed: of the run.
+        level: flood level b >= 0, in the unit of the task's loss.
+        samples: size of the validation split.
+
+    Attributes:
+        epoch: epochs trained so far.
+        lowest: the lowest batch loss of the last epoch, in the unit of the task's loss.
+        last: the record of the last epoch.
+        best: the record of the best validation so far, the first where several are equal.
+    """
+
+    def __init__(self, plan: Plan, *, seed: int, level: float, samples: int) -> None:
+        self.plan, self.seed = plan, seed
+        self._schedule = functools.partial(SCHEDULES[plan.schedule], **plan.settings)
+        self._schedule_state = start(plan.schedule, check_level(level), samples=samples)
+        self.epoch = 0
+        self.lowest = math.inf
+        self.last: EpochRecord | None = None
+        self.best: EpochRecord | None = None
+
+    @property
+    def level(self) -> float:
+        """The level of the next epoch, in the unit of the task's loss."""
+        return self._schedule_state.level
+
+    @property
+    def due(self) -> bool:
+        """Whether the epoch that was trained last is validated."""
+        return self.epoch % self.plan.validate_every == 0 or self.epoch == self.plan.epochs
+
+    def trained(self, losses: Sequence[float], sizes: Sequence[int], correct: Sequence[float]) -> EpochRecord:
+        """Take in the batches of an epoch and return its record.
+
+        Args:
+            losses: plain loss of each batch.
+            sizes: samples of each batch.
+            correct: how many of each batch; empty where the task has no accuracy.
+
+        Raises:
+            DivergedError: when a loss is NaN or infinite.
+        """
+        level = self.level
+        for step, loss in enumerate(losses, start=1):
+            if not math.isfinite(loss):
+                raise DivergedError(level=level, epoch=self.epoch + 1, step=step, seed=self.seed)
+        self.epoch += 1
+        self.lowest = min(losses)
+        samples = sum(sizes)
+        return EpochRecord(
+            seed=self.seed,
+            epoch=self.epoch,
+            level=level,
+            train_loss=sum(loss * size for loss, size in zip(losses, sizes, strict=True)) / samples,
+            train_accuracy=sum(correct) / samples if correct else None,
+            # Level 0 floods nothing, also where a loss can be negative.
+            flooded=sum(loss < level for loss in losses if level > 0) / len(losses),
+        )
+
+    def validated(self, record: EpochRecord, validation: Evaluation, *, step: int) -> EpochRecord:
+        """Return a record with its validation; if it is the `best` now, its weights are to be kept.
+
+        Raises:
+            DivergedError: when the loss is NaN or infinite: the last `step` broke the weights.
+        """
+        if not math.isfinite(validation.loss):
+            raise DivergedError(level=record.level, epoch=record.epoch, step=step, seed=self.seed)
+        record = replace(record, val_loss=validation.loss, val_accuracy=validation.accuracy)
+        new = getattr(record, self.plan.metric)
+        old = None if self.best is None else getattr(self.best, self.plan.metric)
+        if old is None or (new > old if self.plan.maximize else new < old):
+            self.best = record
+        return record
+
+    def ended(self, record: EpochRecord) -> EpochRecord:
+        """Let the schedule choose the level of the next epoch; return the record of this one."""
+        self._schedule_state = self._schedule(self._schedule_state, record)
+        self.last = record
+        return record
+
+    def state(self) -> dict[str, Any]:
+        """Return all that a new `Progress` of the same plan and seed needs to go on from here."""
+        return {"epoch": self.epoch, "schedule": self._schedule_state, "last": self.last, "best": self.best}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on from a `state`."""
+        self.epoch, self._schedule_state = state["epoch"], state["schedule"]
+        self.last, self.best = state["last"], state["best"]
+
+    def take_up(self, state: Mapping[str, Any]) -> None:
+        """Go on from the `state` of a run at another level, as if it had been trained at this one."""
+        schedule = self._schedule_state
+        self.restore(state)
+        self._schedule_state = schedule
+        self.last = None if self.last is None else replace(self.last, level=schedule.level)
+        self.best = None if self.best is None else replace(self.best, level=schedule.level)

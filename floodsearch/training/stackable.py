@@ -1,0 +1,68 @@
+"""Which tasks can be trained as stacks: found out by training a little of each both ways."""
+
+from __future__ import annotations
+
+import math
+import warnings
+
+import torch
+
+from floodsearch.records import EpochRecord
+from floodsearch.tasks.task import Split, Task, build_optimizer
+from floodsearch.training.lanes import Lane, Start
+from floodsearch.training.progress import Plan
+from floodsearch.training.run import Run
+from floodsearch.training.stack import Stack
+
+TOLERANCE = 0.05
+"""Share by which the losses of a stack may differ from those of the runs alone in its first steps. Rounding
+is a ten-thousandth of that, but where a gradient is all rounding, as of a bias before BatchNorm, Adam still
+takes steps of full size; a model that is not computed as it is alone is off by more."""
+
+
+def obstacle(task: Task, device: torch.device, seed: int) -> str | None:
+    """Return why runs of a task cannot be stacked, or None.
+
+    Two runs, flooded and not, are trained for two epochs of at most two batches in turn, by a stack and
+    alone. Random modules in training mode, control flow by data, modules without a functional form and
+    models that keep something outside of their parameters and buffers raise, or come to something else.
+    """
+    if task.optimizer is not build_optimizer:
+        return "the task has an optimizer of its own"
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", message="There is a performance drop")
+            return _compare(task, device, seed)
+    except (Exception, SystemExit) as error:
+        return f"{type(error).__name__}: {(str(error).strip() or 'no message').splitlines()[0]}"
+
+
+def _compare(task: Task, device: torch.device, seed: int) -> str | None:
+    data, size = task.drawn(seed), task.recipe.batch_size
+    train = _first(data.train, 2 * size).to(device)
+    validation = _first(data.validation, size).to(device)
+    splits, plan = (train, validation, validation), Plan(epochs=2, metric="val_loss", maximize=False)
+    alone = Run(task, plan, seed=seed, level=0.0, device=device, splits=splits)
+    expected = [list(alone)]
+    always = 1 + 2 * abs(expected[0][0].train_loss)
+    expected.append(list(Run(task, plan, seed=seed, level=always, device=device, splits=splits)))
+    stack = Stack(task, plan, device)
+    start = Start(task, plan, seed=seed, device=device, splits=splits)
+    lanes = [Lane(start, 0.0), Lane(start, always)]
+    for epoch in range(plan.epochs):
+        for records, lane in zip(expected, lanes, strict=True):
+            [found] = stack.advance([lane])  # each by itself: what the model keeps beside would mix them up
+            if isinstance(found, BaseException):
+                raise found
+            if not _near(records[epoch], found):
+                return "its model is not computed in a stack as it is alone"
+    return None
+
+
+def _near(one: EpochRecord, other: EpochRecord) -> bool:
+    pairs = ((one.train_loss, other.train_loss), (one.val_loss, other.val_loss))
+    return all(a is not None and b is not None and math.isclose(a, b, rel_tol=TOLERANCE) for a, b in pairs)
+
+
+def _first(split: Split, n: int) -> Split:
+    return Split(split.inputs[:n], split.labels[:n])
