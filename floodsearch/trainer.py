@@ -92,7 +92,7 @@ class Cohorts:
     def _engine(self, study: StoredStudy, beside: Mapping[str, Parameter], epochs: int) -> Engine:
         """Return the study's engine; runs that cannot be stacked are trained one after the other."""
         task, plan = task_of(study.spec, beside), _plan(study, beside, epochs)
-        if (study.engine or default_engine(self.device)) == "loop":
+        if (study.engine or default_engine(study, self.device)) == "loop":
             return Loop(task, plan, self.device)
         if (reason := obstacle(task, self.device, study.spec.training.seeds[0])) is not None:
             log.info("runs are trained one after the other, not as a stack: %s", reason)
