@@ -196,7 +196,11 @@ def test_a_regression_without_accuracy_is_stacked():
         return Data(*(Split(part, part[:, :2]) for part in x))
 
     task = Task(
-        data=lines, model=lambda: nn.Linear(4, 2), recipe=Recipe(), loss=functional.mse_loss, correct=None
+        data=lines,
+        model=lambda: nn.Linear(4, 2),
+        recipe=Recipe(batch_size=20),
+        loss=functional.mse_loss,
+        correct=None,
     )
     plan = Plan(epochs=4, metric="val_loss", maximize=False)
     together = Together(make_cohort(task, plan, {0: 0.0, 1: 1e3}))
@@ -225,7 +229,7 @@ def test_frozen_parameters_stay():
         network[0].requires_grad_(False)
         return network
 
-    task = Task(data=draw, model=model, recipe=Recipe(weight_decay=0.1))
+    task = Task(data=draw, model=model, recipe=Recipe(batch_size=25, weight_decay=0.1))
     engine = Stack(task, PLAN, CPU)
     run = engine.start(0, 0.5)
     before = run.weights()
@@ -393,7 +397,7 @@ OBSTACLES: Mapping[str, tuple[Task, str]] = {
         Task(
             data=draw,
             model=lambda: nn.Linear(5, 3),
-            recipe=Recipe(),
+            recipe=Recipe(batch_size=25),
             optimizer=own_optimizer,
         ),
         "optimizer",
