@@ -125,7 +125,7 @@ def test_a_task_without_accuracy_is_told_what_to_do(name):
         (adaptive, {"alpha": 0.0}, "alpha must be above 0, but is 0.0"),
         (adaptive, {"tolerance": -0.01}, "tolerance must be at least 0, but is -0.01"),
     ],
-    ids=str,
+    ids=lambda value: getattr(value, "__name__", str(value)),
 )
 def test_a_bad_setting_is_refused(schedule, chosen, bound):
     """A setting out of its bounds is refused at the first epoch, with its name, bound and value."""
