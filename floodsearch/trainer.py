@@ -14,7 +14,7 @@ from floodsearch.records import EpochRecord, Parameter
 from floodsearch.search.space import Space
 from floodsearch.spec import AUTO
 from floodsearch.storage.studies import StoredStudy
-from floodsearch.training.cohort import Cohort, Step
+from floodsearch.training.cohort import Cohort, Note
 from floodsearch.training.run import Plan
 from floodsearch.training.trunk import Trunks
 
@@ -23,10 +23,13 @@ ROOM = 2**30
 
 
 class Members(Protocol):
-    """What trains the members of a cohort, named by their tickets; `Cohort` is the one that does."""
+    """What trains the members of a bracket, named by their tickets: together, or one after the other."""
 
-    def advance(self) -> Step:
-        """Train all members one epoch further."""
+    def train(self, until: int, note: Note) -> bool:
+        """Train all members up to an epoch, unless they are there; return whether they are.
+
+        `note` takes in each step as soon as it is trained. When it wants no more, training ends where it is.
+        """
 
     def forked(self, member: int) -> bool:
         """Return whether a member's level has begun to matter."""
@@ -40,6 +43,15 @@ class Members(Protocol):
 
 Trainer = Callable[[StoredStudy, Sequence[Ticket], Mapping[int, Sequence[int]]], Members]
 """(study, tickets that differ in level only, seeds to train by ticket) to what trains them."""
+
+
+class Starts(Protocol):
+    """What trains the start of the unflooded runs, before there are tickets."""
+
+    device: torch.device
+
+    def unflooded(self, study: StoredStudy, seed: int) -> Members:
+        """Return what trains the unflooded run of a seed, as member 0; the first ticket goes on from it."""
 
 
 class Cohorts:
@@ -67,6 +79,19 @@ class Cohorts:
             device=self.device,
             trunks=self.trunks(study, beside, epochs),
             last=queue.portions(study.spec) == 1,
+        )
+
+    def unflooded(self, study: StoredStudy, seed: int) -> Cohort:
+        """Return the trunk of a seed as a cohort; later cohorts fork from it."""
+        beside, epochs = Space.of(study.spec.stand_in()).baselines()[0], study.spec.training.epochs
+        return Cohort(
+            task_of(study.spec, beside),
+            _plan(study, beside, epochs),
+            levels={0: 0.0},
+            seeds={0: (seed,)},
+            device=self.device,
+            trunks=self.trunks(study, beside, epochs),
+            last=False,
         )
 
     def trunks(self, study: StoredStudy, beside: Mapping[str, Parameter], epochs: int) -> Trunks:
