@@ -19,6 +19,7 @@ from floodsearch.search.pruners import HalvingPruner
 from floodsearch.spec import Budget
 from floodsearch.storage import tables
 from floodsearch.trainer import Members, Trainer
+from floodsearch.training.checkpoint import Checkpoints
 from floodsearch.training.cohort import Step
 
 FLUSH_SECONDS = 10.0
@@ -36,6 +37,7 @@ class Bracket:
         self.alive = {ticket.number: ticket for ticket in tickets}
         self.study = tickets[0].study  # with its spec as of when the tickets were taken
         self.heart, self.trainer = heart, trainer
+        self.checkpoints = Checkpoints(heart.settings.checkpoints / self.study.name)
         self.curves = {ticket.number: Curve(ticket) for ticket in tickets}
         self.flushed = time.monotonic()
 
@@ -129,15 +131,18 @@ class Bracket:
             self._flush(cohort)
 
     def _recall(self, ticket: Ticket) -> None:
-        """Take over the runs that an earlier trial of this ticket finished: only new seeds are trained."""
-        if ticket.attempt == 1:
+        """Take over the runs that an earlier trial of this ticket finished: only new seeds are trained.
+
+        A task is tested when all its runs are trained; a loop of the user's own has reported its tests.
+        """
+        study, tested = self.study, self.study.spec.objective is None
+        if ticket.attempt == 1 and tested:
             return
-        study = self.study
         known = persistently(lambda: tables.read_curves(study.database, study.uuid, {ticket.number}))
         for seed in ticket.seeds:
             records = {record.epoch: record for record in known.get(ticket.number, []) if record.seed == seed}
             last = records.get(ticket.epochs)
-            if last is not None and last.test_loss is not None:
+            if last is not None and (last.test_loss is not None or not tested):
                 self.curves[ticket.number].records[seed] = records
 
     def _report(self, number: int, epochs: Iterable[int]) -> None:
@@ -206,6 +211,8 @@ class Bracket:
             log.warning("%s", error)
             ending = "lost"
         log.info("ticket %d: %s", number, ending)
+        if ending in ("complete", "pruned", "diverged"):
+            self.checkpoints.remove(number)
         self.alive.pop(number, None)
         self._say_what_trains()
 
@@ -221,6 +228,7 @@ class Bracket:
         ticket, curve = self.alive[number], self.curves[number]
         try:
             curve.add(cohort.tested(number))
+            cohort.drop(number)
         except Exception as error:  # a user's model may also fail on the test split
             self._failed(number, error)
             return

@@ -12,10 +12,11 @@ import time
 from collections.abc import Sequence
 
 from floodsearch import queue
-from floodsearch.errors import DivergedError
+from floodsearch.errors import DivergedError, LoopError
 from floodsearch.heart import Heart
 from floodsearch.records import EpochRecord, Pilot
 from floodsearch.retry import first_line, persistently
+from floodsearch.spec import Training
 from floodsearch.storage import tables
 from floodsearch.storage.studies import StoredStudy
 from floodsearch.trainer import Starts
@@ -73,16 +74,13 @@ def _find(study: StoredStudy, starts: Starts, heart: Heart) -> None:
 def _conduct(study: StoredStudy, starts: Starts, heart: Heart) -> Pilot | None:
     """Train the start of all seeds; None if there is a reason to leave before the end."""
     training = study.spec.training
-    most = min(
-        training.epochs, max(round(MOST * training.epochs), STILL_VALIDATIONS * training.validate_every)
-    )
     minima, epochs, trained, seconds = [], 0, heart.epochs_run, 0.0
     for seed in training.seeds:
         if heart.leave.wanted.is_set():
             return None
-        start = _Start(most, heart)
+        start = _Start(training, heart)
         began = time.perf_counter()
-        starts.unflooded(study, seed).train(most, start.note)
+        starts.unflooded(study, seed).train(start.most, start.note)
         seconds += time.perf_counter() - began
         if not start.ended:
             return None
@@ -102,8 +100,10 @@ def _conduct(study: StoredStudy, starts: Starts, heart: Heart) -> Pilot | None:
 class _Start:
     """The start of one unflooded run: what it came to so far, and whether that tells its bound."""
 
-    def __init__(self, most: int, heart: Heart) -> None:
-        self.most, self.heart = most, heart
+    def __init__(self, training: Training, heart: Heart) -> None:
+        self.validate_every, self.heart = training.validate_every, heart
+        most = max(round(MOST * training.epochs), STILL_VALIDATIONS * training.validate_every)
+        self.most = min(most, training.epochs)
         self.records: list[EpochRecord] = []
         self.ended = False
 
@@ -117,12 +117,18 @@ class _Start:
 
         Raises:
             Exception: what ended the run, unless that diverged after it had shown a bound.
+            LoopError: if a loop of the user's own reports no validation loss.
         """
         self.heart.epochs_run += step.trained
         self.records += [record for records in step.records.values() for record in records]
         for error in step.failed.values():
             if not (isinstance(error, DivergedError) and self.losses):
                 raise error
+        if len(self.records) >= self.validate_every and not self.losses:
+            raise LoopError(
+                'levels.high = "auto" needs a validation loss; give val_loss to run.report(), '
+                "or levels.high a number"
+            )
         self.ended = bool(step.failed) or settled(self.records) or len(self.records) >= self.most
         return not self.ended and not self.heart.leave.wanted.is_set()
 
@@ -143,4 +149,6 @@ def settled(records: Sequence[EpochRecord]) -> bool:
 def _why(error: BaseException) -> str:
     if isinstance(error, DivergedError):
         return f"{error}; lower the learning rate, or give levels.high as a number"
+    if isinstance(error, LoopError):
+        return str(error)
     return f"{type(error).__name__}: {first_line(error)}"

@@ -14,6 +14,9 @@ from typing import Literal
 Parameter = float | int | str | bool
 """The value of one searched parameter."""
 
+REPORTED = ("val_accuracy", "val_loss", "test_accuracy", "test_loss", "train_accuracy", "train_loss")
+"""The fields of `EpochRecord` that are numbers of the user's own; any other has room in `metric` alone."""
+
 TicketState = Literal["waiting", "running", "complete", "pruned", "failed"]
 
 Verdict = Literal["helps", "not shown", "hurts"]
@@ -44,7 +47,7 @@ class EpochRecord:
     seed: int
     epoch: int
     level: float
-    train_loss: float
+    train_loss: float | None
     train_accuracy: float | None
     flooded: float
     """Share of the epoch's batches whose loss was below the level, in [0, 1]."""
@@ -55,6 +58,8 @@ class EpochRecord:
     test_accuracy: float | None = None
     test_accuracy_clean: float | None = None
     """Accuracy against the labels before label noise, where the task keeps them."""
+    metric: float | None = None
+    """The study's metric, where that is a number of another name which the user's own loop reports."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -73,7 +73,7 @@ class Cohorts:
         beside, epochs = tickets[0].beside, tickets[0].epochs
         return Cohort(
             task_of(study.spec, beside),
-            _plan(study, beside, epochs),
+            plan_of(study, beside, epochs),
             levels={ticket.number: ticket.level for ticket in tickets},
             seeds=seeds,
             device=self.device,
@@ -86,7 +86,7 @@ class Cohorts:
         beside, epochs = Space.of(study.spec.stand_in()).baselines()[0], study.spec.training.epochs
         return Cohort(
             task_of(study.spec, beside),
-            _plan(study, beside, epochs),
+            plan_of(study, beside, epochs),
             levels={0: 0.0},
             seeds={0: (seed,)},
             device=self.device,
@@ -97,10 +97,10 @@ class Cohorts:
     def trunks(self, study: StoredStudy, beside: Mapping[str, Parameter], epochs: int) -> Trunks:
         """Return the trunks of a recipe: those of the last time, as far as they are the same runs."""
         spec = study.spec
-        recipe = {name: value for name, value in beside.items() if name in spec.training.searched}
+        recipe = {name: value for name, value in beside.items() if name in spec.searched}
         if self._trunks is None or self._of != (study.uuid, epochs, recipe):
             room = ROOM // len(spec.training.seeds)
-            plan = _plan(study, beside, epochs)
+            plan = plan_of(study, beside, epochs)
             self._trunks = Trunks(task_of(spec, beside), plan, self.device, room=room)
             self._of = study.uuid, epochs, recipe
         self._trunks.drop_broken()
@@ -109,7 +109,8 @@ class Cohorts:
         return self._trunks
 
 
-def _plan(study: StoredStudy, beside: Mapping[str, Parameter], epochs: int) -> Plan:
+def plan_of(study: StoredStudy, beside: Mapping[str, Parameter], epochs: int) -> Plan:
+    """Return what all runs of tickets have in common that differ in level only."""
     training, question = study.spec.training, study.question
     return Plan(
         epochs=epochs,

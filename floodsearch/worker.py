@@ -18,6 +18,7 @@ from floodsearch.bracket import Bracket
 from floodsearch.devices import find_device
 from floodsearch.errors import TicketLostError, UsageError
 from floodsearch.heart import Heart, Leave, Settings
+from floodsearch.loops import Loops
 from floodsearch.pilot import pilot
 from floodsearch.retry import persistently
 from floodsearch.spec import AUTO
@@ -38,17 +39,20 @@ def work(study: StoredStudy, settings: Settings, leave: Leave, trainer: Trainer 
         study: whose tickets it takes.
         settings: how it works.
         leave: why it may be asked to leave.
-        trainer: makes what trains tickets, cohorts by default; a replay gives back recorded curves instead.
+        trainer: makes what trains tickets, cohorts or the user's own loop by default; a replay gives back
+            recorded curves instead.
 
     Returns:
         Why it left.
 
     Raises:
-        UsageError: if the device does not exist.
+        UsageError: if the device does not exist, or a loop of the user's own cannot be imported.
     """
     device = find_device(settings.device)
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
+    objective = study.spec.objective
+    own = Cohorts(device) if objective is None else Loops(objective, device, settings.checkpoints)
     worker = tables.enter_worker(
         study.database,
         study.uuid,
@@ -58,14 +62,13 @@ def work(study: StoredStudy, settings: Settings, leave: Leave, trainer: Trainer 
         versions=versions() | {"platform": platform.platform()},
     )
     log.info("worker %d trains study %s on %s", worker, study.name, device)
-    cohorts = Cohorts(device)
     with borrowed(device), Heart(study, worker, settings, leave) as heart:
         while not leave.wanted.is_set():
             study = _reread(study)
             if (reason := persistently(lambda: _closed(study))) is not None:  # noqa: B023 - called at once
                 return reason
             if study.spec.levels.high == AUTO:
-                if not persistently(lambda: pilot(study, cohorts, heart)):  # noqa: B023 - called at once
+                if not persistently(lambda: pilot(study, own, heart)):  # noqa: B023 - called at once
                     leave.wanted.wait(min(1.0, settings.beat_seconds))
                 continue
             try:
@@ -74,7 +77,7 @@ def work(study: StoredStudy, settings: Settings, leave: Leave, trainer: Trainer 
                 log.warning("%s", error)
                 continue
             if tickets:
-                Bracket(tickets, heart, trainer or cohorts).end()
+                Bracket(tickets, heart, trainer or own).end()
             elif not persistently(lambda: _more_to_come(study)):  # noqa: B023 - called at once
                 return "all tickets are finished"
             else:
@@ -85,11 +88,14 @@ def work(study: StoredStudy, settings: Settings, leave: Leave, trainer: Trainer 
 def _reread(study: StoredStudy) -> StoredStudy:
     """Return the study as it is now: it may have grown, but trains what it trained.
 
-    Whoever started this worker has trusted the code of one task; the database cannot name another.
+    Whoever started this worker has trusted the code of one task or loop; the database cannot name another.
     """
     now = persistently(study.reread)
-    if now.spec.task != study.spec.task:
-        raise UsageError(f"study {study.name!r} trained {study.spec.task!r}, but now names {now.spec.task!r}")
+    before, after = ((one.spec.task, one.spec.objective) for one in (study, now))
+    if before != after:
+        raise UsageError(
+            f"study {study.name!r} trained {before[0] or before[1]!r}, but now names {after[0] or after[1]!r}"
+        )
     return now
 
 

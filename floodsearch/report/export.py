@@ -40,7 +40,7 @@ def curve_rows(study: StoredStudy) -> tuple[list[str], list[Row]]:
 
 def trial_rows(study: StoredStudy) -> tuple[list[str], list[Row]]:
     """Return the columns and one row for each trial: its settings, its state, and means over seeds."""
-    searched = [*study.spec.training.searched, *study.spec.searched_settings]
+    searched = [*study.spec.searched, *study.spec.searched_settings]
     columns = [*TRIAL_COLUMNS[:5], *searched, *TRIAL_COLUMNS[5:], *(f"seed_{name}" for name in SEED_COLUMNS)]
     rows = []
     for trial in read_trials(study):
