@@ -10,11 +10,13 @@ if TYPE_CHECKING:
     from floodsearch.answers import best
     from floodsearch.flooding import FloodLoss, flood
     from floodsearch.launchers.local import launch
+    from floodsearch.training.loop import LoopRun
 
-__all__ = ["FloodLoss", "best", "flood", "launch"]
+__all__ = ["FloodLoss", "LoopRun", "best", "flood", "launch"]
 
 _HOMES = {
     "FloodLoss": "floodsearch.flooding",
+    "LoopRun": "floodsearch.training.loop",
     "best": "floodsearch.answers",
     "flood": "floodsearch.flooding",
     "launch": "floodsearch.launchers.local",

@@ -18,6 +18,7 @@ from floodsearch.errors import NoAnswerError
 from floodsearch.evidence import Gain, gain_over_zero
 from floodsearch.landscape import Landscape, landscape
 from floodsearch.records import (
+    REPORTED,
     Baseline,
     BestLevel,
     Combination,
@@ -37,7 +38,7 @@ class Question:
 
     Args:
         study: its name.
-        metric: a field of `EpochRecord` that is measured at validations, such as `val_accuracy`.
+        metric: what is measured at validations, such as `val_accuracy`.
         maximize: whether a larger metric is better.
         window: share of the epochs, counted from the end, over which a value averages, in (0, 1].
         scale: the range of levels that matter, in the unit of the loss, over which a curve is smoothed; the
@@ -51,6 +52,11 @@ class Question:
     window: float
     scale: float | None = None
     finds_level: bool = False
+
+    @property
+    def field(self) -> str:
+        """The field of `EpochRecord` that holds the metric."""
+        return self.metric if self.metric in REPORTED else "metric"
 
 
 RUNG_VALIDATIONS = 3
@@ -78,7 +84,7 @@ def recent_mean(
     found = sorted(
         (record.epoch, value)
         for record in records
-        if record.epoch <= epoch and (value := getattr(record, question.metric)) is not None
+        if record.epoch <= epoch and (value := getattr(record, question.field)) is not None
     )
     inside = sum(validated > start for validated, _ in found)
     if not inside:
@@ -99,16 +105,15 @@ def seed_result(records: Sequence[EpochRecord], question: Question, epochs: int)
     """Return what one finished run came to.
 
     Args:
-        records: at least those of the window and the two that were tested.
+        records: at least those of the window and the validation that is best.
         question: names the metric and the window.
         epochs: length of the run.
     """
     by_epoch = {record.epoch: record for record in records if record.epoch <= epochs}
     last = by_epoch[epochs]
-    # A run that grew was also tested where the shorter one ended: the best of those tested is the best.
     sign = 1.0 if question.maximize else -1.0
-    tested = [record for record in by_epoch.values() if record.test_loss is not None]
-    best = max(tested, key=lambda one: (sign * getattr(one, question.metric), -one.epoch), default=last)
+    validated = [record for record in by_epoch.values() if getattr(record, question.field) is not None]
+    best = max(validated, key=lambda one: (sign * getattr(one, question.field), -one.epoch))
     return SeedResult(
         seed=last.seed,
         value=recent_mean(records, question, epochs),
@@ -130,6 +135,12 @@ def latest(trials: Iterable[TrialRecord]) -> dict[int, TrialRecord]:
         if trial.ticket not in newest or trial.number > newest[trial.ticket].number:
             newest[trial.ticket] = trial
     return newest
+
+
+def revisions(trials: Iterable[TrialRecord]) -> tuple[str, ...]:
+    """Return the revisions of the user's own code with which trials were trained, the first one first."""
+    found = {one.revision: None for one in sorted(trials, key=lambda one: one.number)}
+    return tuple(revision for revision in found if revision is not None)
 
 
 def count(trials: Iterable[TrialRecord]) -> TicketCounts:

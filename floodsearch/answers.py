@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from floodsearch import queue
-from floodsearch.analysis import best_level, best_of, comparable, count, latest
+from floodsearch.analysis import best_level, best_of, comparable, count, latest, revisions
 from floodsearch.errors import NoAnswerError
 from floodsearch.forecast import epochs_a_second, epochs_left
 from floodsearch.records import BestLevel, StudyStatus, TicketNote, TrialRecord, WorkerRecord
@@ -93,6 +93,7 @@ def status(study: StoredStudy, *, with_answer: bool = False) -> StudyStatus:
         seconds_left=None if finished else _seconds_left(study, trials, alive, now),
         finished=finished,
         stopped=queue.closed(study, workers),
+        revisions=revisions(trials),
         notes=tuple(_notes(trials)),
     )
 

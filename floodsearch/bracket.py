@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Literal
 
 from floodsearch import queue
@@ -19,6 +19,8 @@ from floodsearch.search.pruners import HalvingPruner
 from floodsearch.spec import Budget
 from floodsearch.storage import tables
 from floodsearch.trainer import Members, Trainer
+from floodsearch.training.checkpoint import Checkpoints
+from floodsearch.training.cohort import Step
 
 FLUSH_SECONDS = 10.0
 """Curves are written at least this often, so that a dashboard lives and little is lost."""
@@ -35,6 +37,7 @@ class Bracket:
         self.alive = {ticket.number: ticket for ticket in tickets}
         self.study = tickets[0].study  # with its spec as of when the tickets were taken
         self.heart, self.trainer = heart, trainer
+        self.checkpoints = Checkpoints(heart.settings.checkpoints / self.study.name)
         self.curves = {ticket.number: Curve(ticket) for ticket in tickets}
         self.flushed = time.monotonic()
 
@@ -75,18 +78,22 @@ class Bracket:
             for number in numbers:
                 self._failed(number, error)
             return
-        rungs = self._rungs(epochs)
-        for epoch in range(1, epochs + 1) if any(seeds.values()) else ():
-            self._advance(cohort)
-            if epoch in rungs:
-                self._rung(cohort, numbers & self.alive.keys(), epoch)
-            if not numbers & self.alive.keys():
+        judged = self._judged(epochs)
+        rungs = {*self.study.spec.training.report_epochs(), *judged}
+        for ticket in tickets:
+            self._report(ticket.number, rungs)  # of recalled runs
+
+        def note(step: Step) -> bool:
+            self._note(cohort, step, rungs)
+            return bool(numbers & self.alive.keys()) and not self.heart.leave.wanted.is_set()
+
+        for epoch in judged if any(seeds.values()) else ():
+            if not cohort.train(epoch, note) or not numbers & self.alive.keys():
                 return
-            if self.heart.leave.wanted.is_set() and epoch < epochs:
-                self._hand_back()
-                return
-            if time.monotonic() - self.flushed >= FLUSH_SECONDS:
-                self._flush(cohort)
+            if epoch < epochs:
+                self._judge(cohort, numbers & self.alive.keys(), epoch)
+                if self.heart.leave.wanted.is_set():
+                    return
         for number in sorted(numbers & self.alive.keys()):
             self._complete(number, cohort)
 
@@ -98,55 +105,94 @@ class Bracket:
                 self._ended(ticket.number, "pruned", lambda: queue.prune(ticket, decision))  # noqa: B023 - called at once
         return [ticket for ticket in tickets if ticket.number in self.alive]
 
-    def _rungs(self, epochs: int) -> set[int]:
-        asked = next(iter(self.alive.values())).asked.pruner
-        own = asked.rungs if isinstance(asked, HalvingPruner) else ()
-        return {*self.study.spec.training.report_epochs(), *own, epochs}
+    def _judged(self, epochs: int) -> list[int]:
+        """Return the epochs up to which all train before anyone goes on: the pruner's, and the last one."""
+        pruner = next(iter(self.alive.values())).asked.pruner
+        rungs: tuple[int, ...] = ()
+        if isinstance(pruner, HalvingPruner):
+            rungs = pruner.rungs
+        elif self.study.spec.search.pruner != "none":
+            rungs = self.study.spec.training.report_epochs()
+        return [*(rung for rung in rungs if rung < epochs), epochs]
 
-    def _advance(self, cohort: Members) -> None:
-        step = cohort.advance()
+    def _note(self, cohort: Members, step: Step, rungs: Collection[int]) -> None:
+        """Take in what was trained, as soon as it is; tickets that are at their end are completed."""
         self.heart.epochs_run += step.trained
+        for number, error in step.failed.items():
+            self._failed(number, error)
+        reached = {record.epoch for records in step.records.values() for record in records}.intersection(
+            rungs
+        )
         for number, records in step.records.items():
             if number in self.curves:
                 self.curves[number].add(records)
-        for number, error in step.failed.items():
-            self._failed(number, error)
+            if reached and number in self.alive:
+                self._report(number, reached)
+        if reached:
+            self._look_at_the_budget()
+        for number in step.records.keys() & self.alive.keys() if reached else ():
+            if self.alive[number].epochs in reached and self.curves[number].reaches(
+                self.alive[number].epochs
+            ):
+                self._complete(number, cohort)
+        if time.monotonic() - self.flushed >= FLUSH_SECONDS:
+            self._flush(cohort)
 
     def _recall(self, ticket: Ticket) -> None:
-        """Take over the runs that an earlier trial of this ticket finished: only new seeds are trained."""
-        if ticket.attempt == 1:
+        """Take over the runs that an earlier trial of this ticket finished: only new seeds are trained.
+
+        A task is tested when all its runs are trained; a loop of the user's own has reported its tests.
+        """
+        study, tested = self.study, self.study.spec.task is not None
+        if ticket.attempt == 1 and tested:
             return
-        study = self.study
         known = persistently(lambda: tables.read_curves(study.database, study.uuid, {ticket.number}))
         for seed in ticket.seeds:
             records = {record.epoch: record for record in known.get(ticket.number, []) if record.seed == seed}
             last = records.get(ticket.epochs)
-            if last is not None and last.test_loss is not None:
+            if last is not None and (last.test_loss is not None or not tested):
                 self.curves[ticket.number].records[seed] = records
 
-    def _rung(self, cohort: Members, reached: Iterable[int], epoch: int) -> None:
-        """Note the recent means over all seeds, ask the pruner, and look at the budget."""
-        spec, sign = self.study.spec, 1.0 if self.study.spec.maximize else -1.0
-        standings = {}
-        for number in sorted(reached):
-            ticket = self.alive[number]
-            at_least = 1 if epoch == ticket.epochs else RUNG_VALIDATIONS
-            curve = self.curves[number]
-            question = self.study.question
-            means = [recent_mean(curve.of(s), question, epoch, at_least=at_least) for s in ticket.seeds]
-            value, _ = mean_and_se(means)
-            curve.reports[epoch] = value
-            standings[number] = ticket, Standing(ticket.level, sign * value, cohort.forked(number))
-        if spec.budget != Budget():
-            attempt(self.heart.beat)  # the budget counts the epochs of all workers up to now
-            workers = attempt(lambda: tables.read_workers(self.study.database, self.study.uuid))
-            if workers and (reason := queue.closed(self.study, workers)) is not None:
-                self.heart.leave.ask(reason)
-        if spec.search.pruner == "none" or not standings or epoch == next(iter(standings.values()))[0].epochs:
+    def _report(self, number: int, epochs: Iterable[int]) -> None:
+        """Note the recent means over all seeds at those rungs that all of them have reached."""
+        curve = self.curves[number]
+        for epoch in epochs:
+            if curve.reaches(epoch):
+                curve.reports[epoch] = self._recent_mean(number, epoch)
+
+    def _recent_mean(self, number: int, epoch: int) -> float:
+        ticket, curve = self.alive[number], self.curves[number]
+        at_least = 1 if epoch == ticket.epochs else RUNG_VALIDATIONS
+        question = self.study.question
+        means = [recent_mean(curve.of(s), question, epoch, at_least=at_least) for s in ticket.seeds]
+        return mean_and_se(means)[0]
+
+    def _look_at_the_budget(self) -> None:
+        if self.study.spec.budget == Budget():
             return
+        attempt(self.heart.beat)  # the budget counts the epochs of all workers up to now
+        workers = attempt(lambda: tables.read_workers(self.study.database, self.study.uuid))
+        if workers and (reason := queue.closed(self.study, workers)) is not None:
+            self.heart.leave.ask(reason)
+
+    def _judge(self, cohort: Members, reached: Collection[int], epoch: int) -> None:
+        """Ask the pruner about tickets that have all reached a rung, and stop those that it stops."""
         self._flush(cohort)
-        standings = {number: one for number, one in standings.items() if number in self.alive}
-        for number, decision in (attempt(lambda: queue.judge(standings, epoch)) or {}).items():
+        sign = 1.0 if self.study.spec.maximize else -1.0
+        standings = {
+            number: (
+                self.alive[number],
+                Standing(
+                    self.alive[number].level,
+                    sign * self._recent_mean(number, epoch),
+                    cohort.forked(number),
+                ),
+            )
+            for number in sorted(reached)
+            if number in self.alive
+        }
+        decisions = attempt(lambda: queue.judge(standings, epoch)) if standings else None
+        for number, decision in (decisions or {}).items():
             if decision.prune:
                 ticket = self.alive[number]
                 cohort.drop(number)
@@ -173,6 +219,8 @@ class Bracket:
             log.warning("%s", error)
             ending = "lost"
         log.info("ticket %d: %s", number, ending)
+        if ending in ("complete", "pruned", "diverged"):
+            self.checkpoints.remove(number)
         self.alive.pop(number, None)
         self._say_what_trains()
 
@@ -188,6 +236,7 @@ class Bracket:
         ticket, curve = self.alive[number], self.curves[number]
         try:
             curve.add(cohort.tested(number))
+            cohort.drop(number)
         except Exception as error:  # a user's model may also fail on the test split
             self._failed(number, error)
             return
@@ -256,6 +305,10 @@ class Curve:
     def of(self, seed: int) -> list[EpochRecord]:
         """Return the records of one run."""
         return list(self.records[seed].values())
+
+    def reaches(self, epoch: int) -> bool:
+        """Return whether all runs have been trained up to an epoch."""
+        return all(epoch in records for records in self.records.values())
 
     def entry(self) -> Entry:
         """Return what is to be written."""

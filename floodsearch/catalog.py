@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,7 +11,9 @@ from optuna.pruners import BasePruner
 from optuna.samplers import BaseSampler
 
 from floodsearch.errors import Problem, TaskError
+from floodsearch.imports import file_of, find_code
 from floodsearch.records import EpochRecord, Parameter
+from floodsearch.revision import revision_of
 from floodsearch.schedules import SCHEDULES, start
 from floodsearch.search.pruners import PRUNERS
 from floodsearch.search.samplers import RULES, SAMPLERS, Rule, RuleSampler
@@ -29,6 +31,7 @@ def known() -> Known:
     return Known(
         tasks=TASKS,
         describe_task=describe_task,
+        find_loop=find_loop,
         samplers={name: {} if rule is None else fields_of(rule) for name, rule in SAMPLERS.items()},
         pruners={name: fields_of(factory) for name, factory in PRUNERS.items()},
         schedules={name: fields_of(schedule) for name, schedule in SCHEDULES.items()},
@@ -52,6 +55,8 @@ def check_settings(spec: Spec) -> Iterator[Problem]:
 
 def _check_schedule(spec: Spec) -> Iterator[Problem]:
     """Let the schedule see an epoch of the task, with each choice of its settings and each end of a range."""
+    if spec.task is None:
+        return  # a loop of the user's own keeps its level
     name = spec.training.schedule
     first = {key: _extremes(values)[0] for key, values in spec.searched_settings.items()}
     variants = [first] + [
@@ -114,10 +119,34 @@ def task_of(spec: Spec, beside: Mapping[str, Any]) -> Task:
     """Return the task of a study with the recipe fields that a ticket searches beside the level."""
     from floodsearch.tasks.task import build_task
 
-    searched = spec.training.searched
+    if spec.task is None:
+        raise ValueError(f"study {spec.name!r} trains the loop {spec.objective!r}, which has no task")
+    searched = spec.searched
     fixed = {name: value for name, value in spec.training.recipe.items() if name not in searched}
     chosen = {name: value for name, value in beside.items() if name in searched}
     return build_task(spec.task, spec.options, {**fixed, **chosen})
+
+
+def find_loop(reference: str) -> Callable[..., object]:
+    """Return the training loop of the user's own behind `package.module:name`.
+
+    Raises:
+        TaskError: if it cannot be imported, saying which import failed, or is not callable.
+    """
+    return find_code(reference, "a training loop, a function of one argument")
+
+
+def code_revision(spec: Spec) -> str | None:
+    """Return the revision of the user's own code that a study trains; None where it has no file."""
+    file = None if spec.code is None else file_of(spec.code)
+    return None if file is None else revision_of(file)
+
+
+def loop_settings(spec: Spec, beside: Mapping[str, Parameter]) -> dict[str, Setting | None]:
+    """Return what a loop of the user's own is handed: all settings, with those that a ticket searches."""
+    every = {**spec.options, **spec.training.recipe}
+    fixed = {name: value for name, value in every.items() if not isinstance(value, Choices)}
+    return fixed | {name: value for name, value in beside.items() if name in spec.searched}
 
 
 def schedule_settings(spec: Spec, beside: Mapping[str, Parameter]) -> dict[str, Setting]:

@@ -130,11 +130,11 @@ def work(
         leave.on_end_of(sys.stdin.buffer)
     trusted = set(trust or ())
     if name.endswith(".toml"):
-        name, module = _name_and_module(Path(name))
-        trusted.add(module)
+        name, code = _name_and_code(Path(name))
+        trusted.add(_module(code))
     with _found(storage, name) as study:
-        module = study.spec.task.partition(":")[0]
-        if ":" in study.spec.task and module not in trusted:
+        module = _module(study.spec.code)
+        if module and module not in trusted:
             raise UsageError(
                 f"study {name!r} trains code of {module!r}, which only the database names; "
                 f"if you trust it, add --trust {module}, or give the study file instead of the name"
@@ -351,14 +351,18 @@ def _import_from_here(folder: Path) -> None:
             sys.path.insert(0, path)
 
 
-def _name_and_module(path: Path) -> tuple[str, str]:
-    """Return the study's name and the module of its task, from its file."""
+def _module(code: str | None) -> str:
+    return "" if code is None else code.partition(":")[0]
+
+
+def _name_and_code(path: Path) -> tuple[str, str | None]:
+    """Return the study's name and the code of the user's own that it trains, from its file."""
     from floodsearch.catalog import known
     from floodsearch.studyfile import read
 
     _import_from_here(path.parent)
     spec = read(path, known())
-    return spec.name, spec.task.partition(":")[0]
+    return spec.name, spec.code
 
 
 def _show(launched: Launch) -> None:

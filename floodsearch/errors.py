@@ -5,11 +5,12 @@ FloodsearchError
 │   ├── StudyFileError       a study file with one or more problems
 │   ├── StudyChangedError    a study file that differs from the stored study of that name
 │   ├── UnknownStudyError    no study of that name in the storage
-│   ├── TaskError            a task that cannot be imported or built
+│   ├── TaskError            a task or a training loop that cannot be imported or built
 │   └── StorageError         a storage URL that cannot be used
 ├── NoAnswerError            nothing has finished yet, so there is no best level
 ├── WorkersFailedError       the local workers of a launch kept dying
 ├── DivergedError            a training whose loss is no longer finite
+├── LoopError                a training loop of the user's own that does not do what it must
 └── TicketLostError          a trial that was taken from this worker while it trained
 
 Every message says what is wrong, with what value, and what to do.
@@ -69,7 +70,7 @@ class UnknownStudyError(UsageError):
 
 
 class TaskError(UsageError):
-    """A task that cannot be imported or built with the given options."""
+    """A task that cannot be imported or built with the given options, or a loop that cannot be imported."""
 
 
 class StorageError(UsageError):
@@ -90,16 +91,23 @@ class DivergedError(FloodsearchError):
     Args:
         level: the flood level in force, in the unit of the loss.
         epoch: the epoch in which it happened, from 1.
-        step: the step within that epoch, from 1.
+        step: the step within that epoch, from 1; None where only the epoch is known.
         seed: the seed of the run.
+        what: is not finite.
     """
 
-    def __init__(self, *, level: float, epoch: int, step: int, seed: int) -> None:
+    def __init__(
+        self, *, level: float, epoch: int, step: int | None, seed: int, what: str = "the loss"
+    ) -> None:
         self.level, self.epoch, self.step, self.seed = level, epoch, step, seed
+        at = f"epoch {epoch}" if step is None else f"epoch {epoch}, step {step}"
         super().__init__(
-            f"the loss is not finite at level {level:g}, epoch {epoch}, step {step}, seed {seed}; "
-            "a lower learning rate usually helps"
+            f"{what} is not finite at level {level:g}, {at}, seed {seed}; a lower learning rate usually helps"
         )
+
+
+class LoopError(FloodsearchError):
+    """A training loop of the user's own that does not do what it must, such as to report an epoch."""
 
 
 class TicketLostError(FloodsearchError):

@@ -16,7 +16,7 @@ import math
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 
 Per = Literal["batch", "sample"]
 Form = Literal["abs", "soft"]
@@ -39,7 +39,14 @@ def check_level(level: float) -> float:
     return float(level)
 
 
-def flood(loss: Tensor, level: float | Tensor, *, per: Per = "batch", form: Form = "abs") -> Tensor:
+def flood(
+    loss: Tensor,
+    level: float | Tensor,
+    *,
+    per: Per = "batch",
+    form: Form = "abs",
+    across_ranks: bool = False,
+) -> Tensor:
     """Flood the loss of a mini-batch: `(loss - level).abs() + level`.
 
     Above the level the gradient is the loss's own, below it the gradient is reversed. At level 0 this is
@@ -53,12 +60,15 @@ def flood(loss: Tensor, level: float | Tensor, *, per: Per = "batch", form: Form
             looked at, which would wait for its device: negative or NaN values are not found.
         per: what the sign is decided for. `sample` is iFlood, whose levels are not those of flooding.
         form: `abs`, or `soft` for SoftAD, which is per sample.
+        across_ranks: decide the sign for the mean over all ranks of `torch.distributed` (see
+            `mean_over_ranks`) instead of the local batch. All ranks must call it, at the same level.
 
     Returns:
         (), same dtype and device as `loss`.
 
     Raises:
-        ValueError: if `loss` has another shape, or the level is NaN, infinite or negative.
+        ValueError: if `loss` has another shape, the level is NaN, infinite or negative, or the sign is to be
+            decided both per sample and across ranks.
 
     Example:
         >>> flood(torch.tensor(0.05), 0.2)
@@ -70,11 +80,30 @@ def flood(loss: Tensor, level: float | Tensor, *, per: Per = "batch", form: Form
         level = check_level(level)
         if level == 0:
             return loss if per == "batch" else loss.mean()
+    if across_ranks and per == "sample":
+        raise ValueError("across_ranks decides the sign for a mean; leave it out with per='sample'")
+    loss = mean_over_ranks(loss) if across_ranks else loss
     above = loss - level
     flooded = (above.abs() if form == "abs" else (above.square() + 1).sqrt() - 1) + level
     if isinstance(level, Tensor):
         flooded = torch.where(level == 0, loss, flooded)
     return flooded if per == "batch" else flooded.mean()
+
+
+def mean_over_ranks(loss: Tensor) -> Tensor:
+    """Return a loss with the value of its mean over all ranks and the gradient of the local one.
+
+    Under `DistributedDataParallel`, which averages gradients, flooding it is flooding the loss of the whole
+    batch. Without an initialised `torch.distributed` it is the loss itself.
+
+    Args:
+        loss: (), the mean loss of this rank's part of the batch; all parts of one size.
+    """
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return loss
+    mean = loss.detach().clone()
+    distributed.all_reduce(mean)
+    return mean / distributed.get_world_size() + (loss - loss.detach())
 
 
 def _check_method(per: str, form: str) -> None:

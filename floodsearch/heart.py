@@ -9,6 +9,7 @@ import threading
 import time
 import uuid
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import IO
 
 from floodsearch import queue
@@ -68,12 +69,15 @@ class Settings:
         threads: of torch, on the CPU; None leaves torch's own choice.
         beat_seconds: between two signs of life.
         grace_seconds: silence after which a worker is taken for dead; the same for all workers.
+        checkpoints: the folder that holds those of all studies.
     """
 
     device: str = "auto"
     threads: int | None = None
     beat_seconds: float = 5.0
     grace_seconds: float = queue.GRACE_SECONDS
+    # Absolute, as a user's code may change the current folder.
+    checkpoints: Path = field(default_factory=lambda: Path("floodsearch-checkpoints").absolute())
 
 
 @dataclass

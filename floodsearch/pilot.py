@@ -12,14 +12,15 @@ import time
 from collections.abc import Sequence
 
 from floodsearch import queue
-from floodsearch.errors import DivergedError
+from floodsearch.errors import DivergedError, LoopError
 from floodsearch.heart import Heart
 from floodsearch.records import EpochRecord, Pilot
 from floodsearch.retry import first_line, persistently
+from floodsearch.spec import Training
 from floodsearch.storage import tables
 from floodsearch.storage.studies import StoredStudy
-from floodsearch.trainer import Cohorts, first_choices
-from floodsearch.training.trunk import Trunk
+from floodsearch.trainer import Starts
+from floodsearch.training.cohort import Step
 
 MARGIN = 1.25
 """On the largest of the lowest validation losses: measured on Two Gaussians, single seeds gave .17 to .25 at
@@ -32,7 +33,7 @@ MOST = 0.2
 log = logging.getLogger("floodsearch.worker")
 
 
-def pilot(study: StoredStudy, cohorts: Cohorts, heart: Heart) -> bool:
+def pilot(study: StoredStudy, starts: Starts, heart: Heart) -> bool:
     """Find the highest level of a study and fill its queue, unless another worker does.
 
     A pilot that fails stops the study: without a range there is nothing to train.
@@ -48,7 +49,7 @@ def pilot(study: StoredStudy, cohorts: Cohorts, heart: Heart) -> bool:
         if (
             persistently(study.reread).pilot is None
         ):  # another may have ended while this one came to the lease
-            _find(study, cohorts, heart)
+            _find(study, starts, heart)
     finally:
         heart.lease = None
         persistently(lambda: tables.release_lease(study.database, study.uuid, queue.PILOT, holder))
@@ -56,10 +57,10 @@ def pilot(study: StoredStudy, cohorts: Cohorts, heart: Heart) -> bool:
     return True
 
 
-def _find(study: StoredStudy, cohorts: Cohorts, heart: Heart) -> None:
+def _find(study: StoredStudy, starts: Starts, heart: Heart) -> None:
     """Conduct the pilot and store what it found, or why it failed."""
     try:
-        found = _conduct(study, cohorts, heart)
+        found = _conduct(study, starts, heart)
     except (Exception, SystemExit) as error:  # a user's code may do anything
         log.error("the pilot failed", exc_info=error)
         reason = f"the pilot failed: {_why(error)}"
@@ -70,45 +71,66 @@ def _find(study: StoredStudy, cohorts: Cohorts, heart: Heart) -> None:
         persistently(lambda: study.settle(found))
 
 
-def _conduct(study: StoredStudy, cohorts: Cohorts, heart: Heart) -> Pilot | None:
+def _conduct(study: StoredStudy, starts: Starts, heart: Heart) -> Pilot | None:
     """Train the start of all seeds; None if there is a reason to leave before the end."""
     training = study.spec.training
-    beside = first_choices(study.spec)
-    trunks = cohorts.trunks(study, beside, training.epochs)
-    most = max(round(MOST * training.epochs), STILL_VALIDATIONS * training.validate_every)
-    minima, epochs, seconds = [], 0, 0.0
+    minima, epochs, trained, seconds = [], 0, heart.epochs_run, 0.0
     for seed in training.seeds:
-        trunk = trunks.of(seed)
-        started = time.perf_counter()
-        while not settled(trunk.records) and len(trunk.records) < min(most, training.epochs):
-            if heart.leave.wanted.is_set():
-                return None
-            if not _advance(trunk):
-                break
-            heart.epochs_run += 1
-        seconds += time.perf_counter() - started
-        epochs += len(trunk.records)
-        minima.append(min(record.val_loss for record in trunk.records if record.val_loss is not None))
+        if heart.leave.wanted.is_set():
+            return None
+        start = _Start(training, heart)
+        began = time.perf_counter()
+        starts.unflooded(study, seed).train(start.most, start.note)
+        seconds += time.perf_counter() - began
+        if not start.ended:
+            return None
+        epochs += len(start.records)
+        minima.append(min(start.losses))
     bound = MARGIN * max(minima)
     return Pilot(
         epochs=epochs,
         minima=tuple(minima),
         bound=bound,
         high=study.spec.levels.up_to(bound).highest,
-        seconds_per_epoch=seconds / epochs,
-        device=str(cohorts.device),
+        seconds_per_epoch=seconds / max(1, heart.epochs_run - trained),
+        device=str(starts.device),
     )
 
 
-def _advance(trunk: Trunk) -> bool:
-    """Train one epoch more; return whether the run can go on, which has a bound already if it cannot."""
-    try:
-        trunk.reach(len(trunk.records) + 1, forks=False)
-    except DivergedError:
-        if all(record.val_loss is None for record in trunk.records):
-            raise
-        return False
-    return True
+class _Start:
+    """The start of one unflooded run: what it came to so far, and whether that tells its bound."""
+
+    def __init__(self, training: Training, heart: Heart) -> None:
+        self.validate_every, self.heart = training.validate_every, heart
+        most = max(round(MOST * training.epochs), STILL_VALIDATIONS * training.validate_every)
+        self.most = min(most, training.epochs)
+        self.records: list[EpochRecord] = []
+        self.ended = False
+
+    @property
+    def losses(self) -> list[float]:
+        """The validation losses."""
+        return [record.val_loss for record in self.records if record.val_loss is not None]
+
+    def note(self, step: Step) -> bool:
+        """Take in what was trained; return whether more is needed.
+
+        Raises:
+            Exception: what ended the run, unless that diverged after it had shown a bound.
+            LoopError: if a loop of the user's own reports no validation loss.
+        """
+        self.heart.epochs_run += step.trained
+        self.records += [record for records in step.records.values() for record in records]
+        for error in step.failed.values():
+            if not (isinstance(error, DivergedError) and self.losses):
+                raise error
+        if len(self.records) >= self.validate_every and not self.losses:
+            raise LoopError(
+                'levels.high = "auto" needs a validation loss; give val_loss to run.report(), '
+                "or levels.high a number"
+            )
+        self.ended = bool(step.failed) or settled(self.records) or len(self.records) >= self.most
+        return not self.ended and not self.heart.leave.wanted.is_set()
 
 
 def settled(records: Sequence[EpochRecord]) -> bool:
@@ -127,4 +149,6 @@ def settled(records: Sequence[EpochRecord]) -> bool:
 def _why(error: BaseException) -> str:
     if isinstance(error, DivergedError):
         return f"{error}; lower the learning rate, or give levels.high as a number"
+    if isinstance(error, LoopError):
+        return str(error)
     return f"{type(error).__name__}: {first_line(error)}"

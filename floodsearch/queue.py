@@ -228,23 +228,29 @@ def _size(spec: Spec) -> dict[Attribute, int]:
     return {Attribute.EPOCHS: spec.training.epochs, Attribute.SEEDS: len(spec.training.seeds)}
 
 
-def take(study: StoredStudy, worker: int) -> list[Ticket]:
+def take(study: StoredStudy, worker: int, revision: str | None = None) -> list[Ticket]:
     """Take the next tickets that are trained together, with their levels; none if no ticket waits.
 
     Of a grid under halving this is a bracket; of open tickets under halving a few, so that the sampler sees
     results before it proposes more; else one. Taking is atomic: no ticket is in two hands. Where a sampler
     proposes levels, one worker at a time takes, so that each sees what the one before was given.
+
+    Args:
+        study: whose tickets.
+        worker: who takes them.
+        revision: of the user's own code that will train them.
     """
     if study.spec.search.sampler == "grid":
-        return _take(study, worker)
+        return _take(study, worker, revision)
     with lease(study.database, study.uuid, "propose"):
-        return _take(study, worker)
+        return _take(study, worker, revision)
 
 
-def _take(study: StoredStudy, worker: int) -> list[Ticket]:
+def _take(study: StoredStudy, worker: int, revision: str | None) -> list[Ticket]:
+    signature = {Attribute.WORKER: worker} | ({} if revision is None else {Attribute.REVISION: revision})
     most = ROUND if study.spec.search.pruner == "halving" else 1
     with study.database.write() as connection:
-        claimed = trials.claim(connection, study.id, worker, most=most)
+        claimed = trials.claim(connection, study.id, signature, most=most)
     if not claimed:
         return []
     try:

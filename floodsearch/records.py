@@ -14,6 +14,9 @@ from typing import Literal
 Parameter = float | int | str | bool
 """The value of one searched parameter."""
 
+REPORTED = ("val_accuracy", "val_loss", "test_accuracy", "test_loss", "train_accuracy", "train_loss")
+"""The fields of `EpochRecord` that are numbers of the user's own; any other has room in `metric` alone."""
+
 TicketState = Literal["waiting", "running", "complete", "pruned", "failed"]
 
 Verdict = Literal["helps", "not shown", "hurts"]
@@ -29,6 +32,7 @@ class Attribute(StrEnum):
     BRACKET = "bracket"
     CONFIRMS = "confirms"
     WORKER = "worker"
+    REVISION = "revision"
     CAUSE = "cause"
     REASON = "reason"
     TRACEBACK = "traceback"
@@ -44,10 +48,11 @@ class EpochRecord:
     seed: int
     epoch: int
     level: float
-    train_loss: float
+    train_loss: float | None
     train_accuracy: float | None
-    flooded: float
-    """Share of the epoch's batches whose loss was below the level, in [0, 1]."""
+    flooded: float | None
+    """Share of the epoch's batches whose loss was below the level, in [0, 1]; None where only code of the
+    user's own has seen them."""
     val_loss: float | None = None
     val_accuracy: float | None = None
     test_loss: float | None = None
@@ -55,6 +60,8 @@ class EpochRecord:
     test_accuracy: float | None = None
     test_accuracy_clean: float | None = None
     """Accuracy against the labels before label noise, where the task keeps them."""
+    metric: float | None = None
+    """The study's metric, where that is a number of another name which the user's own loop reports."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,6 +100,8 @@ class TrialRecord:
     """The study's metric: final if complete, the last recent mean if pruned or running."""
     attempt: int = 1
     worker: int | None = None
+    revision: str | None = None
+    """Of the user's own code that trained it; None for a built-in task, and until it was taken up."""
     cause: str | None = None
     """Why it did not complete: `pruned`, `diverged`, `lost` or `error`."""
     reason: str | None = None
@@ -298,5 +307,7 @@ class StudyStatus:
     finished: bool
     stopped: str | None
     """Why no ticket is handed out any more, or None."""
+    revisions: tuple[str, ...] = ()
+    """Of the user's own code, all with which its tickets were trained; several may not be comparable."""
     notes: tuple[TicketNote, ...] = ()
     """One for each ticket that was pruned, diverged or failed, or was taken up more than once."""

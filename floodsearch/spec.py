@@ -197,11 +197,6 @@ class Training(Section):
         stride = math.ceil(len(validated) / 25)
         return (*validated[stride - 1 : -1 : stride], self.epochs)
 
-    @property
-    def searched(self) -> dict[str, tuple[Scalar, ...]]:
-        """The recipe fields that are searched beside the level, and their choices."""
-        return {name: value.choices for name, value in self.recipe.items() if isinstance(value, Choices)}
-
 
 class Search(Section):
     """How levels are proposed, judged and compared."""
@@ -226,12 +221,16 @@ class Spec(Section):
     """A complete study.
 
     Attributes:
+        task: a name of the table of tasks, or `package.module:name` of the user's own.
+        objective: instead of a task, a training loop of the user's own, `package.module:name`. Its settings
+            are the options and the recipe, whatever they are.
         settings: the sampler's, the pruner's and the schedule's own settings, by the name of each.
     """
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]*$", max_length=100)]
-    task: str
-    options: dict[str, Setting | None] = {}
+    task: str | None = None
+    objective: str | None = None
+    options: dict[str, Choices | Setting | None] = {}
     levels: Levels
     training: Training = Training()
     search: Search = Search()
@@ -242,6 +241,17 @@ class Spec(Section):
     def maximize(self) -> bool:
         """Whether a larger metric is better."""
         return self.search.direction == "maximize"
+
+    @property
+    def code(self) -> str | None:
+        """The code of the user's own that workers import, `package.module:name`, or None."""
+        return self.objective or (self.task if self.task is not None and ":" in self.task else None)
+
+    @property
+    def searched(self) -> dict[str, tuple[Scalar, ...]]:
+        """What is searched beside the level, of the recipe or of a loop's options, and the choices."""
+        every = {**self.options, **self.training.recipe}
+        return {name: value.choices for name, value in every.items() if isinstance(value, Choices)}
 
     @property
     def searched_settings(self) -> dict[str, Choices | Range]:

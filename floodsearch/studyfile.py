@@ -39,14 +39,12 @@ SECTIONS: Mapping[str, type[Section]] = {
     "budget": Budget,
 }
 DEFAULT_TRIALS = 51
-INSTEAD_OF_TASK = ("objective", "command")
 ONE_LEVEL: Mapping[str, float] = {"adaptive": 0.5}
 """The schedules that find the level in each run, and up to which one by default: `levels.high`, which is
 all that such a study has of [levels]. The bound of `adaptive` is that of its source."""
 
 NOT_AVAILABLE: Mapping[str, str] = {
-    "objective": "write task instead",
-    "command": "write task instead",
+    "command": "write task or objective instead",
     "training.schedule = policy": "use 'constant', 'backward' or 'adaptive'",
     "search.sampler = policy": "use 'heuristic', 'tpe' or 'gp'",
     "policy": "remove the table",
@@ -85,6 +83,8 @@ class Known:
     tasks: Collection[str]
     describe_task: Callable[[str, Mapping[str, Any]], TaskFields]
     """Return what a task takes beside these options; raises TaskError if it cannot be imported or built."""
+    find_loop: Callable[[str], object]
+    """Import a training loop of the user's own; raises TaskError where that fails."""
     samplers: Mapping[str, Fields]
     pruners: Mapping[str, Fields]
     schedules: Mapping[str, Fields]
@@ -153,7 +153,7 @@ class _Reader:
 
     def spec(self) -> Spec | None:
         self._refuse_unavailable()
-        valid = {"name", "task", "options", *SECTIONS, *self.known.with_settings}
+        valid = {"name", "task", "objective", "options", *SECTIONS, *self.known.with_settings}
         for key in sorted(self.raw.keys() - valid):
             self._unknown(key, key, valid)
         training, recipe = self._split_training()
@@ -163,7 +163,7 @@ class _Reader:
             "search": self._section("search", self._with_direction()),
             "budget": self._section("budget", self.raw.get("budget", {})),
         }
-        options, recipe = self._task(recipe)
+        options, recipe = self._loop(recipe) if self._has_loop else self._task(recipe)
         settings: dict[str, Any] = {}
         if sections["search"] is not None:
             settings |= self._settings("search.sampler", sections["search"].sampler, self.known.samplers)
@@ -177,7 +177,7 @@ class _Reader:
                     f"{schedule}.{name}": value for name, value in settings.get(schedule, {}).items()
                 }
                 sections["search"] = self._trials(sections["search"], sections["levels"], recipe, of_schedule)
-        whole = {key: self.raw[key] for key in ("name", "task") if key in self.raw} | {
+        whole = {key: self.raw[key] for key in ("name", "task", "objective") if key in self.raw} | {
             key: section for key, section in sections.items() if section is not None
         }
         spec: Spec | None = self._build("", Spec, whole | {"options": options, "settings": settings})
@@ -199,8 +199,12 @@ class _Reader:
                 self.said.add(key)
             else:
                 del self.raw[name]
-                if name in INSTEAD_OF_TASK:
+                if name == "command":
                     self.said.add("task")
+
+    @property
+    def _has_loop(self) -> bool:
+        return "objective" in self.raw
 
     def _split_training(self) -> tuple[Any, dict[str, Any]]:
         table = self.raw.get("training", {})
@@ -208,6 +212,8 @@ class _Reader:
             return table, {}
         own = Training.model_fields.keys() - {"recipe"}
         training = {key: value for key, value in table.items() if key in own}
+        if self._has_loop:
+            training = {"validate_every": 1} | training
         if isinstance(seeds := training.get("seeds"), int) and not isinstance(seeds, bool):
             if not 1 <= seeds <= MOST_SEEDS:
                 bound = (
@@ -235,6 +241,8 @@ class _Reader:
         if not isinstance(table, dict):
             return table
         metric = table.get("metric", Search.model_fields["metric"].default)
+        if self._has_loop and isinstance(metric, str) and metric not in DIRECTIONS:
+            return self._with_own_metric(metric, table)
         if not isinstance(metric, str) or metric not in DIRECTIONS:
             self._name("search.metric", metric, DIRECTIONS)
             return {key: value for key, value in table.items() if key != "metric"}
@@ -244,6 +252,16 @@ class _Reader:
                 Problem("search.direction", f"{wanted!r}, but {metric} is to {DIRECTIONS[metric]}; remove it")
             )
         return {**table, "direction": DIRECTIONS[metric]}
+
+    def _with_own_metric(self, metric: str, table: dict[str, Any]) -> dict[str, Any]:
+        """Return the table with a metric that the user's own loop reports under any name."""
+        if not metric.isidentifier():
+            has = f"{metric!r} cannot be reported: write a name as in run.report(name=...)"
+            self.problems.append(Problem("search.metric", has))
+        if "direction" not in table:
+            say = f"missing; say whether {metric} is to 'maximize' or to 'minimize'"
+            self.problems.append(Problem("search.direction", say))
+        return {"direction": "maximize", **table}
 
     def _section(self, key: str, table: Any) -> Any:
         if not isinstance(table, dict):
@@ -260,7 +278,10 @@ class _Reader:
         if not isinstance(options, dict):
             self.problems.append(Problem("options", f"{options!r} is not a table; write it as [options]"))
             options = {}
-        if not isinstance(task, str):  # missing or of the wrong type: said when the whole is built
+        if task is None and "task" not in self.said:
+            instead = "or an objective, a training loop of your own"
+            self.problems.append(Problem("task", f'missing; give it, such as "two_gaussians", {instead}'))
+        if not isinstance(task, str):  # of the wrong type: said when the whole is built
             return options, recipe
         try:
             if ":" not in task and task not in self.known.tasks:
@@ -292,6 +313,57 @@ class _Reader:
             listed = ", ".join(fields.metrics)
             self.problems.append(Problem("search.metric", f"this task has no {metric!r}; use {listed}"))
         return checked_options, checked_recipe
+
+    def _loop(self, recipe: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Check the reference of a training loop of the user's own; return its options and recipe, any names.
+
+        Both are what the loop is handed as its settings.
+        """
+        reference, options = self.raw["objective"], self.raw.get("options", {})
+        if "task" in self.raw:
+            self.problems.append(Problem("objective", "given together with task; keep one of the two"))
+        elif isinstance(reference, str) and not all(reference.partition(":")):
+            self.problems.append(Problem("objective", f"{reference!r} is not a 'package.module:function'"))
+        elif isinstance(reference, str):
+            try:
+                self.known.find_loop(reference)
+            except TaskError as error:
+                self.problems.append(Problem("objective", str(error)))
+        schedule = self._training_value("schedule")
+        if schedule is not None and schedule != "constant":
+            has = f"{schedule!r}, but in a loop of your own the level is constant in this version; remove it"
+            self.problems.append(Problem("training.schedule", has))
+        if not isinstance(options, dict):
+            self.problems.append(Problem("options", f"{options!r} is not a table; write it as [options]"))
+            options = {}
+        own = Training.model_fields.keys() - {"recipe"}
+        for name in recipe:
+            if close := difflib.get_close_matches(name, own, n=1, cutoff=0.8):
+                has = f"unknown key, did you mean {close[0]!r}? A setting of your own goes into [options]"
+                self.problems.append(Problem(f"training.{name}", has))
+        for name in sorted(recipe.keys() & options.keys()):
+            self.problems.append(Problem(f"options.{name}", f"given together with training.{name}; keep one"))
+        return self._own("options", options), self._own("training", recipe)
+
+    def _training_value(self, key: str) -> Any:
+        table = self.raw.get("training", {})
+        return table.get(key) if isinstance(table, dict) else None
+
+    def _own(self, key: str, table: Mapping[str, Any]) -> dict[str, Any]:
+        """Check settings of the user's own loop, which may have any name."""
+        values = {}
+        for name, value in table.items():
+            where = f"{key}.{name}"
+            if name in ("level", "seed"):
+                self.problems.append(Problem(where, f"is run.{name} in the loop; choose another name"))
+            elif isinstance(value, dict):
+                values[name] = self._choices(where, value, Field(Any, None))
+            elif all(_is_scalar(one) for one in (value if isinstance(value, list) else [value])):
+                values[name] = tuple(value) if isinstance(value, list) else value
+            else:
+                has = f"{value!r} is neither a finite number, text, true or false nor a list of these"
+                self.problems.append(Problem(where, f"{has}; or search it with {{choices = [...]}}"))
+        return values
 
     def _settings(self, where: str, chosen: str, named: Mapping[str, Fields]) -> dict[str, dict[str, Any]]:
         """Check the table of the chosen one of several names, and that the others have none."""
@@ -431,7 +503,6 @@ class _Reader:
             hints = {
                 "levels.high": 'such as 0.5, or "auto"',
                 "name": 'such as "my-study"',
-                "task": 'such as "two_gaussians"',
             }
             self.problems.append(Problem(where, f"missing; give it, {hints.get(where, 'it has no default')}"))
         elif entry["type"] == "string_pattern_mismatch":
@@ -451,6 +522,10 @@ class _Reader:
     def _unknown(self, where: str, name: str, valid: Collection[str]) -> None:
         listed = f"valid: {', '.join(sorted(valid))}" if valid else "nothing can be set here"
         self.problems.append(Problem(where, f"unknown key{_close(name, valid)}; {listed}"))
+
+
+def _is_scalar(value: Any) -> bool:
+    return isinstance(value, bool | int | str) or (isinstance(value, float) and math.isfinite(value))
 
 
 def _adapter(field: Field) -> TypeAdapter[Any]:

@@ -16,7 +16,7 @@ from floodsearch.records import EpochRecord, Parameter
 from floodsearch.search.space import Space
 from floodsearch.spec import AUTO, Spec
 from floodsearch.storage.studies import StoredStudy
-from floodsearch.training.cohort import Cohort, Step
+from floodsearch.training.cohort import Cohort, Note
 from floodsearch.training.engine import Engine, Loop
 from floodsearch.training.progress import Plan
 from floodsearch.training.stack import Stack
@@ -30,10 +30,13 @@ log = logging.getLogger("floodsearch.worker")
 
 
 class Members(Protocol):
-    """What trains the members of a cohort, named by their tickets; `Cohort` is the one that does."""
+    """What trains the members of a bracket, named by their tickets: together, or one after the other."""
 
-    def advance(self) -> Step:
-        """Train all members one epoch further."""
+    def train(self, until: int, note: Note) -> bool:
+        """Train all members up to an epoch, unless they are there; return whether they are.
+
+        `note` takes in each step as soon as it is trained. When it wants no more, training ends where it is.
+        """
 
     def forked(self, member: int) -> bool:
         """Return whether a member's level has begun to matter."""
@@ -47,6 +50,15 @@ class Members(Protocol):
 
 Trainer = Callable[[StoredStudy, Sequence[Ticket], Mapping[int, Sequence[int]]], Members]
 """(study, tickets that differ in level only, seeds to train by ticket) to what trains them."""
+
+
+class Starts(Protocol):
+    """What trains the start of the unflooded runs, before there are tickets."""
+
+    device: torch.device
+
+    def unflooded(self, study: StoredStudy, seed: int) -> Members:
+        """Return what trains the unflooded run of a seed, as member 0; the first ticket goes on from it."""
 
 
 class Cohorts:
@@ -68,7 +80,7 @@ class Cohorts:
         beside, epochs = tickets[0].beside, tickets[0].epochs
         return Cohort(
             task_of(study.spec, beside),
-            _plan(study, beside, epochs),
+            plan_of(study, beside, epochs),
             levels={ticket.number: ticket.level for ticket in tickets},
             seeds=seeds,
             device=self.device,
@@ -76,10 +88,23 @@ class Cohorts:
             last=queue.portions(study.spec) == 1,
         )
 
+    def unflooded(self, study: StoredStudy, seed: int) -> Cohort:
+        """Return the trunk of a seed as a cohort; later cohorts fork from it."""
+        beside, epochs = first_choices(study.spec), study.spec.training.epochs
+        return Cohort(
+            task_of(study.spec, beside),
+            plan_of(study, beside, epochs),
+            levels={0: 0.0},
+            seeds={0: (seed,)},
+            device=self.device,
+            trunks=self.trunks(study, beside, epochs),
+            last=False,
+        )
+
     def trunks(self, study: StoredStudy, beside: Mapping[str, Parameter], epochs: int) -> Trunks:
         """Return the trunks of a recipe: those of the last time, as far as they are the same runs."""
         spec = study.spec
-        recipe = {name: value for name, value in beside.items() if name in spec.training.searched}
+        recipe = {name: value for name, value in beside.items() if name in spec.searched}
         if self._trunks is None or self._of != (study.uuid, epochs, recipe):
             room = ROOM // len(spec.training.seeds)
             self._trunks = Trunks(self._engine(study, beside, epochs), room=room)
@@ -91,7 +116,7 @@ class Cohorts:
 
     def _engine(self, study: StoredStudy, beside: Mapping[str, Parameter], epochs: int) -> Engine:
         """Return the study's engine; runs that cannot be stacked are trained one after the other."""
-        task, plan = task_of(study.spec, beside), _plan(study, beside, epochs)
+        task, plan = task_of(study.spec, beside), plan_of(study, beside, epochs)
         if (study.engine or default_engine(study, self.device)) == "loop":
             return Loop(task, plan, self.device)
         if (reason := obstacle(task, self.device, study.spec.training.seeds[0])) is not None:
@@ -114,11 +139,12 @@ def default_engine(study: StoredStudy, device: torch.device) -> str:
 
 
 def first_choices(spec: Spec) -> dict[str, Parameter]:
-    """Return the first of all choices of the recipe, where one has to stand for the others."""
-    return {name: choices[0] for name, choices in spec.training.searched.items()}
+    """Return the first of all choices beside the level, where one has to stand for the others."""
+    return {name: choices[0] for name, choices in spec.searched.items()}
 
 
-def _plan(study: StoredStudy, beside: Mapping[str, Parameter], epochs: int) -> Plan:
+def plan_of(study: StoredStudy, beside: Mapping[str, Parameter], epochs: int) -> Plan:
+    """Return what all runs of tickets have in common that differ in level only."""
     training, question = study.spec.training, study.question
     return Plan(
         epochs=epochs,

@@ -14,10 +14,13 @@ import socket
 import torch
 
 from floodsearch import queue
+from floodsearch.analysis import revisions
 from floodsearch.bracket import Bracket
+from floodsearch.catalog import code_revision
 from floodsearch.devices import find_device
 from floodsearch.errors import TicketLostError, UsageError
 from floodsearch.heart import Heart, Leave, Settings
+from floodsearch.loops import Loops
 from floodsearch.pilot import pilot
 from floodsearch.retry import persistently
 from floodsearch.spec import AUTO
@@ -38,46 +41,50 @@ def work(study: StoredStudy, settings: Settings, leave: Leave, trainer: Trainer 
         study: whose tickets it takes.
         settings: how it works.
         leave: why it may be asked to leave.
-        trainer: makes what trains tickets, cohorts by default; a replay gives back recorded curves instead.
+        trainer: makes what trains tickets, cohorts or the user's own loop by default; a replay gives back
+            recorded curves instead.
 
     Returns:
         Why it left.
 
     Raises:
-        UsageError: if the device does not exist.
+        UsageError: if the device does not exist, or a loop of the user's own cannot be imported.
     """
     device = find_device(settings.device)
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
     torch.backends.cudnn.deterministic = True  # convolutions would add up in another order each time
+    built_in = study.spec.objective is None
+    own = Cohorts(device) if built_in else Loops(study.spec, device, settings.checkpoints)
+    revision = code_revision(study.spec)
     worker = tables.enter_worker(
         study.database,
         study.uuid,
         host=socket.gethostname(),
         pid=os.getpid(),
         device=str(device),
-        versions=versions() | {"platform": platform.platform()},
+        versions=versions() | {"platform": platform.platform()} | ({"code": revision} if revision else {}),
     )
     log.info("worker %d trains study %s on %s", worker, study.name, device)
-    if study.engine is None:
+    _compare(revision, study)
+    if built_in and study.engine is None:
         study = persistently(lambda: study.settle_engine(default_engine(study, device)))
-    cohorts = Cohorts(device)
     with borrowed(device), Heart(study, worker, settings, leave) as heart:
         while not leave.wanted.is_set():
             study = _reread(study)
             if (reason := persistently(lambda: _closed(study))) is not None:  # noqa: B023 - called at once
                 return reason
             if study.spec.levels.high == AUTO:
-                if not persistently(lambda: pilot(study, cohorts, heart)):  # noqa: B023 - called at once
+                if not persistently(lambda: pilot(study, own, heart)):  # noqa: B023 - called at once
                     leave.wanted.wait(min(1.0, settings.beat_seconds))
                 continue
             try:
-                tickets = persistently(lambda: queue.take(study, worker))  # noqa: B023 - called at once
+                tickets = persistently(lambda: queue.take(study, worker, revision))  # noqa: B023 - called at once
             except TicketLostError as error:
                 log.warning("%s", error)
                 continue
             if tickets:
-                Bracket(tickets, heart, trainer or cohorts).end()
+                Bracket(tickets, heart, trainer or own).end()
             elif not persistently(lambda: _more_to_come(study)):  # noqa: B023 - called at once
                 return "all tickets are finished"
             else:
@@ -88,12 +95,27 @@ def work(study: StoredStudy, settings: Settings, leave: Leave, trainer: Trainer 
 def _reread(study: StoredStudy) -> StoredStudy:
     """Return the study as it is now: it may have grown, but trains what it trained.
 
-    Whoever started this worker has trusted the code of one task; the database cannot name another.
+    Whoever started this worker has trusted the code of one task or loop; the database cannot name another.
     """
     now = persistently(study.reread)
-    if now.spec.task != study.spec.task:
-        raise UsageError(f"study {study.name!r} trained {study.spec.task!r}, but now names {now.spec.task!r}")
+    before, after = (one.spec.task or one.spec.objective for one in (study, now))
+    if before != after:
+        raise UsageError(f"study {study.name!r} trained {before!r}, but now names {after!r}")
     return now
+
+
+def _compare(revision: str | None, study: StoredStudy) -> None:
+    """Say so where other code of the user's own has trained tickets of this study."""
+    known = revisions(persistently(lambda: read_trials(study, results=False)))
+    others = [one for one in known if one != revision]
+    if revision is not None and others:
+        log.warning(
+            "this worker has %s at revision %s, but earlier tickets were trained at %s: if that changes what "
+            "is trained, give the study another name",
+            study.spec.code,
+            revision,
+            ", ".join(others),
+        )
 
 
 def _closed(study: StoredStudy) -> str | None:

@@ -112,10 +112,10 @@ def test_an_empty_window_is_refused():
         recent_mean(curve({8: 0.5}), QUESTION, 10)
 
 
-def test_the_result_of_a_run_takes_its_two_tested_epochs():
-    """The last epoch gives the test metrics, the tested epoch before it those with early stopping."""
+def test_the_result_of_a_run_takes_its_last_and_its_best_epoch():
+    """The last epoch gives the test metrics, the first of the best ones those with early stopping."""
     records = [
-        *curve({1: 0.1, 2: 0.9, 9: 0.5}),
+        *curve({1: 0.1, 2: 0.8, 4: 0.9, 9: 0.5}),
         epoch_record(3, val_accuracy=0.9, test_loss=0.3, test_accuracy=0.8),
         epoch_record(10, val_accuracy=0.7, test_loss=0.6, test_accuracy=0.6, test_accuracy_clean=0.65),
     ]
@@ -125,6 +125,26 @@ def test_the_result_of_a_run_takes_its_two_tested_epochs():
     assert (found.best_epoch, found.best_test_loss, found.best_test_accuracy) == (3, 0.3, 0.8)
     only_last = seed_result(records[-1:], QUESTION, 10)
     assert (only_last.best_epoch, only_last.best_test_accuracy) == (10, 0.6)
+
+
+def test_what_a_loop_did_not_test_is_not_known():
+    """Test numbers of another epoch are not those of the best one; a test accuracy needs no test loss."""
+    untested = [*curve({1: 0.1, 3: 0.9}), epoch_record(10, val_accuracy=0.7, test_accuracy=0.6)]
+    found = seed_result(untested, QUESTION, 10)
+    assert (found.best_epoch, found.best_test_accuracy) == (3, None)
+    assert (found.test_accuracy, found.test_loss) == (0.6, None)
+    every = [epoch_record(n, val_accuracy=1 - abs(n - 4) / 10, test_accuracy=n / 100) for n in range(1, 11)]
+    found = seed_result([*every, epoch_record(11)], QUESTION, 10)
+    assert (found.best_epoch, found.best_test_accuracy, found.test_accuracy) == (4, 0.04, 0.1)
+
+
+def test_a_metric_of_another_name_is_read_from_its_own_field():
+    """A name that the records know is that field; any other is in `metric`."""
+    assert QUESTION.field == "val_accuracy"
+    records = [epoch_record(n, val_accuracy=0.5, metric=n / 10) for n in (8, 9, 10)]
+    question = replace(QUESTION, metric="f1", maximize=False)
+    assert recent_mean(records, question, 10) == pytest.approx(0.95)
+    assert seed_result(records, question, 10).best_epoch == 8
 
 
 def test_the_result_of_a_run_tells_the_level_it_came_to():

@@ -303,12 +303,13 @@ def test_a_task_of_the_users_own_is_searched(
     assert "3 complete" in ended.stdout
 
 
-def test_work_refuses_code_that_only_the_database_names(own_task: Path) -> None:
+@pytest.mark.parametrize("what", ["task", "objective"])
+def test_work_refuses_code_that_only_the_database_names(own_task: Path, what: str) -> None:
     """Without `--trust` or the study file a worker imports nothing that the database names."""
     (own_task / "evil.py").write_text("open('executed', 'w').close()\n")
     url = f"sqlite:///{own_task}/floodsearch.db"
     database = open_database(url, create=True)
-    content = {"name": "tiny", "task": "evil:task", "levels": {"high": 0.5, "count": 3}}
+    content = {"name": "tiny", what: "evil:code", "levels": {"high": 0.5, "count": 3}}
     queue.fill(put_study(database, Spec.model_validate(content)))
     database.close()
     message = refused("work", "tiny", "--device", "cpu", cwd=own_task)

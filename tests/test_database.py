@@ -191,6 +191,16 @@ def test_a_database_of_a_newer_floodsearch_is_refused(storage_url, create):
 
 
 @pytest.mark.parametrize("create", [False, True])
+def test_a_database_of_an_older_floodsearch_is_refused(storage_url, create):
+    """Tables of an earlier version are refused with both versions, and not changed."""
+    open_database(storage_url, create=True).close()
+    execute(storage_url, f"UPDATE floodsearch_schema SET version = {tables.VERSION - 1}")
+    message = refusal(storage_url, create=create)
+    assert f"older floodsearch (schema {tables.VERSION - 1}, this one knows {tables.VERSION})" in message
+    assert execute(storage_url, "SELECT version FROM floodsearch_schema") == [(tables.VERSION - 1,)]
+
+
+@pytest.mark.parametrize("create", [False, True])
 def test_a_database_of_a_newer_optuna_is_refused(storage_url, create):
     """Optuna's tables of another version are refused with Optuna's words."""
     open_database(storage_url, create=True).close()

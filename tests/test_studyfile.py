@@ -67,6 +67,15 @@ def write_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[s
     return write
 
 
+LOOP = """
+def train(run):
+    pass
+
+number = 3
+"""
+OWN = {"task": None, "options": {"label_noise": None, "width": None, "depth": None}}
+
+
 # --- what is accepted ------------------------------------------------------------------------------------
 
 
@@ -482,7 +491,6 @@ def test_a_bad_startup_is_refused_or_harmless(sampler, startup):
     [
         ({"training": {"schedule": "policy"}}, "training.schedule", "policy"),
         ({"search": {"sampler": "policy"}}, "search.sampler", "policy"),
-        ({"objective": "train:main", "task": None, "options": None}, "objective", "objective"),
         ({"command": "python train.py", "task": None, "options": None}, "command", "command"),
         ({"policy": {"hidden": 3}}, "policy", "policy"),
     ],
@@ -739,6 +747,92 @@ def test_a_task_that_cannot_be_used_is_refused_with_its_own_words(write_module, 
 def test_a_reference_that_names_no_task_is_refused(reference):
     """A reference to nothing, or to something that is no task, is a problem of `task`."""
     assert_task_refused(reference)
+
+
+# --- the user's own training loop ------------------------------------------------------------------------
+
+
+@pytest.fixture
+def loop(write_module):
+    """Write a module with a training loop, and return its reference."""
+    return f"{write_module(LOOP)}:train"
+
+
+def of_loop(**changes: Any) -> dict[str, Any]:
+    return merged(OWN, changes)
+
+
+def test_a_loop_is_a_study_of_settings_that_have_any_name(loop):
+    """Those of [options] and [training] are kept as they are, and choices are searched beside the level."""
+    asked = of_loop(
+        objective=loop,
+        options={"units": 8, "sizes": [1, 2], "kind": {"choices": ["a", "b"]}},
+        training={"rate": {"choices": [0.1, 0.2]}, "nesterov": True},
+    )
+    found = parse(merged(merged(TINY, asked), {"training": {"validate_every": None}}), KNOWN)
+    assert (found.task, found.objective, found.code) == (None, loop, loop)
+    assert found.options == {"units": 8, "sizes": (1, 2), "kind": Choices(choices=("a", "b"))}
+    assert found.training.recipe == {"rate": Choices(choices=(0.1, 0.2)), "nesterov": True}
+    assert found.searched == {"kind": ("a", "b"), "rate": (0.1, 0.2)}
+    assert found.training.validate_every == 1
+    assert Spec.model_validate_json(found.model_dump_json()) == found
+
+
+def test_a_task_of_the_tables_names_no_code():
+    assert spec().code is None
+    assert spec().objective is None
+
+
+def test_a_metric_of_any_name_has_a_direction(loop):
+    """A name that floodsearch knows has its own."""
+    found = spec(objective=loop, **of_loop(search={"metric": "f1", "direction": "maximize"}))
+    assert (found.search.metric, found.maximize) == ("f1", True)
+    assert not spec(objective=loop, **of_loop(search={"metric": "val_loss"})).maximize
+
+
+LOOP_PROBLEMS = {
+    "with a task": ({"task": "two_gaussians"}, "objective", ["given together with task", "keep one"]),
+    "own metric without direction": ({"search": {"metric": "f1"}}, "search.direction", ["missing", "f1"]),
+    "no name": ({"search": {"metric": "f 1", "direction": "minimize"}}, "search.metric", ["'f 1'"]),
+    "direction": ({"search": {"metric": "f1", "direction": "up"}}, "search.direction", ["'up'"]),
+    "schedule": ({"training": {"schedule": "backward"}}, "training.schedule", ["'backward'", "constant"]),
+    "slip": ({"training": {"epoch": 5}}, "training.epoch", ["did you mean 'epochs'?", "[options]"]),
+    "twice": ({"options": {"x": 1}, "training": {"x": 2}}, "options.x", ["training.x", "keep one"]),
+    "level": ({"options": {"level": 1}}, "options.level", ["run.level"]),
+    "nan": ({"options": {"x": math.nan}}, "options.x", ["nan", "finite number"]),
+    "nested": ({"options": {"x": [[1]]}}, "options.x", ["[[1]]", "choices"]),
+    "range": ({"options": {"x": {"low": 0.0, "high": 1.0}}}, "options.x.choices", ["missing"]),
+    "adaptive": ({"adaptive": {"alpha": 0.1}}, "adaptive", ["remove the table"]),
+}
+
+
+@pytest.mark.parametrize("case", LOOP_PROBLEMS)
+def test_what_does_not_fit_a_loop_is_refused(loop, case):
+    changes, key, fragments = LOOP_PROBLEMS[case]
+    found = dict(problems(objective=loop, **of_loop(**changes)))
+    assert key in found, found
+    for fragment in fragments:
+        assert fragment in found[key]
+
+
+@pytest.mark.parametrize(
+    ("reference", "message"),
+    [
+        ("train", "'train' is not a 'package.module:function'"),
+        ("nowhere_at_all:train", "module 'nowhere_at_all' is not installed nor in the current folder"),
+        ("MODULE:test", "has no 'test'"),
+        ("MODULE:number", "is a int, not a training loop, a function of one argument"),
+        (7, "7 should be a valid string"),
+    ],
+)
+def test_a_loop_that_cannot_be_imported_is_one_problem(loop, reference, message):
+    if isinstance(reference, str):
+        reference = reference.replace("MODULE", loop.partition(":")[0])
+    assert_refused(of_loop(objective=reference), "objective", message)
+
+
+def test_neither_task_nor_objective_is_one_problem():
+    assert_refused(OWN, "task", "missing", "two_gaussians", "objective")
 
 
 # --- anything --------------------------------------------------------------------------------------------

@@ -41,6 +41,7 @@ def test_curves_come_back_as_they_were(database):
         test_loss=math.inf,
         test_accuracy=0.0,
         test_accuracy_clean=1.0,
+        metric=-12.5,
     )
     bare = record(epoch=2, train_accuracy=None, level=0.0)
     write(database, STUDY, 3, [full, bare])

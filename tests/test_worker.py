@@ -30,7 +30,7 @@ from floodsearch.records import Attribute, EpochRecord
 from floodsearch.storage import tables
 from floodsearch.storage.database import open_database
 from floodsearch.storage.studies import find_study, put_study, read_trials
-from floodsearch.training.cohort import Step
+from floodsearch.training.cohort import Step, in_lockstep
 from floodsearch.worker import work
 
 HERE = Settings(device="cpu", threads=1)
@@ -335,6 +335,9 @@ class Hill:
             val_accuracy=value,
             **tests,
         )
+
+    def train(self, until, note):
+        return in_lockstep(self, until, note)
 
     def advance(self):
         self.epoch += 1

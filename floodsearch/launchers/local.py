@@ -162,8 +162,8 @@ class Launch:
     def _start(self, device: str, log: Path) -> subprocess.Popen[bytes]:
         command = [sys.executable, "-m", "floodsearch", "work", self.study.name, "--leave-on-eof"]
         command += ["--device", device]
-        if ":" in (task := self.study.spec.task):  # whoever launches a study file trusts what it names
-            command += ["--trust", task.partition(":")[0]]
+        if (code := self.study.spec.code) is not None:  # whoever launches a study file trusts what it names
+            command += ["--trust", code.partition(":")[0]]
         # Workers find the modules that this process finds, and read the URL where `ps` does not show it.
         path = os.pathsep.join(folder for folder in sys.path if folder)
         environment = {**os.environ, "PYTHONPATH": path, "FLOODSEARCH_STORAGE": self.storage}

@@ -27,6 +27,7 @@ TRIAL_COLUMNS = (
     "value",
     "cause",
     "reason",
+    "revision",
 )
 SEED_COLUMNS = tuple(field.name for field in fields(SeedResult) if field.name != "seed")
 
@@ -40,7 +41,7 @@ def curve_rows(study: StoredStudy) -> tuple[list[str], list[Row]]:
 
 def trial_rows(study: StoredStudy) -> tuple[list[str], list[Row]]:
     """Return the columns and one row for each trial: its settings, its state, and means over seeds."""
-    searched = [*study.spec.training.searched, *study.spec.searched_settings]
+    searched = [*study.spec.searched, *study.spec.searched_settings]
     columns = [*TRIAL_COLUMNS[:5], *searched, *TRIAL_COLUMNS[5:], *(f"seed_{name}" for name in SEED_COLUMNS)]
     rows = []
     for trial in read_trials(study):
@@ -55,6 +56,7 @@ def trial_rows(study: StoredStudy) -> tuple[list[str], list[Row]]:
             "value": trial.value,
             "cause": trial.cause,
             "reason": trial.reason,
+            "revision": trial.revision,
             **{name: trial.beside.get(name) for name in searched},
         }
         # One number a seed, in the order of the seeds, so that nothing is lost in a mean.

@@ -71,6 +71,8 @@ def status_text(status: StudyStatus) -> str:
         lines.append(f"  pilot     {pilot_text(status.pilot)}")
     if status.seconds_left is not None:
         lines.append(f"  time left about {duration(status.seconds_left)}")
+    if len(status.revisions) > 1:
+        lines.append(f"  code      changed while it was searched: {', then '.join(status.revisions)}")
     failed = [one for one in status.notes if one.cause in ("diverged", "error") and one.state in ENDED]
     return "\n".join([*lines, *(f"  {_note(one)}" for one in failed)])
 

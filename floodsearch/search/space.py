@@ -42,7 +42,7 @@ class Space:
         above = [level for level in grid or () if level > 0]
         # Level 0 is trained in any case; with one level beside it, no level is left to be proposed.
         low = above[0] if len(above) == 1 else spec.levels.low
-        return cls(low, spec.levels.highest, grid, spec.training.searched, spec.searched_settings)
+        return cls(low, spec.levels.highest, grid, spec.searched, spec.searched_settings)
 
     @property
     def ranges(self) -> dict[str, Range]:

@@ -74,7 +74,7 @@ def open_database(url: str, *, create: bool = False, mounts: Path = Path("/proc/
 
     Raises:
         StorageError: if the scheme is not supported, the server cannot be reached, the database holds no
-            studies, it was made by a newer version, or SQLite would lie on a network file system.
+            studies, it was made by another version, or SQLite would lie on a network file system.
     """
     parsed = _checked_url(url, create=create, mounts=mounts)
     name = parsed.render_as_string(hide_password=True)
@@ -182,10 +182,15 @@ def _check_tables(url: str, name: str, *, create: bool) -> None:
     RDBStorage(url, engine_kwargs=options, skip_table_creation=True)  # raises if Optuna does not know it
     with engine.connect() as connection:
         version = tables.version(connection)
+    schemas = f"(schema {version}, this one knows {tables.VERSION})"
     if version > tables.VERSION:
         raise StorageError(
-            f"{name} was made by a newer floodsearch (schema {version}, this one knows {tables.VERSION}); "
-            "upgrade with: pip install -U floodsearch"
+            f"{name} was made by a newer floodsearch {schemas}; upgrade with: pip install -U floodsearch"
+        )
+    if 0 < version < tables.VERSION:
+        raise StorageError(
+            f"{name} was made by an older floodsearch {schemas}; export it with that one, "
+            "and name another storage"
         )
 
 

@@ -242,6 +242,7 @@ def _record(trial: FrozenTrial) -> TrialRecord | None:
         value=value if value is not None and math.isfinite(value) else None,
         attempt=int(attributes.get(Attribute.ATTEMPT, 1)),
         worker=attributes.get(Attribute.WORKER),
+        revision=attributes.get(Attribute.REVISION),
         cause=attributes.get(Attribute.CAUSE),
         reason=attributes.get(Attribute.REASON),
     )
@@ -253,10 +254,15 @@ def _with_results(study: StoredStudy, records: list[TrialRecord]) -> list[TrialR
     if not ended:
         return records
     rungs = sorted({record.epoch for record in ended})
-    # Without pruning only the ends of the curves matter, which are a fifth of them.
-    after = window_start(rungs[0], study.spec.search.window) if len(rungs) == 1 else 0
+    # Without pruning only the ends of the curves matter, which are a fifth of them, and the best epochs: a
+    # task was tested there, but a loop of the user's own need not be.
+    ends = len(rungs) == 1 and study.spec.task is not None
     curves = tables.read_curves(
-        study.database, study.uuid, {record.ticket for record in ended}, after=after, validated=True
+        study.database,
+        study.uuid,
+        {record.ticket for record in ended},
+        after=window_start(rungs[0], study.spec.search.window) if ends else 0,
+        having=study.question.field,
     )
     by_seed: dict[tuple[int, int], list[EpochRecord]] = {}
     for ticket, curve in curves.items():

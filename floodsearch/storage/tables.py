@@ -32,8 +32,8 @@ from floodsearch.records import EpochRecord, WorkerRecord
 if TYPE_CHECKING:
     from floodsearch.storage.database import Database
 
-VERSION = 1
-"""Raised whenever a table changes; a database with a higher one is refused."""
+VERSION = 2
+"""Raised whenever a table changes; a database with another one is refused."""
 
 metadata = MetaData()
 
@@ -55,6 +55,7 @@ curves = Table(
     Column("test_loss", Double),
     Column("test_accuracy", Double),
     Column("test_accuracy_clean", Double),
+    Column("metric", Double),
     sqlite_with_rowid=False,  # the key is most of the row; do not store it twice
 )
 
@@ -141,7 +142,7 @@ def read_curves(
     tickets: Collection[int] | None = None,
     *,
     after: float = 0,
-    validated: bool = False,
+    having: str | None = None,
 ) -> dict[int, list[EpochRecord]]:
     """Return epoch records by ticket, in the order of seeds and epochs.
 
@@ -150,7 +151,7 @@ def read_curves(
         study: our uuid of the study.
         tickets: only these; all if None.
         after: only later epochs, and the tested ones.
-        validated: only epochs with a validation.
+        having: only epochs at which this field is known.
     """
     columns = [curves.c[name] for name in CURVE_FIELDS]
     query = (
@@ -158,8 +159,8 @@ def read_curves(
         .where(curves.c.study == study)
         .order_by(curves.c.ticket, curves.c.seed, curves.c.epoch)
     )
-    if validated:
-        query = query.where(curves.c.val_loss.is_not(None))
+    if having is not None:
+        query = query.where(curves.c[having].is_not(None))
     if after > 0:
         query = query.where((curves.c.epoch > after) | curves.c.test_loss.is_not(None))
     if tickets is not None:

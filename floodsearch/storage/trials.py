@@ -73,7 +73,9 @@ def add(
     )
 
 
-def claim(connection: Connection, study_id: int, worker: int, *, most: int = 1) -> list[int]:
+def claim(
+    connection: Connection, study_id: int, signature: Mapping[Attribute, Any], *, most: int = 1
+) -> list[int]:
     """Let the first waiting tickets of a study run, signed by a worker; return their trials.
 
     A ticket that belongs to a bracket is claimed with all that wait of its bracket, however many there are.
@@ -83,7 +85,7 @@ def claim(connection: Connection, study_id: int, worker: int, *, most: int = 1) 
     Args:
         connection: in a transaction that may write.
         study_id: Optuna's id of the study.
-        worker: who signs.
+        signature: who signs, with WORKER; attributes that stay until the ticket is put back.
         most: of tickets without a bracket.
     """
     first = _waiting(study_id, Attribute.TICKET).limit(most)
@@ -96,7 +98,7 @@ def claim(connection: Connection, study_id: int, worker: int, *, most: int = 1) 
             claimed = list(connection.execute(same).scalars())
         started = update(TRIAL).where(TRIAL.trial_id.in_(claimed))
         connection.execute(started.values(state=TrialState.RUNNING, datetime_start=_now()))
-        signed = [row for one in claimed for row in _attribute_rows(one, {Attribute.WORKER: worker})]
+        signed = [row for one in claimed for row in _attribute_rows(one, signature)]
         _upsert(connection, ATTRIBUTE, signed, key=("trial_id", "key"))
     return claimed
 
@@ -192,8 +194,8 @@ def put_back(connection: Connection, trial_id: int) -> None:
     """Let a locked trial wait again; only its parameters and its ticket stay."""
     connection.execute(delete(REPORT).where(REPORT.trial_id == trial_id))
     connection.execute(delete(PRUNER_NOTE).where(PRUNER_NOTE.trial_id == trial_id))
-    signed = (ATTRIBUTE.trial_id == trial_id) & (ATTRIBUTE.key == Attribute.WORKER.value)
-    connection.execute(delete(ATTRIBUTE).where(signed))
+    signature = ATTRIBUTE.key.in_([Attribute.WORKER.value, Attribute.REVISION.value])
+    connection.execute(delete(ATTRIBUTE).where(ATTRIBUTE.trial_id == trial_id, signature))
     again = update(TRIAL).where(TRIAL.trial_id == trial_id)
     connection.execute(again.values(state=TrialState.WAITING, datetime_start=None))
 

@@ -16,7 +16,6 @@ function that takes the task's options by keyword and returns a `Task`, and name
 from __future__ import annotations
 
 import dataclasses
-import importlib
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -27,6 +26,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from floodsearch.errors import TaskError
+from floodsearch.imports import find_code
 from floodsearch.tasks import TASKS
 
 
@@ -209,28 +209,9 @@ def find_task(reference: str) -> TaskFactory:
         TaskError: if it cannot be imported, saying which import failed, or is not callable.
     """
     path = TASKS.get(reference, reference)
-    module_name, _, name = path.partition(":")
-    if not name:
+    if not path.partition(":")[2]:
         raise TaskError(f"{reference!r} is neither one of {', '.join(TASKS)} nor a 'package.module:name'")
-    try:
-        module = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        own = f"{module_name}.".startswith(f"{error.name}.")
-        missing = f"module {error.name!r}" + ("" if own else ", which it imports,")
-        raise TaskError(
-            f"{reference!r} cannot be imported: {missing} is not installed nor in the current folder"
-        ) from None
-    except (Exception, SystemExit) as error:  # a user's module may fail in any way while it is imported
-        raise TaskError(
-            f"{reference!r} cannot be imported: {type(error).__name__}: {error}; "
-            "run it in Python to see the whole error"
-        ) from error
-    factory = getattr(module, name, None)
-    if factory is None:
-        raise TaskError(f"{reference!r} cannot be imported: {module_name} has no {name!r}")
-    if not callable(factory):
-        raise TaskError(f"{reference!r} is a {type(factory).__name__}, not a function that returns a Task")
-    return factory  # type: ignore[no-any-return]
+    return find_code(path, "a function that returns a Task")
 
 
 def build_task(reference: str, options: Mapping[str, Any], recipe: Mapping[str, Any]) -> Task:

@@ -9,9 +9,9 @@ is the baseline and costs nothing.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
@@ -41,6 +41,25 @@ class Step:
 
 Errors = dict[tuple[int, int], BaseException]
 """What the runs of an epoch raised, by (member, seed)."""
+
+Note = Callable[[Step], bool]
+"""Takes in what was trained, and returns whether to go on."""
+
+
+class Advancing(Protocol):
+    """Members that train together, one epoch at a time; `epoch` is the last."""
+
+    epoch: int
+
+    def advance(self) -> Step:
+        """Train all members one epoch further."""
+
+
+def in_lockstep(members: Advancing, until: int, note: Note) -> bool:
+    """Train members up to an epoch, as long as `note` wants more; return whether they have reached it."""
+    while members.epoch < until and note(members.advance()):
+        pass
+    return members.epoch >= until
 
 
 class Cohort:
@@ -86,6 +105,10 @@ class Cohort:
         for seed in self.seeds.pop(member, ()):
             self.runs.pop((member, seed), None)
         self.levels.pop(member, None)
+
+    def train(self, until: int, note: Note) -> bool:
+        """Train all members up to an epoch (see `in_lockstep`)."""
+        return in_lockstep(self, until, note)
 
     def advance(self) -> Step:
         """Train all members one epoch further."""

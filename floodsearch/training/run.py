@@ -132,7 +132,7 @@ class Run:
             sizes.append(len(inputs))
             if self.task.correct is not None:
                 correct.append(self.task.correct(outputs.detach(), labels).sum())
-        return self.progress.trained(_read(losses), sizes, _read(correct))
+        return self.progress.trained(read(losses), sizes, read(correct))
 
     def tested(self) -> list[EpochRecord]:
         """Return the records of the best validation epoch and of the last one, with test metrics.
@@ -211,7 +211,7 @@ def copied(now: dict[str, Any], into: dict[str, Any] | None) -> dict[str, Any]:
     return dict(tree_unflatten(copied, shape))
 
 
-def _read(values: list[Tensor]) -> list[float]:
+def read(values: list[Tensor]) -> list[float]:
     """Return tensors of one number each, from another device in one transfer."""
     if values and values[0].device.type != "cpu":
         return [float(value) for value in torch.stack(values).tolist()]

@@ -44,7 +44,7 @@ def _compare(task: Task, device: torch.device, seed: int) -> str | None:
     splits, plan = (train, validation, validation), Plan(epochs=2, metric="val_loss", maximize=False)
     alone = Run(task, plan, seed=seed, level=0.0, device=device, splits=splits)
     expected = [list(alone)]
-    always = 1 + 2 * abs(expected[0][0].train_loss)
+    always = 1 + 2 * abs(expected[0][0].train_loss or 0.0)
     expected.append(list(Run(task, plan, seed=seed, level=always, device=device, splits=splits)))
     stack = Stack(task, plan, device)
     start = Start(task, plan, seed=seed, device=device, splits=splits)

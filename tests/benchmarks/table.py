@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from floodsearch.queue import Ticket
 from floodsearch.records import EpochRecord
-from floodsearch.training.cohort import Step
+from floodsearch.training.cohort import Note, Step, in_lockstep
 
 Array = NDArray[np.float64]
 
@@ -152,6 +152,10 @@ class Recorded:
     def drop(self, member: int) -> None:
         """Train a member no further."""
         self.places.pop(member, None)
+
+    def train(self, until: int, note: Note) -> bool:
+        """Read the epochs of all members up to one."""
+        return in_lockstep(self, until, note)
 
     def advance(self) -> Step:
         """Read the next epoch of all members; a trunk counts once for all that have not left it."""

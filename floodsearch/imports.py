@@ -1,0 +1,49 @@
+"""Code of the user's own, imported by the name that a study file gives it."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from floodsearch.errors import TaskError
+
+
+def find_code(reference: str, wanted: str) -> Callable[..., Any]:
+    """Return the function behind `package.module:name`.
+
+    Args:
+        reference: names it.
+        wanted: what it must be, for the message.
+
+    Raises:
+        TaskError: if it cannot be imported, saying which import failed, or is not callable.
+    """
+    module_name, _, name = reference.partition(":")
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        own = f"{module_name}.".startswith(f"{error.name}.")
+        missing = f"module {error.name!r}" + ("" if own else ", which it imports,")
+        raise TaskError(
+            f"{reference!r} cannot be imported: {missing} is not installed nor in the current folder"
+        ) from None
+    except (Exception, SystemExit) as error:  # a user's module may fail in any way while it is imported
+        raise TaskError(
+            f"{reference!r} cannot be imported: {type(error).__name__}: {error}; "
+            "run it in Python to see the whole error"
+        ) from error
+    found = getattr(module, name, None)
+    if found is None:
+        raise TaskError(f"{reference!r} cannot be imported: {module_name} has no {name!r}")
+    if not callable(found):
+        raise TaskError(f"{reference!r} is a {type(found).__name__}, not {wanted}")
+    return found  # type: ignore[no-any-return]
+
+
+def file_of(reference: str) -> Path | None:
+    """Return the file of the module that `package.module:name` names; None if it has none."""
+    spec = find_spec(reference.partition(":")[0])
+    return None if spec is None or not spec.has_location or spec.origin is None else Path(spec.origin)

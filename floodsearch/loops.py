@@ -1,0 +1,237 @@
+"""Training loops of the user's own, as what trains the tickets of a study: one run after the other.
+
+Each run of a bracket is trained up to the next rung, all seeds of a level and then those of the next, and
+goes on from its checkpoint when the pruner has decided: successive halving with one model in memory at a
+time. A loop that never calls `run.restore` has no state to go on from. Its runs are trained to their ends at
+once, and nothing is pruned.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from floodsearch.catalog import find_loop, loop_settings
+from floodsearch.queue import Ticket
+from floodsearch.records import EpochRecord, Parameter
+from floodsearch.spec import Spec
+from floodsearch.storage.studies import StoredStudy
+from floodsearch.trainer import first_choices, plan_of
+from floodsearch.training.checkpoint import Checkpoint, Checkpoints
+from floodsearch.training.cohort import Note, Step
+from floodsearch.training.loop import LoopRun, read_records
+from floodsearch.training.progress import Plan
+from floodsearch.training.randomness import seed_everything
+
+log = logging.getLogger("floodsearch.worker")
+
+Loop = Callable[[LoopRun], object]
+
+
+class Loops:
+    """Makes members that a loop of the user's own trains.
+
+    Args:
+        spec: of the study, which names the function.
+        device: where it trains.
+        folder: of all checkpoints.
+
+    Raises:
+        TaskError: if the function cannot be imported.
+    """
+
+    def __init__(self, spec: Spec, device: torch.device, folder: Path) -> None:
+        if spec.objective is None:
+            raise ValueError(f"study {spec.name!r} trains the task {spec.task!r}, not a loop")
+        self.loop: Loop = find_loop(spec.objective)
+        self.device, self.folder = device, folder
+        self._said: set[str] = set()
+        if device.type == "cuda":
+            torch.cuda.set_device(device)  # where `.cuda()` of the user's own goes
+
+    def __call__(
+        self, study: StoredStudy, tickets: Sequence[Ticket], seeds: Mapping[int, Sequence[int]]
+    ) -> LoopMembers:
+        """Return the members of tickets that differ in level only."""
+        levels = {ticket.number: ticket.level for ticket in tickets}
+        return self._members(study, levels, seeds, tickets[0].beside, tickets[0].epochs)
+
+    def unflooded(self, study: StoredStudy, seed: int) -> LoopMembers:
+        """Return what trains the run of a seed at level 0; the first ticket goes on from its checkpoint."""
+        return self._members(
+            study, {0: 0.0}, {0: [seed]}, first_choices(study.spec), study.spec.training.epochs
+        )
+
+    def _members(
+        self,
+        study: StoredStudy,
+        levels: Mapping[int, float],
+        seeds: Mapping[int, Sequence[int]],
+        beside: Mapping[str, Parameter],
+        epochs: int,
+    ) -> LoopMembers:
+        settings = loop_settings(study.spec, beside)
+        kept = Checkpoints(self.folder / study.name)
+
+        def checkpoint(member: int, seed: int) -> Checkpoint:
+            of = {"study": study.uuid, "level": levels[member], "epochs": epochs, "settings": settings}
+            return kept.of(member, seed, of)
+
+        return LoopMembers(
+            self,
+            plan_of(study, beside, epochs),
+            levels=levels,
+            seeds=seeds,
+            settings=settings,
+            checkpoint=checkpoint,
+            highest=study.spec.stand_in().levels.highest,
+        )
+
+    def call(self, run: LoopRun) -> BaseException | None:
+        """Train a part of a run; return what was wrong with it, or None.
+
+        Raises:
+            BaseException: what was raised while an epoch was noted.
+        """
+        # Also before a part that goes on, so that what the function makes first is the same again.
+        seed_everything(run.seed, self.device)
+        error: BaseException | None = None
+        try:
+            self.loop(run)
+        except (Exception, SystemExit) as raised:  # a user's code may do anything
+            error = raised
+        if run.interrupted is not None:
+            raise run.interrupted
+        return run.outcome(error)
+
+    def warn_once(self, message: str) -> None:
+        """Log what a worker is to say once, however often it comes to it."""
+        if message not in self._said:
+            self._said.add(message)
+            log.warning(message)
+
+
+class LoopMembers:
+    """Members, each a level with a run per seed, that are trained one run after the other.
+
+    Args:
+        loops: what calls the user's function.
+        plan: of all runs.
+        levels: by member, in the unit of the user's loss.
+        seeds: by member, those of its runs.
+        settings: of all runs.
+        checkpoint: (member, seed) to the checkpoint of that run.
+        highest: level of the study.
+    """
+
+    def __init__(
+        self,
+        loops: Loops,
+        plan: Plan,
+        *,
+        levels: Mapping[int, float],
+        seeds: Mapping[int, Sequence[int]],
+        settings: Mapping[str, Any],
+        checkpoint: Callable[[int, int], Checkpoint],
+        highest: float,
+    ) -> None:
+        self.loops, self.plan, self.settings, self.checkpoint = loops, plan, settings, checkpoint
+        self.highest = highest
+        self.levels = dict(levels)
+        self.seeds = {member: tuple(seeds[member]) for member in levels}
+        self._reached: dict[tuple[int, int], int] = {}  # the epoch to which a run is known to be trained
+        self._flooded: set[int] = set()
+        self._training: tuple[int, LoopRun] | None = None
+
+    def forked(self, member: int) -> bool:
+        """Return whether a batch loss of a member has been below its level, or may have been."""
+        return member in self._flooded
+
+    def drop(self, member: int) -> None:
+        """Train a member no further."""
+        self.levels.pop(member, None)
+        if self._training is not None and self._training[0] == member:
+            self._training[1].wanted = False
+
+    def tested(self, member: int) -> list[EpochRecord]:
+        """Return no records: the loop has reported its own tests."""
+        del member
+        return []
+
+    def train(self, until: int, note: Note) -> bool:
+        """Train each run up to an epoch, one after the other; return whether all are there."""
+        return all(
+            self._reach(member, seed, until, note)
+            for member in tuple(self.levels)
+            for seed in self.seeds[member]
+        )
+
+    def _reach(self, member: int, seed: int, until: int, note: Note) -> bool:
+        """Train a run up to an epoch, from its checkpoint; return whether to go on with others."""
+        known = self._reached.get((member, seed), 0)
+        if member not in self.levels or known >= until:
+            return True
+        checkpoint = self.checkpoint(member, seed)
+        saved = checkpoint.load()
+        if saved is not None and saved["epoch"] > known:
+            self._reached[member, seed] = saved["epoch"]
+            if not self._note(member, seed, read_records(saved), note, trained=0):
+                return False
+            if member not in self.levels or saved["epoch"] >= until:
+                return True
+        run = LoopRun(
+            self.plan,
+            level=self.levels[member],
+            seed=seed,
+            device=self.loops.device,
+            settings=self.settings,
+            until=until,
+            note=lambda record: self._note(member, seed, [record], note, trained=1),
+            checkpoint=checkpoint,
+            saved=saved,
+        )
+        self._training = member, run
+        try:
+            error = self.loops.call(run)
+        finally:
+            self._training = None
+        trained_from = 0 if saved is None else saved["epoch"]
+        if error is not None:
+            if run.epoch <= trained_from:  # not one epoch could be trained from it
+                checkpoint.remove()
+            self.drop(member)
+            return note(Step(failed={member: error}))
+        if run.can_pause or run.epoch == run.length:
+            self._reached[member, seed] = run.epoch
+        if run.epoch > trained_from:
+            self._warn(member, run)
+        return run.goes_on
+
+    def _note(self, member: int, seed: int, records: list[EpochRecord], note: Note, *, trained: int) -> bool:
+        """Take in epochs of a run, and let them be noted."""
+        if any(record.flooded is None or record.flooded > 0 for record in records):
+            self._flooded.add(member)
+        return note(Step(records={member: records}, trained=trained))
+
+    def _warn(self, member: int, run: LoopRun) -> None:
+        if not run.can_pause:
+            self.loops.warn_once(
+                "the loop never calls run.restore(), so that its runs cannot pause at a rung: "
+                "each is trained to its end, and nothing is pruned"
+            )
+        if run.level > 0 and math.isinf(run.lowest):
+            self.loops.warn_once(
+                "nothing was flooded at a level above 0, as the loop never called run.flood(); "
+                "write: loss = run.flood(criterion(model(x), y))"
+            )
+        elif run.level >= self.highest / 2 and member not in self._flooded and run.epoch == run.length:
+            self.loops.warn_once(
+                f"nothing was flooded at level {run.level:g}, nor will be at lower ones: the lowest loss "
+                f"that run.flood() was given is {run.lowest:.4g}; if that is a sum, give it the mean over "
+                "the batch, else train longer or raise levels.high"
+            )

@@ -1,0 +1,359 @@
+"""One run of a training loop of the user's own: what its function is handed, and what is asked of it.
+
+The function is called again for each part of a run. `run.epochs()` ends where the run is to pause; in the
+next call it goes on there, from the objects that were given to `run.restore` and the global random states, so
+that a run in parts equals one that was never paused.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from floodsearch.errors import DivergedError, LoopError
+from floodsearch.flooding import flood, mean_over_ranks
+from floodsearch.records import REPORTED, EpochRecord
+from floodsearch.training import randomness
+from floodsearch.training.checkpoint import Checkpoint, strange
+from floodsearch.training.progress import Plan
+from floodsearch.training.run import read
+
+SAVE_SECONDS = 60.0
+"""A checkpoint is saved at the end of the first epoch after so long: what a death costs, with an epoch."""
+UNREAD = 1024
+"""Losses that are left on their device before they are read in one transfer."""
+
+log = logging.getLogger("floodsearch.worker")
+
+
+class LoopRun:
+    """One run, as it is handed to the user's function.
+
+    Args:
+        plan: how long it is, and when its metric is due.
+        level: flood level b >= 0, in the unit of the loss.
+        seed: fixes all that is random in the run.
+        device: where to train.
+        settings: what the study file says in [options] and [training], and what is searched beside the level.
+        until: pause after this epoch, if the run can be continued.
+        note: takes in each epoch; returns whether to go on.
+        checkpoint: of the run.
+        saved: its content, from an earlier part of the run.
+
+    Attributes:
+        length: epochs of the whole run.
+        epoch: the last one that was trained.
+        wanted: whether this run is still asked for; else it ends after the epoch, and keeps no checkpoint.
+        goes_on: whether `note` wants more, of this run or of others.
+        lowest: the lowest loss of a batch that was given to `flood`, in this part of the run; infinite if
+            there was none.
+        interrupted: what was raised while an epoch was noted, which is not the loop's fault.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        *,
+        level: float,
+        seed: int,
+        device: torch.device,
+        settings: Mapping[str, Any],
+        until: int,
+        note: Callable[[EpochRecord], bool],
+        checkpoint: Checkpoint,
+        saved: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.level, self.seed, self.device, self.length = level, seed, device, plan.epochs
+        self.settings: Mapping[str, Any] = MappingProxyType(dict(settings))
+        self.epoch, self.lowest, self.wanted = 0, math.inf, True
+        self.interrupted: BaseException | None = None
+        self._plan, self._until, self._note = plan, until, note
+        self._checkpoint, self._saved, self._saved_at = checkpoint, saved, time.monotonic()
+        self._objects: dict[str, Any] = {}
+        self._records: list[EpochRecord] = []
+        self._losses = _Losses()
+        self._error: LoopError | DivergedError | None = None
+        # In which state the loop over `epochs` is: begun, in its body, in it before the report, paused.
+        self._begun = self._inside = self._open = self._paused = False
+        self.goes_on = True
+
+    @property
+    def can_pause(self) -> bool:
+        """Whether the run can be continued in another call."""
+        return bool(self._objects)
+
+    def restore(self, **objects: Any) -> bool:
+        """Name what makes up the state of the training, and load it from the last checkpoint if there is one.
+
+        Args:
+            objects: anything with `state_dict` and `load_state_dict`, such as the model, the optimizer and a
+                scheduler, or a `torch.Generator`. The global random states are kept in any case.
+
+        Returns:
+            Whether there was a checkpoint.
+
+        Raises:
+            LoopError: if an object has no state or does not fit the checkpoint, or the loop has begun.
+        """
+        if self._begun:
+            raise self._wrong("run.restore() was called after run.epochs(); call it before the loop")
+        for name, one in objects.items():
+            if not isinstance(one, torch.Generator) and not hasattr(one, "load_state_dict"):
+                has = f"a {type(one).__name__}, which has no state_dict and load_state_dict"
+                raise self._wrong(f"run.restore() was given {name}, {has}; leave it out or give it these")
+        self._objects |= objects
+        if self._saved is None:
+            return False
+        for name, one in objects.items():
+            try:
+                _set_state(one, self._saved["objects"][name])
+            except Exception as error:  # whatever an object says against it
+                why = f"{type(error).__name__}: {error}".splitlines()[0]
+                raise self._wrong(f"the checkpoint does not fit {name} of run.restore(): {why}") from error
+        return True
+
+    def epochs(self) -> Iterator[int]:
+        """Yield the epochs to train, from 1 or from the one after the last checkpoint.
+
+        It ends where the study's epochs do, or earlier, where the run is pruned or pauses: return then.
+
+        Raises:
+            LoopError: if an epoch ends without a report.
+        """
+        self._begin()
+        while self.epoch < self.length and not self._paused:
+            self._inside = self._open = True
+            yield self.epoch + 1
+            self._inside = False
+            if self._error is not None:  # the loop's own code has caught it
+                raise self._error
+            if self._open:
+                raise self._wrong(
+                    f"epoch {self.epoch + 1} ended without run.report(); call it once in each epoch"
+                )
+            self._end_epoch()
+
+    def _begin(self) -> None:
+        if self._begun:
+            return
+        self._begun = True
+        if self._saved is None or not self._objects:
+            return
+        if missing := self._saved["objects"].keys() - self._objects.keys():
+            raise self._wrong(
+                f"the checkpoint also holds {', '.join(sorted(missing))}; give it to run.restore()"
+            )
+        self.epoch = self._saved["epoch"]
+        self._records = read_records(self._saved)
+        # Whatever the function has drawn until here, it goes on where it paused.
+        randomness.set_states(self._saved["random"], self.device)
+
+    def _end_epoch(self) -> None:
+        """Save the run if that is due, and pause it if that is asked for."""
+        self._paused = not (self.goes_on and self.wanted) or (self.can_pause and self.epoch >= self._until)
+        due = time.monotonic() - self._saved_at >= SAVE_SECONDS
+        done = self.epoch == self.length
+        if self.wanted and (done or (self.can_pause and (self._paused or due))):
+            self._save(done)
+
+    def _save(self, done: bool) -> None:
+        """Save a checkpoint; where that fails the run goes on, and is trained again from the one before."""
+        objects = {} if done else {name: _state(one) for name, one in self._objects.items()}
+        found = next((found for name, one in objects.items() if (found := strange(one, name))), None)
+        if found is not None:
+            raise self._wrong(
+                f"run.restore() was given something that a checkpoint cannot hold: {found}; "
+                "a state may be of tensors, numbers, texts and dicts and lists of these"
+            )
+        content = {
+            "epoch": self.epoch,
+            "records": [asdict(record) for record in self._records],
+            "objects": objects,
+            "random": randomness.states(self.device),
+        }
+        try:
+            self._checkpoint.save(content)
+        except (OSError, RuntimeError) as error:
+            log.warning("no checkpoint: %s", error)
+        self._saved_at = time.monotonic()
+
+    def flood(self, loss: Tensor, *, across_ranks: bool = False) -> Tensor:
+        """Flood the mean loss of a batch at the run's level: `(loss - level).abs() + level`.
+
+        Call it once for each `backward()`: under gradient accumulation the sign is decided for each
+        micro-batch, of the loss before it is divided by their number; to decide it for the accumulated batch,
+        call it once, with the mean of the micro-batches' losses. Under mixed precision flood first, then
+        scale: `scaler.scale(run.flood(loss)).backward()`. Add penalties to the result. Where gradients are
+        off, as in an evaluation, the loss is returned as it is and not counted.
+
+        Args:
+            loss: (), the mean loss of one mini-batch, without penalty terms.
+            across_ranks: decide the sign for the mean over all ranks of `torch.distributed`, whose value is
+                returned; the gradient is that of the local loss (see `mean_over_ranks`). All ranks must call
+                it, and one of them reports.
+
+        Returns:
+            (), the very same tensor at level 0.
+
+        Raises:
+            ValueError: if `loss` is not a scalar.
+        """
+        if across_ranks and self.level > 0:
+            loss = mean_over_ranks(loss)
+        flooded = flood(loss, self.level)
+        if not torch.is_grad_enabled():
+            return loss
+        # A copy: at level 0 the very loss is returned, and may be changed in place.
+        self._losses.add(loss.detach().clone())
+        return flooded
+
+    def report(self, **metrics: Any) -> None:
+        """Report an epoch, once, at its end: this is where runs are compared, pruned and saved.
+
+        Args:
+            metrics: numbers, also as tensors of one number: `val_accuracy`, `val_loss`, `test_accuracy`,
+                `test_loss`, `train_accuracy`, `train_loss` (by default the mean of what was flooded), and the
+                study's metric. That one is needed every `validate_every` epochs and at the last.
+
+        Raises:
+            LoopError: if it is called at another time, or with what the study does not know.
+            DivergedError: if a number is NaN or infinite.
+        """
+        for earlier in (self.interrupted, self._error):
+            if earlier is not None:  # the loop's own code has caught it
+                raise earlier
+        if not self._open:
+            again = f"twice in epoch {self.epoch}; call it once, with all numbers"
+            outside = "outside of the loop over run.epochs(); call it once in each epoch"
+            raise self._wrong(f"run.report() was called {again if self._inside else outside}")
+        record = self._record(metrics)
+        self._open = False
+        self.epoch += 1
+        self._losses = _Losses()
+        self._records.append(record)
+        try:
+            self.goes_on = self._note(record)
+        except BaseException as error:
+            self.interrupted = error
+            raise
+
+    def _record(self, metrics: Mapping[str, Any]) -> EpochRecord:
+        epoch, metric = self.epoch + 1, self._plan.metric
+        known = (*REPORTED, metric)
+        for name in metrics:
+            if name in ("epoch", "step"):
+                raise self._wrong(
+                    f"run.report() was given {name} = {metrics[name]!r}, but run.epochs() counts them; "
+                    "leave it out"
+                )
+            if name not in known:
+                raise self._wrong(
+                    f"run.report() was given {name!r}, which this study does not know; it knows "
+                    f'{", ".join(dict.fromkeys(known))}; to search by it, write metric = "{name}" in [search]'
+                )
+        values = {name: self._number(name, value) for name, value in metrics.items()}
+        plain, below, lowest = self._losses.summary(self.level)
+        self.lowest = min(self.lowest, lowest)
+        if plain is not None:
+            values.setdefault("train_loss", plain)
+        for name, value in values.items():
+            if not math.isfinite(value):
+                what = f"the reported {name}" if name in metrics else "the loss"
+                self._error = DivergedError(
+                    level=self.level, epoch=epoch, step=None, seed=self.seed, what=what
+                )
+                raise self._error
+        due = epoch % self._plan.validate_every == 0 or epoch == self.length
+        if due and metric not in values:
+            every = self._plan.validate_every
+            when = "each epoch" if every == 1 else f"every {every} epochs and at the last"
+            raise self._wrong(
+                f"epoch {epoch} was reported without {metric}, the study's metric; report it at {when}"
+            )
+        if metric in values and metric not in REPORTED:
+            values["metric"] = values.pop(metric)
+        known_or_not: dict[str, float | None] = {"train_loss": None, "train_accuracy": None, **values}
+        return EpochRecord(seed=self.seed, epoch=epoch, level=self.level, flooded=below, **known_or_not)
+
+    def _number(self, name: str, value: Any) -> float:
+        """Return a reported number; one on another device is waited for."""
+        if hasattr(value, "__float__") and not isinstance(value, bool) and getattr(value, "shape", ()) == ():
+            return float(value)
+        shape = f" of shape {tuple(value.shape)}" if hasattr(value, "shape") else ""
+        raise self._wrong(f"run.report({name}=...) was given a {type(value).__name__}{shape}, not a number")
+
+    def outcome(self, raised: BaseException | None) -> BaseException | None:
+        """Return what was wrong when the function had ended, or None.
+
+        Args:
+            raised: by the function; also what is said here may have been caught in it.
+        """
+        if self._error is not None or raised is not None:
+            return self._error or raised
+        asked_to = self._paused or not (self.goes_on and self.wanted)
+        if asked_to or self.epoch >= self.length:
+            return None
+        if not self._begun:
+            return LoopError("the loop returned before its first epoch; write: for epoch in run.epochs()")
+        return LoopError(
+            f"the loop returned after epoch {self.epoch} of {self.length} without being asked to; "
+            "return when run.epochs() ends"
+        )
+
+    def _wrong(self, message: str) -> LoopError:
+        self._error = LoopError(message)  # kept, in case the loop's own code catches it
+        return self._error
+
+
+def read_records(saved: Mapping[str, Any]) -> list[EpochRecord]:
+    """Return the epochs that a checkpoint holds."""
+    return [EpochRecord(**record) for record in saved["records"]]
+
+
+def _state(one: Any) -> Any:
+    return one.get_state() if isinstance(one, torch.Generator) else one.state_dict()
+
+
+def _set_state(one: Any, state: Any) -> None:
+    if isinstance(one, torch.Generator):
+        one.set_state(state)
+    else:
+        one.load_state_dict(state)
+
+
+class _Losses:
+    """The plain losses of an epoch's batches, left on their device: to look at one would wait for it."""
+
+    def __init__(self) -> None:
+        self.known: list[float] = []
+        self.unread: list[Tensor] = []
+
+    def add(self, loss: Tensor) -> None:
+        """Add the loss of a batch, (), detached."""
+        self.unread.append(loss)
+        if len(self.unread) == UNREAD:
+            self._read()
+
+    def summary(self, level: float) -> tuple[float | None, float | None, float]:
+        """Return the mean loss, the share of batches below a level, and the lowest loss.
+
+        Without a batch the mean is not known, nor is the share, but at level 0, which floods nothing.
+        """
+        self._read()
+        if not self.known:
+            return None, None if level > 0 else 0.0, math.inf
+        # Level 0 floods nothing also where a loss can be negative.
+        below = sum(loss < level for loss in self.known) if level > 0 else 0
+        return sum(self.known) / len(self.known), below / len(self.known), min(self.known)
+
+    def _read(self) -> None:
+        self.known += read(self.unread)
+        self.unread.clear()

@@ -1,0 +1,116 @@
+"""The example of a training loop: how little changes, that nothing else does, and that it survives a kill."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+import runpy
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from floodsearch.catalog import known
+from floodsearch.errors import FloodsearchError
+from floodsearch.storage import tables
+from floodsearch.storage.database import open_database
+from floodsearch.storage.studies import find_study
+from floodsearch.studyfile import read
+from floodsearch.training.checkpoint import Checkpoint
+from floodsearch.training.loop import LoopRun
+from floodsearch.training.progress import Plan
+
+EXAMPLES = Path(__file__).parents[1] / "studies" / "examples"
+BEFORE, AFTER = EXAMPLES / "plain_before.py", EXAMPLES / "plain_after.py"
+
+
+def test_a_loop_needs_ten_changed_lines_at_most():
+    """Lines that are taken out and lines that are put in, counted together."""
+    before, after = (path.read_text().splitlines() for path in (BEFORE, AFTER))
+    changed = [line for line in difflib.ndiff(before, after) if line[:2] in ("- ", "+ ") and line[2:].strip()]
+    assert 0 < len(changed) <= 10, changed
+
+
+def test_level_0_trains_what_the_untouched_script_trains(tmp_path, monkeypatch, capsys):
+    """Its weights are the same to the bit, also where the run was paused twice."""
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    script = runpy.run_path(str(BEFORE), run_name="__main__")
+    loop = runpy.run_path(str(AFTER))
+    expected = script["train"](seed=3).state_dict()
+    assert "train" not in capsys.readouterr().err
+    checkpoint = Checkpoint(tmp_path / "run.pt", {})
+    for until in (4, 17, 30):
+        run = LoopRun(
+            Plan(epochs=30),
+            level=0.0,
+            seed=3,
+            device=torch.device("cpu"),
+            settings={},
+            until=until,
+            note=lambda record: True,
+            checkpoint=checkpoint,
+            saved=checkpoint.load(),
+        )
+        model = loop["train"](run)
+        assert run.epoch == until
+    found = model.state_dict()
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+def test_the_study_file_of_the_example_is_valid(monkeypatch):
+    monkeypatch.syspath_prepend(EXAMPLES)
+    assert read(EXAMPLES / "plain.toml", known()).objective == "plain_after:train"
+
+
+def launch(folder: Path) -> subprocess.Popen[bytes]:
+    """Launch the example with two workers, in a folder of its own."""
+    folder.mkdir()
+    for name in ("plain.toml", "plain_after.py"):
+        shutil.copy(EXAMPLES / name, folder)
+    command = [sys.executable, "-m", "floodsearch", "launch", "plain.toml", "--workers", "2"]
+    return subprocess.Popen([*command, "--devices", "cpu"], cwd=folder, stdout=subprocess.PIPE)
+
+
+def answer(folder: Path) -> dict[str, object]:
+    command = [sys.executable, "-m", "floodsearch", "best", "plain", "--json"]
+    found = json.loads(subprocess.run(command, cwd=folder, capture_output=True, check=True).stdout)
+    return {name: value for name, value in found.items() if name not in ("epochs_run", "cost")}
+
+
+@pytest.mark.parametrize("when", [1, 40])
+def test_a_killed_worker_changes_no_answer(tmp_path, eventually, when):
+    """Of two workers one is killed after so many epochs: the answer is that of a quiet search."""
+    quiet, killed = launch(tmp_path / "quiet"), launch(tmp_path / "killed")
+    url = f"sqlite:///{tmp_path}/killed/floodsearch.db"
+
+    def trained():
+        try:
+            database = open_database(url)
+        except FloodsearchError:
+            return None
+        try:
+            study = find_study(database, "plain")
+            workers = tables.read_workers(database, study.uuid)
+            known = tables.read_curves(database, study.uuid) if workers else {}
+            return next(
+                (one.pid for one in workers if one.training and sum(map(len, known.values())) >= when), None
+            )
+        except FloodsearchError:
+            return None
+        finally:
+            database.close()
+
+    os.kill(eventually(trained, "the training"), signal.SIGKILL)
+    for process in (quiet, killed):
+        process.communicate(timeout=120)
+        assert process.returncode == 0
+    assert answer(tmp_path / "killed") == answer(tmp_path / "quiet")
+    logs = "".join(path.read_text() for path in (tmp_path / "killed").rglob("worker-*.log"))
+    assert logs.count("trains study plain") == 3, "the killed worker was started again"
+    assert not list((tmp_path / "killed" / "floodsearch-checkpoints").rglob("*.pt"))
