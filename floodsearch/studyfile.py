@@ -22,6 +22,7 @@ from floodsearch.spec import (
     AUTO,
     DIRECTIONS,
     MOST_SEEDS,
+    Arithmetic,
     Budget,
     Choices,
     Levels,
@@ -35,6 +36,7 @@ from floodsearch.spec import (
 SECTIONS: Mapping[str, type[Section]] = {
     "levels": Levels,
     "training": Training,
+    "arithmetic": Arithmetic,
     "search": Search,
     "budget": Budget,
 }
@@ -160,9 +162,12 @@ class _Reader:
         sections: dict[str, Any] = {
             "levels": self._section("levels", self._levels(training)),
             "training": self._section("training", training),
+            "arithmetic": self._section("arithmetic", self.raw.get("arithmetic", {})),
             "search": self._section("search", self._with_direction()),
             "budget": self._section("budget", self.raw.get("budget", {})),
         }
+        if sections["training"] is not None and sections["arithmetic"] is not None:
+            self.problems.extend(sections["arithmetic"].problems(sections["training"].engine))
         options, recipe = self._task(recipe)
         settings: dict[str, Any] = {}
         if sections["search"] is not None:

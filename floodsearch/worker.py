@@ -24,6 +24,7 @@ from floodsearch.spec import AUTO
 from floodsearch.storage import tables
 from floodsearch.storage.studies import StoredStudy, read_trials, versions
 from floodsearch.trainer import Cohorts, Trainer, default_engine
+from floodsearch.training.arithmetic import choose_kernels
 from floodsearch.training.randomness import borrowed
 
 log = logging.getLogger("floodsearch.worker")
@@ -49,7 +50,7 @@ def work(study: StoredStudy, settings: Settings, leave: Leave, trainer: Trainer 
     device = find_device(settings.device)
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
-    torch.backends.cudnn.deterministic = True  # convolutions would add up in another order each time
+    choose_kernels(study.spec.arithmetic)
     worker = tables.enter_worker(
         study.database,
         study.uuid,
@@ -60,7 +61,7 @@ def work(study: StoredStudy, settings: Settings, leave: Leave, trainer: Trainer 
     )
     log.info("worker %d trains study %s on %s", worker, study.name, device)
     if study.engine is None:
-        study = persistently(lambda: study.settle_engine(default_engine(study, device)))
+        study = persistently(lambda: study.settle_engine(default_engine(study.spec, device)))
     cohorts = Cohorts(device)
     with borrowed(device), Heart(study, worker, settings, leave) as heart:
         while not leave.wanted.is_set():
