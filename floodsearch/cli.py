@@ -24,8 +24,10 @@ from floodsearch.storage import DEFAULT_STORAGE
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from floodsearch.forecast import Stage, Timed
     from floodsearch.launchers.local import Launch
     from floodsearch.records import Pilot, StudyStatus
+    from floodsearch.spec import Spec
     from floodsearch.storage.database import Database
     from floodsearch.storage.studies import StoredStudy
 
@@ -69,6 +71,9 @@ def launch(
         int | None, typer.Option(metavar="N", help="Local workers; one a GPU, or one a core, by default.")
     ] = None,
     devices: Annotated[str, typer.Option(metavar="LIST", help="auto, cpu, mps, or cuda:0,cuda:1")] = "auto",
+    workers_per_device: Annotated[
+        int | None, typer.Option(metavar="N", help="Instead of --workers: so many on each device.")
+    ] = None,
 ) -> None:
     """Create or resume a study, train it with local workers, and print the answer."""
     from floodsearch import queue
@@ -81,7 +86,7 @@ def launch(
 
     _import_from_here(study.parent)
     spec = read(study, known())
-    crew = Crew.of(devices, workers, available_cores(), queue.portions(spec))
+    crew = Crew.of(devices, workers, workers_per_device, available_cores(), queue.portions(spec))
     with _opened(storage, create=True) as database:
         stored = put_study(database, spec)
         queue.fill(stored)
@@ -222,21 +227,33 @@ def check(
         str | None,
         typer.Option(envvar="FLOODSEARCH_STORAGE", metavar="URL", help="Where it was begun: tells the time."),
     ] = None,
+    speed: Annotated[
+        str | None,
+        typer.Option(metavar="SPEED", help="Samples a second: 21000, or by runs at once: 1=21000,4=70000."),
+    ] = None,
+    measure: Annotated[
+        str | None,
+        typer.Option(metavar="DEVICE", help="Train a few seconds on this device, to tell the speed."),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Show the resolved study with all defaults, or all its problems, and what it would cost."""
     from floodsearch.catalog import known
-    from floodsearch.forecast import epochs_expected
+    from floodsearch.forecast import plan
     from floodsearch.report.text import forecast_text
     from floodsearch.search.space import ticket_count
     from floodsearch.studyfile import read
 
     _import_from_here(study.parent)
     spec = read(study, known())
-    count, expected = ticket_count(spec), epochs_expected(spec)
+    count, stages = ticket_count(spec), plan(spec)
+    expected = None if stages is None else sum(stage.epochs for stage in stages)
     exhaustive = None if count is None else count * len(spec.training.seeds) * spec.training.epochs
-    pilot = None if storage is None else _pilot_of(storage, spec.name)
-    seconds = None if pilot is None or expected is None else expected * pilot.seconds_per_epoch
+    times = _timed(spec, stages, speed, measure)
+    seconds = sum(one.seconds for one in times) if times else None
+    if seconds is None and storage is not None and expected is not None:
+        pilot = _pilot_of(storage, spec.name)
+        seconds = None if pilot is None else expected * pilot.seconds_per_epoch
     content = spec.model_dump(mode="json")
     if as_json:
         extra = {
@@ -245,11 +262,36 @@ def check(
             "epochs_exhaustive": exhaustive,
             "epochs_expected": expected,
             "seconds_expected": seconds,
+            "stages": [
+                {**one.stage._asdict(), "samples": one.samples, "samples_a_second": one.speed}
+                for one in times
+            ],
         }
         _print_json({**content, **extra})
         return
     print("\n".join(f"{key} = {json.dumps(value)}" for key, value in _flattened(content)))  # noqa: T201
-    print(forecast_text(spec, count, expected, seconds))  # noqa: T201
+    print(forecast_text(spec, count, expected, seconds, times))  # noqa: T201
+
+
+def _timed(spec: Spec, stages: list[Stage] | None, speed: str | None, measure: str | None) -> list[Timed]:
+    """Return how long each stage takes at a speed that is given or measured; nothing if neither is asked."""
+    from floodsearch.forecast import at_once, speeds_of, timed
+
+    if speed is None and measure is None:
+        return []
+    if speed is not None and measure is not None:
+        raise UsageError("--speed and --measure are both given; keep one of the two")
+    if spec.task is None:
+        raise UsageError("the speed of a training loop of your own cannot be told beforehand; leave it out")
+    if stages is None:
+        raise UsageError("the time is not known before the pilot has found the levels; give levels.count")
+    from floodsearch.speed import measured, samples_of
+
+    if measure is not None:
+        speeds = measured(spec, measure, sorted({at_once(spec, stage) for stage in stages}))
+    else:
+        speeds = speeds_of(str(speed))
+    return timed(spec, stages, samples_of(spec), speeds)
 
 
 def _pilot_of(storage: str, name: str) -> Pilot | None:

@@ -1,18 +1,34 @@
-"""What a search will still cost: its pruner's plan, at the speed measured so far."""
+"""What a search will still cost: its pruner's plan, at a speed that was measured or given."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 from floodsearch.analysis import latest
 from floodsearch.catalog import pruner_of
-from floodsearch.queue import brackets
+from floodsearch.errors import UsageError
+from floodsearch.queue import brackets, portions
 from floodsearch.records import TrialRecord, WorkerRecord
 from floodsearch.search.pruners import HalvingPruner
 from floodsearch.search.space import Space, ticket_count, tickets
 from floodsearch.spec import Spec
 from floodsearch.storage.studies import StoredStudy
+
+
+class Stage(NamedTuple):
+    """Runs, of all levels and seeds together, that are trained from after an epoch until another."""
+
+    after: int
+    until: int
+    runs: int
+
+    @property
+    def epochs(self) -> int:
+        """The member-epochs."""
+        return (self.until - self.after) * self.runs
 
 
 class Open(NamedTuple):
@@ -25,8 +41,8 @@ class Open(NamedTuple):
     seeds: int
 
 
-def epochs_expected(spec: Spec) -> int | None:
-    """Return the member-epochs of a whole search, or None while the pilot has to tell how many levels.
+def plan(spec: Spec) -> list[Stage] | None:
+    """Return what a whole search trains, stage by stage; None while the pilot has to tell how many levels.
 
     Under halving the levels of each bracket that are tried go from rung to rung as planned; other pruners are
     taken to stop nothing. What levels share before they flood is not known before, and comes off.
@@ -36,36 +52,99 @@ def epochs_expected(spec: Spec) -> int | None:
     training = spec.training
     levels = [None if ticket is None else float(ticket["level"]) for ticket in tickets(spec.stand_in())]
     size = 0, training.epochs, len(training.seeds)
-    return _left(spec, [Open(number, level, *size) for number, level in enumerate(levels)])
+    parts = list(_parts(spec, [Open(number, level, *size) for number, level in enumerate(levels)]))
+    ends = sorted({0, *(part.until for part in parts)})
+    return [
+        Stage(after, until, sum(part.runs for part in parts if part.after <= after and until <= part.until))
+        for after, until in pairwise(ends)
+    ]
 
 
 def epochs_left(spec: Spec, trials: Iterable[TrialRecord]) -> int:
     """Return the member-epochs that the tickets of a study still need."""
-    return _left(
-        spec,
-        [
-            Open(one.ticket, one.level, one.epoch, one.epochs, one.seeds)
-            for one in latest(trials).values()
-            if one.state in ("waiting", "running")
-        ],
-    )
+    unfinished = [
+        Open(one.ticket, one.level, one.epoch, one.epochs, one.seeds)
+        for one in latest(trials).values()
+        if one.state in ("waiting", "running")
+    ]
+    return sum(part.epochs for part in _parts(spec, unfinished))
 
 
-def _left(spec: Spec, unfinished: Sequence[Open]) -> int:
+def _parts(spec: Spec, unfinished: Sequence[Open]) -> Iterator[Stage]:
+    """Yield what tickets still need: each by itself, or with the others that it is judged with."""
     pruner, bracket = pruner_of(spec), brackets(spec, ticket_count(spec) or 1)
-    left, together = 0, dict[tuple[int | None, int, int], list[int]]()
+    together = dict[tuple[int | None, int, int], list[int]]()
     for one in unfinished:
         if one.level == 0 or not isinstance(pruner, HalvingPruner):
-            left += (one.epochs - one.epoch) * one.seeds
+            yield Stage(one.epoch, one.epochs, one.seeds)
         else:
             together.setdefault((bracket(one.number), one.epochs, one.seeds), []).append(one.epoch)
-    if isinstance(pruner, HalvingPruner):
-        for (_, epochs, seeds), reached in together.items():
-            levels = len(reached)
-            if spec.search.sampler == "grid":
-                levels = min(levels, pruner.together * len(Space.of(spec.stand_in()).combinations()))
-            left += seeds * pruner.epochs_left(levels, min(reached), epochs)
-    return left
+    if not isinstance(pruner, HalvingPruner):
+        return
+    for (_, epochs, seeds), reached in together.items():
+        levels = len(reached)
+        if spec.search.sampler == "grid":
+            levels = min(levels, pruner.together * len(Space.of(spec.stand_in()).combinations()))
+        for after, until, alive in pruner.plan(levels, min(reached), epochs):
+            yield Stage(after, until, alive * seeds)
+
+
+def at_once(spec: Spec, stage: Stage) -> int:
+    """Return how many runs of a stage one worker trains together."""
+    return math.ceil(stage.runs / portions(spec))
+
+
+class Timed(NamedTuple):
+    """A stage, at a speed in training samples a second."""
+
+    stage: Stage
+    samples: int
+    speed: float
+
+    @property
+    def seconds(self) -> float:
+        """How long it takes."""
+        return self.samples / self.speed
+
+
+def timed(spec: Spec, stages: Sequence[Stage], samples: int, speeds: Mapping[int, float]) -> list[Timed]:
+    """Return how long one worker trains each stage.
+
+    Args:
+        spec: of the study.
+        stages: of its plan.
+        samples: of an epoch of one run.
+        speeds: training samples a second of all runs together, by how many train at once. Between two of
+            these numbers the speed is taken to be that of the smaller.
+    """
+    least = min(speeds)
+    found = []
+    for stage in stages:
+        most = at_once(spec, stage)
+        speed = speeds[max((runs for runs in speeds if runs <= most), default=least)]
+        found.append(Timed(stage, stage.epochs * samples, speed))
+    return found
+
+
+def speeds_of(text: str) -> dict[int, float]:
+    """Return speeds by the number of runs at once, of `21000` or `1=21000,4=70000`.
+
+    Raises:
+        UsageError: if it is neither.
+    """
+    speeds = {}
+    for part in text.split(","):
+        runs, _, speed = part.rpartition("=")
+        try:
+            speeds[int(runs or 1)] = float(speed)
+        except ValueError:
+            speeds[0] = math.nan
+    if not all(runs >= 1 and 0 < speed < math.inf for runs, speed in speeds.items()):
+        raise UsageError(
+            f"speed {text!r} is not known; give training samples a second, such as 21000, "
+            "or by how many runs train at once, such as 1=21000,4=70000"
+        )
+    return speeds
 
 
 def epochs_a_second(study: StoredStudy, alive: Sequence[WorkerRecord], now: float) -> float | None:

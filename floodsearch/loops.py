@@ -84,7 +84,7 @@ class Loops:
 
         return LoopMembers(
             self,
-            plan_of(study, beside, epochs),
+            plan_of(study.spec, beside, epochs),
             levels=levels,
             seeds=seeds,
             settings=settings,

@@ -198,6 +198,36 @@ class Training(Section):
         return (*validated[stride - 1 : -1 : stride], self.epochs)
 
 
+class Arithmetic(Section):
+    """How numbers are computed. Results differ by it as by rounding, so it is the same for all workers.
+
+    Attributes:
+        precision: `float32`; `tf32` rounds the factors of matrix products and convolutions to ten bits on
+            GPUs that can; `bf16` computes what torch's autocast computes in it, with weights in float32.
+        channels_last: whether the channels of an image lie beside each other in memory.
+        compile: the mode of `torch.compile` for training steps, or `off`; `reduce-overhead` uses CUDA graphs.
+        deterministic: whether convolutions use algorithms that add up in the same order each time. Without,
+            the fastest are found by trying, and two runs of one seed and level differ.
+    """
+
+    precision: Literal["float32", "tf32", "bf16"] = "float32"
+    channels_last: bool = False
+    compile: Literal["off", "default", "reduce-overhead", "max-autotune"] = "off"
+    deterministic: bool = True
+
+    def problems(self, engine: str) -> Iterator[Problem]:
+        """Yield what does not go with an engine."""
+        if engine == "stack" and self.compile != "off":
+            what = f"{self.compile!r} is for training.engine = 'loop', not 'stack'"
+            yield Problem("arithmetic.compile", what)
+        if engine == "stack" and self.channels_last:
+            yield Problem("arithmetic.channels_last", "is for training.engine = 'loop', not 'stack'")
+
+
+PLAIN = Arithmetic()
+"""Torch's eager kernels in float32."""
+
+
 class Search(Section):
     """How levels are proposed, judged and compared."""
 
@@ -233,6 +263,7 @@ class Spec(Section):
     options: dict[str, Choices | Setting | None] = {}
     levels: Levels
     training: Training = Training()
+    arithmetic: Arithmetic = PLAIN
     search: Search = Search()
     budget: Budget = Budget()
     settings: dict[str, dict[str, Choices | Range | Setting]] = {}

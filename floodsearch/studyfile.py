@@ -22,6 +22,7 @@ from floodsearch.spec import (
     AUTO,
     DIRECTIONS,
     MOST_SEEDS,
+    Arithmetic,
     Budget,
     Choices,
     Levels,
@@ -35,6 +36,7 @@ from floodsearch.spec import (
 SECTIONS: Mapping[str, type[Section]] = {
     "levels": Levels,
     "training": Training,
+    "arithmetic": Arithmetic,
     "search": Search,
     "budget": Budget,
 }
@@ -160,9 +162,12 @@ class _Reader:
         sections: dict[str, Any] = {
             "levels": self._section("levels", self._levels(training)),
             "training": self._section("training", training),
+            "arithmetic": self._section("arithmetic", self.raw.get("arithmetic", {})),
             "search": self._section("search", self._with_direction()),
             "budget": self._section("budget", self.raw.get("budget", {})),
         }
+        if sections["training"] is not None and sections["arithmetic"] is not None:
+            self.problems.extend(sections["arithmetic"].problems(sections["training"].engine))
         options, recipe = self._loop(recipe) if self._has_loop else self._task(recipe)
         settings: dict[str, Any] = {}
         if sections["search"] is not None:
@@ -333,6 +338,11 @@ class _Reader:
         if schedule is not None and schedule != "constant":
             has = f"{schedule!r}, but in a loop of your own the level is constant in this version; remove it"
             self.problems.append(Problem("training.schedule", has))
+        for where in ("training.engine", "arithmetic"):
+            table, _, name = where.partition(".")
+            if self._training_value(name) if name else self.raw.get(table):
+                has = "is for tasks: your own code computes as it says; remove it"
+                self.problems.append(Problem(where, has))
         if not isinstance(options, dict):
             self.problems.append(Problem("options", f"{options!r} is not a table; write it as [options]"))
             options = {}

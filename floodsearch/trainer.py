@@ -16,6 +16,7 @@ from floodsearch.records import EpochRecord, Parameter
 from floodsearch.search.space import Space
 from floodsearch.spec import AUTO, Spec
 from floodsearch.storage.studies import StoredStudy
+from floodsearch.tasks.task import Task
 from floodsearch.training.cohort import Cohort, Note
 from floodsearch.training.engine import Engine, Loop
 from floodsearch.training.progress import Plan
@@ -80,7 +81,7 @@ class Cohorts:
         beside, epochs = tickets[0].beside, tickets[0].epochs
         return Cohort(
             task_of(study.spec, beside),
-            plan_of(study, beside, epochs),
+            plan_of(study.spec, beside, epochs),
             levels={ticket.number: ticket.level for ticket in tickets},
             seeds=seeds,
             device=self.device,
@@ -93,7 +94,7 @@ class Cohorts:
         beside, epochs = first_choices(study.spec), study.spec.training.epochs
         return Cohort(
             task_of(study.spec, beside),
-            plan_of(study, beside, epochs),
+            plan_of(study.spec, beside, epochs),
             levels={0: 0.0},
             seeds={0: (seed,)},
             device=self.device,
@@ -115,26 +116,32 @@ class Cohorts:
         return self._trunks
 
     def _engine(self, study: StoredStudy, beside: Mapping[str, Parameter], epochs: int) -> Engine:
-        """Return the study's engine; runs that cannot be stacked are trained one after the other."""
-        task, plan = task_of(study.spec, beside), plan_of(study, beside, epochs)
-        if (study.engine or default_engine(study, self.device)) == "loop":
-            return Loop(task, plan, self.device)
-        if (reason := obstacle(task, self.device, study.spec.training.seeds[0])) is not None:
-            log.info("runs are trained one after the other, not as a stack: %s", reason)
-            return Loop(task, plan, self.device)
-        log.info("runs are trained as stacks")
-        return Stack(task, plan, self.device)
+        spec = study.spec
+        kind = study.engine or default_engine(spec, self.device)
+        task, plan = task_of(spec, beside), plan_of(spec, beside, epochs)
+        return engine_of(kind, task, plan, self.device, spec.training.seeds[0])
 
 
-def default_engine(study: StoredStudy, device: torch.device) -> str:
+def engine_of(kind: str, task: Task, plan: Plan, device: torch.device, seed: int) -> Engine:
+    """Return an engine, `loop` or `stack`; runs that cannot be stacked are trained one after the other."""
+    if kind == "loop":
+        return Loop(task, plan, device)
+    if (reason := obstacle(task, device, seed)) is not None:
+        log.info("runs are trained one after the other, not as a stack: %s", reason)
+        return Loop(task, plan, device)
+    log.info("runs are trained as stacks")
+    return Stack(task, plan, device)
+
+
+def default_engine(spec: Spec, device: torch.device) -> str:
     """Return the engine of a study that leaves it open and whose first worker is on a device.
 
     A GPU waits for launches on models of matrices. Convolutions fill it by themselves, and a stack would
     compute its empty lanes too. A CPU gains on small models only, if many train.
     """
-    if device.type != "cuda":
+    if device.type != "cuda" or next(spec.arithmetic.problems("stack"), None) is not None:
         return "loop"
-    model = task_of(study.spec, first_choices(study.spec)).model()
+    model = task_of(spec, first_choices(spec)).model()
     return "loop" if any(isinstance(part, _ConvNd) for part in model.modules()) else "stack"
 
 
@@ -143,14 +150,15 @@ def first_choices(spec: Spec) -> dict[str, Parameter]:
     return {name: choices[0] for name, choices in spec.searched.items()}
 
 
-def plan_of(study: StoredStudy, beside: Mapping[str, Parameter], epochs: int) -> Plan:
-    """Return what all runs of tickets have in common that differ in level only."""
-    training, question = study.spec.training, study.question
+def plan_of(spec: Spec, beside: Mapping[str, Parameter], epochs: int) -> Plan:
+    """Return the plan of runs of some length, with what is searched beside the level."""
+    training = spec.training
     return Plan(
         epochs=epochs,
         validate_every=training.validate_every,
         schedule=training.schedule,
-        settings=schedule_settings(study.spec, beside),
-        metric=question.metric,
-        maximize=question.maximize,
+        settings=schedule_settings(spec, beside),
+        metric=spec.search.metric,
+        maximize=spec.maximize,
+        arithmetic=spec.arithmetic,
     )

@@ -27,6 +27,7 @@ from floodsearch.spec import AUTO
 from floodsearch.storage import tables
 from floodsearch.storage.studies import StoredStudy, read_trials, versions
 from floodsearch.trainer import Cohorts, Trainer, default_engine
+from floodsearch.training.arithmetic import choose_kernels
 from floodsearch.training.randomness import borrowed
 
 log = logging.getLogger("floodsearch.worker")
@@ -53,10 +54,11 @@ def work(study: StoredStudy, settings: Settings, leave: Leave, trainer: Trainer 
     device = find_device(settings.device)
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
-    torch.backends.cudnn.deterministic = True  # convolutions would add up in another order each time
-    built_in = study.spec.objective is None
-    own = Cohorts(device) if built_in else Loops(study.spec, device, settings.checkpoints)
+    engines = study.spec.task is not None
+    own = Cohorts(device) if engines else Loops(study.spec, device, settings.checkpoints)
     revision = code_revision(study.spec)
+    if engines:
+        choose_kernels(study.spec.arithmetic)
     worker = tables.enter_worker(
         study.database,
         study.uuid,
@@ -67,8 +69,8 @@ def work(study: StoredStudy, settings: Settings, leave: Leave, trainer: Trainer 
     )
     log.info("worker %d trains study %s on %s", worker, study.name, device)
     _compare(revision, study)
-    if built_in and study.engine is None:
-        study = persistently(lambda: study.settle_engine(default_engine(study, device)))
+    if engines and study.engine is None:
+        study = persistently(lambda: study.settle_engine(default_engine(study.spec, device)))
     with borrowed(device), Heart(study, worker, settings, leave) as heart:
         while not leave.wanted.is_set():
             study = _reread(study)

@@ -219,6 +219,22 @@ def test_check_shows_every_default_and_the_cost(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["tiny.toml"]
 
 
+def test_check_tells_the_time_at_a_speed(tmp_path: Path) -> None:
+    """At a given speed `check` prints each stage with its samples, speed and time, and their sum."""
+    (tmp_path / "tiny.toml").write_text(FILE)
+    shown = floodsearch("check", "tiny.toml", "--speed", "50", cwd=tmp_path).stdout
+    assert "60 epochs at most; 2 min 0 s with one worker" in shown
+    assert "      6            6,000           50  2 min 0 s" in shown
+    content = json.loads(floodsearch("check", "tiny.toml", "--speed", "50", "--json", cwd=tmp_path).stdout)
+    assert content["seconds_expected"] == 120
+    assert content["stages"] == [
+        {"after": 0, "until": 10, "runs": 6, "samples": 6000, "samples_a_second": 50.0}
+    ]
+    assert "give training samples a second" in refused("check", "tiny.toml", "--speed", "x", cwd=tmp_path)
+    both = refused("check", "tiny.toml", "--speed", "1", "--measure", "cpu", cwd=tmp_path)
+    assert "--speed and --measure are both given" in both
+
+
 def test_a_file_with_many_problems_shows_all_of_them(tmp_path: Path) -> None:
     """Every problem of a study file is one line with its key, the value and the fix."""
     wrong = FILE.replace("width = 8", "widht = 8").replace("epochs = 10", "epochs = 0").replace("0.5", "-0.5")

@@ -50,6 +50,7 @@ ROWS: list[dict[str, set[str]]] = [
         "heart": set(),
         "trainer": {"torch"},
         "loops": {"torch", ">trainer"},
+        "speed": {">trainer"},
         "pilot": {">heart", ">trainer"},
         "bracket": {">heart", ">trainer"},
         "worker": {"torch", ">heart", ">trainer", ">loops", ">pilot", ">bracket"},
@@ -177,12 +178,12 @@ def test_the_command_line_is_frozen() -> None:
         for name, command in group.commands.items()  # type: ignore[attr-defined]
     }
     assert surface == {
-        "launch": ["--devices", "--storage", "--workers"],
+        "launch": ["--devices", "--storage", "--workers", "--workers-per-device"],
         "work": ["--device", "--leave-on-eof", "--storage", "--threads", "--trust"],
         "status": ["--json", "--storage"],
         "best": ["--json", "--storage"],
         "export": ["--curves", "--format", "--out", "--storage"],
-        "check": ["--json", "--storage"],
+        "check": ["--json", "--measure", "--speed", "--storage"],
         "stop": ["--storage"],
         "serve": ["--port", "--storage"],
     }

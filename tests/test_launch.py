@@ -195,6 +195,8 @@ def test_launch_trains_a_task_of_the_users_own(here):
     [
         ({"workers": 0}, "--workers is 0"),
         ({"workers": -1}, "--workers is -1"),
+        ({"workers_per_device": 0}, "--workers-per-device is 0"),
+        ({"workers": 1, "workers_per_device": 1}, "are both given; keep one"),
         ({"devices": "cuda:99"}, "'cuda:99' does not exist; this machine has"),
         ({"devices": "cpu,abacus"}, "'abacus' is not known; this machine has"),
     ],

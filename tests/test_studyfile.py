@@ -324,6 +324,22 @@ def test_an_unknown_name_is_refused_with_the_valid_ones(changes, key, value, val
             ("2 leaves nothing beside the 2 runs at level 0",),
         ),
         # Budget.
+        (
+            {"arithmetic": {"precision": "fp8"}},
+            "arithmetic.precision",
+            ("fp8", "'float32', 'tf32' or 'bf16'"),
+        ),
+        ({"arithmetic": {"compile": True}}, "arithmetic.compile", ("True", "'off', 'default'")),
+        (
+            {"arithmetic": {"compile": "default"}, "training": {"engine": "stack"}},
+            "arithmetic.compile",
+            ("'default' is for training.engine = 'loop'",),
+        ),
+        (
+            {"arithmetic": {"channels_last": True}, "training": {"engine": "stack"}},
+            "arithmetic.channels_last",
+            ("is for training.engine = 'loop'",),
+        ),
         ({"budget": {"epochs": 0}}, "budget.epochs", ("0", "greater than or equal to 1")),
         ({"budget": {"hours": -1.0}}, "budget.hours", ("-1.0", "greater than 0")),
         ({"budget": {"hours": math.nan}}, "budget.hours", ("nan", "finite")),

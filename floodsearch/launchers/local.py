@@ -53,22 +53,27 @@ class Crew:
     threads: int
 
     @classmethod
-    def of(cls, where: str, workers: int | None, cores: int, portions: int) -> Crew:
-        """Return the crew for a `--devices` list and a number of workers.
+    def of(cls, where: str, workers: int | None, per_device: int | None, cores: int, portions: int) -> Crew:
+        """Return the crew for a `--devices` list and a number of workers, in all or on each device.
 
         By default there is one worker a GPU, or one a core without a GPU, but at most eight, and no more
         than there are `portions` of work to take at once: those that are left train with more threads.
 
         Raises:
-            UsageError: if a device does not exist or the number is below 1.
+            UsageError: if a device does not exist, or a number is below 1 or both are given.
         """
-        if workers is not None and workers < 1:
-            raise UsageError(f"--workers is {workers}; give 1 or more")
+        for option, number in (("--workers", workers), ("--workers-per-device", per_device)):
+            if number is not None and number < 1:
+                raise UsageError(f"{option} is {number}; give 1 or more")
+        if workers is not None and per_device is not None:
+            raise UsageError("--workers and --workers-per-device are both given; keep one of the two")
         names = [name.strip() for name in where.split(",") if name.strip()]
         if names in ([], ["auto"]):
             names = [name for name in devices() if name != "cpu"] or ["cpu"]
         names = [str(find_device(name)) for name in names]
         places = min(cores, MOST_CPU_WORKERS) if names == ["cpu"] else len(names)
+        if per_device is not None:
+            places = per_device * len(names)
         count = workers or min(places, portions)
         assigned = tuple(names[index % len(names)] for index in range(count))
         return cls(devices=assigned, threads=max(1, cores // max(1, assigned.count("cpu"))))
@@ -80,6 +85,7 @@ def launch(
     storage: str = DEFAULT_STORAGE,
     workers: int | None = None,
     devices: str = "auto",
+    workers_per_device: int | None = None,
 ) -> BestLevel:
     """Create or resume a study, train it with local workers and return the answer.
 
@@ -88,6 +94,7 @@ def launch(
         storage: `sqlite:///PATH` or `postgresql://USER@HOST/DATABASE`.
         workers: local processes; one a GPU or core by default.
         devices: `auto`, `cpu`, `mps`, or a list such as `cuda:0,cuda:1`.
+        workers_per_device: instead of `workers`: processes on each device, for models that do not fill a GPU.
 
     Raises:
         UsageError: for bad input, before anything is created.
@@ -98,7 +105,7 @@ def launch(
         spec = parse(study, known())
     else:
         spec = study if isinstance(study, Spec) else read(Path(study), known())
-    crew = Crew.of(devices, workers, available_cores(), queue.portions(spec))
+    crew = Crew.of(devices, workers, workers_per_device, available_cores(), queue.portions(spec))
     database = open_database(storage, create=True)
     try:
         stored = put_study(database, spec)

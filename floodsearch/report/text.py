@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 
+from floodsearch.forecast import Timed
 from floodsearch.records import (
     BestLevel,
     Combination,
@@ -144,7 +145,9 @@ def pilot_text(pilot: Pilot) -> str:
     return f"lowest validation loss {losses} in {pilot.epochs} epochs: levels up to {pilot.high:g}"
 
 
-def forecast_text(spec: Spec, count: int | None, expected: int | None, seconds: float | None) -> str:
+def forecast_text(
+    spec: Spec, count: int | None, expected: int | None, seconds: float | None, timed: Sequence[Timed] = ()
+) -> str:
     """Return what a search costs at most, and about how much is expected.
 
     Args:
@@ -152,6 +155,7 @@ def forecast_text(spec: Spec, count: int | None, expected: int | None, seconds: 
         count: of its tickets; None if the pilot decides that.
         expected: member-epochs, by the pruner's plan.
         seconds: that they take with one worker, if that is known.
+        timed: how long each stage takes, if that is known.
     """
     seeds, epochs = len(spec.training.seeds), spec.training.epochs
     if count is None or expected is None:
@@ -160,7 +164,21 @@ def forecast_text(spec: Spec, count: int | None, expected: int | None, seconds: 
     text = f"{count} tickets x {seeds} seeds x {epochs} epochs = {most:,} epochs at most"
     if expected < most:
         text += f"; about {expected:,} with the pruner {spec.search.pruner!r}"
-    return text if seconds is None else f"{text}; {duration(seconds)} with one worker"
+    if seconds is not None:
+        text += f"; {duration(seconds)} with one worker"
+    return "\n".join([text, *_stages(timed)])
+
+
+def _stages(timed: Sequence[Timed]) -> Iterator[str]:
+    """Yield a table of stages with their sums; what levels share is not in it."""
+    if not timed:
+        return
+    yield f"{'epochs':>11}  {'runs':>5}  {'samples':>15}  {'a second':>11}  time"
+    for stage, samples, speed in timed:
+        epochs = f"{stage.after + 1}-{stage.until}"
+        yield f"{epochs:>11}  {stage.runs:>5}  {samples:>15,}  {speed:>11,.0f}  {duration(samples / speed)}"
+    yield f"{'in all':>11}  {'':>5}  {sum(one.samples for one in timed):>15,}"
+    yield "a forecast: what runs share before they flood comes off; validation and the start come on top"
 
 
 def counts_text(counts: TicketCounts) -> str:

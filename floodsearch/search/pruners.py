@@ -8,7 +8,7 @@ judge all tickets of a bracket together; asked as an Optuna pruner, it judges a 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import optuna
@@ -71,19 +71,17 @@ class HalvingPruner(BasePruner):
         keep = max(1, math.ceil(began / share - 1e-9))
         return halve(standings, epoch=epoch, highest=highest, keep=keep, ties=self.ties)
 
-    def epochs_left(self, levels: int, epoch: int, epochs: int) -> int:
-        """Return the epochs that a bracket will still train with one seed, if no level ties.
+    def plan(self, levels: int, epoch: int, epochs: int) -> Iterator[tuple[int, int, int]]:
+        """Yield (after which epoch, up to which one, how many levels) a bracket will train, if none ties.
 
         Args:
             levels: above 0, alive and behind the same epoch.
             epoch: that they have reached.
             epochs: of a run.
         """
-        left = 0
         for rung in (*(rung for rung in self.rungs if rung > epoch), epochs):
-            left += levels * (rung - epoch)
+            yield epoch, rung, levels
             levels, epoch = math.ceil(levels / self.reduction), rung
-        return left
 
     def prune(self, study: optuna.Study, trial: optuna.trial.FrozenTrial) -> bool:
         """Return whether a trial with a parameter `level` stops, among all that reported at its last rung."""

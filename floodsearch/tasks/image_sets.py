@@ -23,6 +23,7 @@ class Source:
 
     Args:
         kind: its class in `torchvision.datasets`.
+        train: training images.
         classes: labels are 0 to this, exclusively.
         shape: (channels, height, width) of an image.
         mean: of the training images, by channel, in units of the largest pixel.
@@ -31,6 +32,7 @@ class Source:
     """
 
     kind: str
+    train: int
     classes: int
     shape: tuple[int, int, int]
     mean: tuple[float, ...]
@@ -42,13 +44,24 @@ GREY, COLOUR = (1, 28, 28), (3, 32, 32)
 
 SOURCES: Mapping[str, Source] = {
     # The means and deviations are those that are in general use, to four digits.
-    "mnist": Source(kind="MNIST", classes=10, shape=GREY, mean=(0.1307,), std=(0.3081,), mirrored=False),
-    "kmnist": Source(kind="KMNIST", classes=10, shape=GREY, mean=(0.1918,), std=(0.3483,), mirrored=False),
+    "mnist": Source(
+        kind="MNIST", train=60_000, classes=10, shape=GREY, mean=(0.1307,), std=(0.3081,), mirrored=False
+    ),
+    "kmnist": Source(
+        kind="KMNIST", train=60_000, classes=10, shape=GREY, mean=(0.1918,), std=(0.3483,), mirrored=False
+    ),
     "fashion_mnist": Source(
-        kind="FashionMNIST", classes=10, shape=GREY, mean=(0.2860,), std=(0.3530,), mirrored=True
+        kind="FashionMNIST",
+        train=60_000,
+        classes=10,
+        shape=GREY,
+        mean=(0.2860,),
+        std=(0.3530,),
+        mirrored=True,
     ),
     "svhn": Source(
         kind="SVHN",
+        train=73_257,
         classes=10,
         shape=COLOUR,
         mean=(0.4377, 0.4438, 0.4728),
@@ -57,6 +70,7 @@ SOURCES: Mapping[str, Source] = {
     ),
     "cifar10": Source(
         kind="CIFAR10",
+        train=50_000,
         classes=10,
         shape=COLOUR,
         mean=(0.4914, 0.4822, 0.4465),
@@ -65,6 +79,7 @@ SOURCES: Mapping[str, Source] = {
     ),
     "cifar100": Source(
         kind="CIFAR100",
+        train=50_000,
         classes=100,
         shape=COLOUR,
         mean=(0.5071, 0.4865, 0.4409),

@@ -127,12 +127,12 @@ def _images(
     check_label_noise(label_noise)
     if model != "mlp" and model not in RESNETS:
         raise ValueError(f"model must be one of mlp, {', '.join(RESNETS)}, but is {model!r}")
-    source = SOURCES[name]
+    source, percent = SOURCES[name], 15 if augment else 20  # of the training images, for validation
 
     def data(seed: int) -> Data:
         images = load(name, data_dir, download=download)
         order = torch.randperm(images.train, generator=stream(seed, "data", "split"))
-        validation = images.train * (15 if augment else 20) // 100
+        validation = images.train * percent // 100
         rows = {
             "train": order[validation:],
             "validation": order[:validation],
@@ -155,6 +155,7 @@ def _images(
     return Task(
         data=data,
         prepare=prepare,
+        samples=source.train - source.train * percent // 100,
         model=lambda: _model(model, source),
         recipe=Recipe(optimizer="sgd", learning_rate=0.1, momentum=0.9, **batches),
     )

@@ -154,6 +154,7 @@ class Task:
             may then hold what is small, such as row numbers of a tensor that all seeds share. The generator
             is that of (seed, epoch), the same for every level, to augment with; in evaluation it is None, and
             nothing may be augmented.
+        samples: of a training split, where that is known before the data are drawn.
     """
 
     data: Callable[[int], Data]
@@ -163,6 +164,7 @@ class Task:
     correct: Callable[[Tensor, Tensor], Tensor] | None = class_correct
     optimizer: Callable[[Iterable[nn.Parameter], Recipe], torch.optim.Optimizer] = build_optimizer
     prepare: Prepare | None = None
+    samples: int | None = None
 
     def drawn(self, seed: int) -> Data:
         """Return the data of a seed, which fit the recipe and the model.

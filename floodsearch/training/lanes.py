@@ -60,7 +60,7 @@ class Start:
         with torch.no_grad():
             for name, tensor in named(self.model).items():
                 tensor.copy_(weights[name])
-        return evaluate(self.model, self.task, self.test)
+        return evaluate(self.model, self.task, self.test, self.plan.arithmetic)
 
 
 class Lane:

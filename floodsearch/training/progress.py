@@ -15,6 +15,7 @@ from floodsearch.errors import DivergedError
 from floodsearch.flooding import check_level
 from floodsearch.records import EpochRecord
 from floodsearch.schedules import SCHEDULES, start
+from floodsearch.spec import PLAIN, Arithmetic
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +29,7 @@ class Plan:
         settings: of the schedule.
         metric: `val_accuracy` or `val_loss`, which decides the best validation epoch.
         maximize: whether a larger metric is better.
+        arithmetic: how numbers are computed.
     """
 
     epochs: int
@@ -36,6 +38,7 @@ class Plan:
     settings: Mapping[str, Any] = field(default_factory=dict)
     metric: str = "val_accuracy"
     maximize: bool = True
+    arithmetic: Arithmetic = PLAIN
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,10 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from floodsearch.flooding import flood
 from floodsearch.records import EpochRecord
+from floodsearch.spec import PLAIN, Arithmetic
 from floodsearch.tasks.streams import stream_seed
 from floodsearch.tasks.task import Split, Task
+from floodsearch.training.arithmetic import Forward, laid_out
 from floodsearch.training.batches import batches, chunks, count
 from floodsearch.training.progress import Evaluation, Plan, Progress
 from floodsearch.training.randomness import seed_global
@@ -55,7 +57,8 @@ class Run:
             splits = (data.train.to(device), data.validation.to(device), data.test.to(device))
         self.task, self.plan, self.seed, self.device = task, plan, seed, device
         self.train, self.validation, self.test = splits
-        self.model = new_model(task, seed, device)
+        self.model = laid_out(new_model(task, seed, device), plan.arithmetic)
+        self.forward = Forward(self.model, plan.arithmetic)
         self.dropout_seed = stream_seed(seed, "dropout") >> 1  # room to add the number of the step
         self.optimizer = task.optimizer(self.model.parameters(), task.recipe)
         self.progress = Progress(plan, seed=seed, level=level, samples=len(self.validation.inputs))
@@ -90,7 +93,7 @@ class Run:
         record = self._train_epoch(self.epoch + 1)
         if progress.due:
             steps = count(self.train, self.task.recipe.batch_size)
-            validation = evaluate(self.model, self.task, self.validation)
+            validation = self._evaluated(self.validation)
             record = progress.validated(record, validation, step=steps)
             if progress.best is record:
                 self.best_weights = {name: value.clone() for name, value in self.model.state_dict().items()}
@@ -123,7 +126,7 @@ class Run:
         for step, (inputs, labels) in enumerate(prepared, steps_before):
             # Seeding each step makes a run independent of whatever else trains in this process.
             seed_global(self.dropout_seed + step, self.device)
-            outputs = self.model(inputs)
+            outputs = self.forward(inputs)
             loss = self.task.loss(outputs, labels)
             self.optimizer.zero_grad(set_to_none=True)
             flood(loss, level).backward()
@@ -151,7 +154,10 @@ class Run:
         return [best, last]
 
     def _with_test(self, record: EpochRecord) -> EpochRecord:
-        return with_test(record, evaluate(self.model, self.task, self.test))
+        return with_test(record, self._evaluated(self.test))
+
+    def _evaluated(self, split: Split) -> Evaluation:
+        return evaluate(self.model, self.task, split, self.plan.arithmetic)
 
     def state(self, into: dict[str, Any] | None = None) -> dict[str, Any]:
         """Return all that a new `Run` of the same task, plan, seed and device needs to go on from here.
@@ -219,12 +225,13 @@ def read(values: list[Tensor]) -> list[float]:
 
 
 @torch.no_grad()
-def evaluate(model: nn.Module, task: Task, split: Split) -> Evaluation:
+def evaluate(model: nn.Module, task: Task, split: Split, arithmetic: Arithmetic = PLAIN) -> Evaluation:
     """Return the plain loss and the accuracies on a split, in eval mode."""
     model.eval()
+    forward = Forward(model, arithmetic, compiled=False)  # each other shape would be compiled anew
     loss, correct, clean = 0.0, 0, 0
     for part in chunks(split, EVALUATION_BATCH, task.prepare):
-        outputs = model(part.inputs)
+        outputs = forward(part.inputs)
         loss += float(task.loss(outputs, part.labels)) * len(part.inputs)
         if task.correct is not None:
             correct += int(task.correct(outputs, part.labels).sum())

@@ -28,6 +28,7 @@ from floodsearch.errors import DivergedError
 from floodsearch.flooding import flood
 from floodsearch.records import EpochRecord
 from floodsearch.tasks.task import Task
+from floodsearch.training.arithmetic import computed
 from floodsearch.training.batches import batches, chunks, count
 from floodsearch.training.engine import Outcome
 from floodsearch.training.lanes import WIDTH, Lane, Lanes, Start
@@ -175,9 +176,16 @@ class Stack:
         level: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Return the flooded loss of one lane's batch, the plain one, and how many are correct, each ()."""
-        outputs = functional_call(self.model, (dict(parameters), dict(fixed)), (inputs,))
+        outputs = self._outputs(parameters, fixed, inputs)
         loss = self.task.loss(outputs, labels)
         return flood(loss, level.to(loss.dtype)), loss, self._right(outputs.detach(), labels)
+
+    def _outputs(self, parameters: Mapping[str, Tensor], fixed: Mapping[str, Tensor], inputs: Tensor) -> Any:
+        """Return what the model gives for one lane's inputs."""
+        weights = dict(parameters), dict(fixed)
+        return computed(
+            lambda: functional_call(self.model, weights, (inputs,)), self.plan.arithmetic, self.device
+        )
 
     def _right(self, outputs: Tensor, labels: Tensor) -> Tensor:
         if self.task.correct is None:
@@ -211,7 +219,7 @@ class Stack:
         """Return the mean losses of a batch, (WIDTH,), and how many are correct, (WIDTH,)."""
 
         def assess(parameters: Any, fixed: Any, inputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-            outputs = functional_call(self.model, (parameters, fixed), (inputs,))
+            outputs = self._outputs(parameters, fixed, inputs)
             return self.task.loss(outputs, labels), self._right(outputs, labels)
 
         def part_of(part: slice) -> tuple[Tensor, ...]:

@@ -1,0 +1,83 @@
+"""How fast a device trains a study: measured for a few seconds, before a search is begun."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+
+from floodsearch.catalog import task_of
+from floodsearch.devices import find_device
+from floodsearch.spec import AUTO, Spec
+from floodsearch.tasks.task import Data, Split, Task
+from floodsearch.trainer import default_engine, engine_of, first_choices, plan_of
+from floodsearch.training.arithmetic import choose_kernels
+from floodsearch.training.engine import AnyRun, Engine
+from floodsearch.training.randomness import borrowed
+
+SECONDS = 3.0
+"""How long each number of runs is measured, after as much time to warm up."""
+LEVEL = 0.1
+BATCHES = 10
+"""Of an epoch while measuring: enough that what an epoch costs beside its steps does not count."""
+
+
+def samples_of(spec: Spec) -> int:
+    """Return the training samples of one epoch of a run.
+
+    Raises:
+        TaskError: if the task's data cannot be drawn.
+    """
+    task = task_of(spec, first_choices(spec))
+    if task.samples is not None:
+        return task.samples
+    return len(task.drawn(spec.training.seeds[0]).train.inputs)
+
+
+def measured(spec: Spec, device: str, at_once: Sequence[int]) -> dict[int, float]:
+    """Return training samples a second of all runs together, by how many train at once.
+
+    Args:
+        spec: of the study.
+        device: as torch names it, or `auto`.
+        at_once: numbers of runs.
+
+    Raises:
+        UsageError: if the device does not exist.
+        TaskError: if the task's data cannot be drawn.
+    """
+    where = find_device(device)
+    choose_kernels(spec.arithmetic)
+    choices, seed = first_choices(spec), spec.training.seeds[0]
+    task = _short(task_of(spec, choices), seed)
+    samples = len(task.drawn(seed).train.inputs)
+    kind = default_engine(spec, where) if spec.training.engine == AUTO else spec.training.engine
+    engine = engine_of(kind, task, plan_of(spec, choices, spec.training.epochs), where, seed)
+    with borrowed(where):
+        return {
+            number: _speed(engine, [engine.start(seed, LEVEL) for _ in range(number)], samples)
+            for number in at_once
+        }
+
+
+def _short(task: Task, seed: int) -> Task:
+    """Return a task whose epochs have a few batches."""
+    drawn, size = task.drawn(seed), task.recipe.batch_size
+    parts = {name: getattr(drawn, name) for name in ("train", "validation", "test")}
+    few = {
+        name: Split(part.inputs[: BATCHES * size], part.labels[: BATCHES * size])
+        for name, part in parts.items()
+    }
+    return replace(task, data=lambda _: Data(**few))
+
+
+def _speed(engine: Engine, runs: Sequence[AnyRun], samples: int) -> float:
+    """Return the training samples a second of runs that are trained together."""
+    for _ in ("to warm up", "to be measured"):
+        epochs, begun = 0, time.perf_counter()
+        while (seconds := time.perf_counter() - begun) < SECONDS:
+            for outcome in engine.advance(runs):  # it reads the losses of an epoch, so the device has ended
+                if isinstance(outcome, BaseException):
+                    raise outcome
+            epochs += len(runs)
+    return epochs * samples / seconds
