@@ -22,7 +22,7 @@ from floodsearch.records import EpochRecord, Parameter
 from floodsearch.spec import Spec
 from floodsearch.storage.studies import StoredStudy
 from floodsearch.trainer import first_choices, plan_of
-from floodsearch.training.checkpoint import Checkpoint, Checkpoints
+from floodsearch.training.checkpoint import Checkpoint, Checkpoints, name_of
 from floodsearch.training.cohort import Note, Step
 from floodsearch.training.loop import LoopRun, read_records
 from floodsearch.training.progress import Plan
@@ -80,7 +80,7 @@ class Loops:
 
         def checkpoint(member: int, seed: int) -> Checkpoint:
             of = {"study": study.uuid, "level": levels[member], "epochs": epochs, "settings": settings}
-            return kept.of(member, seed, of)
+            return kept.of(name_of(member, seed), of)
 
         return LoopMembers(
             self,

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from typing import Protocol
+from pathlib import Path
+from typing import Any, Protocol
 
 import torch
 from torch.nn.modules.conv import _ConvNd
@@ -17,12 +20,13 @@ from floodsearch.search.space import Space
 from floodsearch.spec import AUTO, Spec
 from floodsearch.storage.studies import StoredStudy
 from floodsearch.tasks.task import Task
+from floodsearch.training.checkpoint import Checkpoint, Checkpoints, name_of
 from floodsearch.training.cohort import Cohort, Note
 from floodsearch.training.engine import Engine, Loop
 from floodsearch.training.progress import Plan
 from floodsearch.training.stack import Stack
 from floodsearch.training.stackable import obstacle
-from floodsearch.training.trunk import Trunks
+from floodsearch.training.trunk import Kept, Trunks
 
 ROOM = 2**30
 """Bytes for the past of all trunks together, from which later cohorts fork."""
@@ -67,10 +71,11 @@ class Cohorts:
 
     Args:
         device: where they train.
+        folder: of the checkpoints of all studies; None keeps none.
     """
 
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
+    def __init__(self, device: torch.device, folder: Path | None = None) -> None:
+        self.device, self.folder = device, folder
         self._trunks: Trunks | None = None
         self._of: object = None  # which study, length and recipe these trunks are of
 
@@ -79,14 +84,19 @@ class Cohorts:
     ) -> Cohort:
         """Return the cohort of tickets that differ in level only."""
         beside, epochs = tickets[0].beside, tickets[0].epochs
+        levels = {ticket.number: ticket.level for ticket in tickets}
+        trunks = self.trunks(study, beside, epochs)
+        of = {"epochs": epochs, "beside": dict(beside), "engine": type(trunks.engine).__name__}
+        kept = self._checkpoints(study, of)
         return Cohort(
             task_of(study.spec, beside),
             plan_of(study.spec, beside, epochs),
-            levels={ticket.number: ticket.level for ticket in tickets},
+            levels=levels,
             seeds=seeds,
             device=self.device,
-            trunks=self.trunks(study, beside, epochs),
+            trunks=trunks,
             last=queue.portions(study.spec) == 1,
+            checkpoint=kept and (lambda member, seed: kept(name_of(member, seed), level=levels[member])),
         )
 
     def unflooded(self, study: StoredStudy, seed: int) -> Cohort:
@@ -108,12 +118,33 @@ class Cohorts:
         recipe = {name: value for name, value in beside.items() if name in spec.searched}
         if self._trunks is None or self._of != (study.uuid, epochs, recipe):
             room = ROOM // len(spec.training.seeds)
-            self._trunks = Trunks(self._engine(study, beside, epochs), room=room)
+            engine = self._engine(study, beside, epochs)
+            of = {"epochs": epochs, "recipe": recipe, "engine": type(engine).__name__}
+            self._trunks = Trunks(engine, room=room, kept=self._of_trunks(study, of))
             self._of = study.uuid, epochs, recipe
         self._trunks.drop_broken()
         if spec.levels.high != AUTO:
             self._trunks.fork_above(min(level for level in Space.of(spec).candidates() if level > 0))
         return self._trunks
+
+    def _checkpoints(self, study: StoredStudy, of: Mapping[str, Any]) -> Callable[..., Checkpoint] | None:
+        """Return (name, more of the run) to the checkpoint of a run of a study; None without a folder."""
+        if self.folder is None:
+            return None
+        every = Checkpoints(self.folder / study.name)
+        return lambda name, **more: every.of(name, {"study": study.uuid, **of, **more})
+
+    def _of_trunks(self, study: StoredStudy, of: Mapping[str, Any]) -> Kept | None:
+        every = self._checkpoints(study, of)
+        if every is None:
+            return None
+        digest = hashlib.sha256(json.dumps(of, sort_keys=True).encode()).hexdigest()[:8]
+
+        def kept(seed: int, epoch: int | None) -> Checkpoint:
+            past = "" if epoch is None else f"-epoch-{epoch}"
+            return every(f"trunk-{digest}-seed-{seed}{past}", seed=seed, epoch=epoch)
+
+        return kept
 
     def _engine(self, study: StoredStudy, beside: Mapping[str, Parameter], epochs: int) -> Engine:
         spec = study.spec

@@ -28,6 +28,7 @@ from floodsearch.storage import tables
 from floodsearch.storage.studies import StoredStudy, read_trials, versions
 from floodsearch.trainer import Cohorts, Trainer, default_engine
 from floodsearch.training.arithmetic import choose_kernels
+from floodsearch.training.checkpoint import Checkpoints
 from floodsearch.training.randomness import borrowed
 
 log = logging.getLogger("floodsearch.worker")
@@ -55,7 +56,9 @@ def work(study: StoredStudy, settings: Settings, leave: Leave, trainer: Trainer 
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
     engines = study.spec.task is not None
-    own = Cohorts(device) if engines else Loops(study.spec, device, settings.checkpoints)
+    own = (
+        Cohorts(device, settings.checkpoints) if engines else Loops(study.spec, device, settings.checkpoints)
+    )
     revision = code_revision(study.spec)
     if engines:
         choose_kernels(study.spec.arithmetic)
@@ -88,6 +91,7 @@ def work(study: StoredStudy, settings: Settings, leave: Leave, trainer: Trainer 
             if tickets:
                 Bracket(tickets, heart, trainer or own).end()
             elif not persistently(lambda: _more_to_come(study)):  # noqa: B023 - called at once
+                Checkpoints(settings.checkpoints / study.name).clear()
                 return "all tickets are finished"
             else:
                 leave.wanted.wait(min(1.0, settings.beat_seconds))

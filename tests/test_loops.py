@@ -25,7 +25,7 @@ from floodsearch.loops import Loops
 from floodsearch.records import Attribute
 from floodsearch.storage import tables
 from floodsearch.storage.studies import put_study, read_trials
-from floodsearch.training import loop as loop_module
+from floodsearch.training import checkpoint as checkpoint_module
 from floodsearch.training.checkpoint import Checkpoint, Checkpoints, strange
 from floodsearch.training.loop import LoopRun
 from floodsearch.training.progress import Plan
@@ -234,7 +234,8 @@ def test_a_run_that_is_asked_to_leave_goes_on_where_it_was(alone, train):
 
 def test_a_checkpoint_is_saved_when_it_is_due(alone, train, monkeypatch):
     """A process that dies loses what it trained since the last one, and no more."""
-    monkeypatch.setattr(loop_module, "SAVE_SECONDS", 0.0)
+    monkeypatch.setattr(checkpoint_module, "SECONDS", 0.0)
+    monkeypatch.setattr(checkpoint_module, "SHARE", 1e9)
     whole, parts = alone(), alone()
     whole.train(train)
 
@@ -534,7 +535,7 @@ def test_a_checkpoint_of_another_run_or_a_damaged_one_is_as_none(tmp_path, caplo
     assert Checkpoint(path, {"level": 0.2}).load() is None
     path.write_bytes(path.read_bytes()[:40])
     assert Checkpoint(path, {"level": 0.1}).load() is None
-    assert "cannot be read" in caplog.text
+    assert "is left out" in caplog.text
 
 
 def test_reading_a_checkpoint_runs_no_code(tmp_path):

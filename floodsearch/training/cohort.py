@@ -9,6 +9,9 @@ is the baseline and costs nothing.
 
 from __future__ import annotations
 
+import logging
+import math
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
@@ -19,8 +22,9 @@ from floodsearch.errors import DivergedError
 from floodsearch.records import EpochRecord
 from floodsearch.schedules import forks
 from floodsearch.tasks.task import Task
+from floodsearch.training.checkpoint import Checkpoint, Pace, name_of, read_rows, rows
 from floodsearch.training.engine import AnyRun, Loop, Outcome
-from floodsearch.training.progress import Plan
+from floodsearch.training.progress import Plan, packed, unpacked
 from floodsearch.training.trunk import Trunk, Trunks, train
 
 
@@ -39,8 +43,12 @@ class Step:
     trained: int = 0
 
 
-Errors = dict[tuple[int, int], BaseException]
-"""What the runs of an epoch raised, by (member, seed)."""
+Key = tuple[int, int]
+"""A run: (member, seed)."""
+Errors = dict[Key, BaseException]
+"""What the runs of an epoch raised."""
+
+log = logging.getLogger("floodsearch.worker")
 
 Note = Callable[[Step], bool]
 """Takes in what was trained, and returns whether to go on."""
@@ -74,6 +82,9 @@ class Cohort:
         trunks: of earlier cohorts with the same task, plan and device, which are trained no second time.
             Their engine trains the members too; by default one that trains them one after the other.
         last: whether nobody will fork from these trunks again.
+        checkpoint: (member, seed) to the checkpoint of a run that has left its trunk, from which it goes on;
+            None where there is no folder for them. What a run that goes on has shown before, it shows again,
+            without training. Trunks have their own.
     """
 
     def __init__(
@@ -86,35 +97,82 @@ class Cohort:
         device: torch.device,
         trunks: Trunks | None = None,
         last: bool = True,
+        checkpoint: Callable[[int, int], Checkpoint] | None = None,
     ) -> None:
-        self.plan, self.last = plan, last
+        self.plan, self.last, self.checkpoint = plan, last, checkpoint
         self.levels = dict(levels)
         self.seeds = {member: tuple(seeds[member]) for member in levels}
         self.epoch = 0
         self.trunks = Trunks(Loop(task, plan, device)) if trunks is None else trunks
-        self.runs: dict[
-            tuple[int, int], AnyRun
-        ] = {}  # the runs that have left their trunk, by (member, seed)
+        self.runs: dict[Key, AnyRun] = {}  # those that have left their trunk
+        self._left: dict[Key, int] = {}  # in which epoch that was
+        # From the first epoch on; of a run that goes on, up to where it was saved.
+        self._shown: dict[Key, list[EpochRecord]] = {
+            (member, seed): [] for member, seeds in self.seeds.items() for seed in seeds
+        }
+        self._pace = Pace()
+        self._go_on()
+
+    def _go_on(self) -> None:
+        """Take up the runs that have a checkpoint."""
+        if self.checkpoint is None:
+            return
+        for member, seed in self._shown:
+            saved = self.checkpoint(member, seed).load()
+            if saved is None:
+                continue
+            try:
+                run = self.trunks.engine.start(seed, self.levels[member])
+                run.restore(unpacked(saved["state"]))
+            except Exception as error:  # whatever a model says against weights of another
+                log.warning("%s starts again: %s", name_of(member, seed), error)
+                continue
+            self.runs[member, seed], self._left[member, seed] = run, saved["left"]
+            self._shown[member, seed] = read_rows(saved["records"])
+
+    def save(self) -> None:
+        """Save what another process needs to go on from here; where that fails, less can be taken up."""
+        since = time.monotonic()
+        try:
+            # Trunks last: a run without a file forks again, if its trunk is not beyond that.
+            for (member, seed), run in self.runs.items():
+                shown, left = self._shown[member, seed], self._left[member, seed]
+                if self.checkpoint is not None and run.epoch == len(shown) == self.epoch:
+                    content = {"left": left, "records": rows(shown), "state": packed(run.state())}
+                    self.checkpoint(member, seed).save(content)
+            for seed in sorted({seed for member, seed in self._shown if (member, seed) not in self.runs}):
+                self.trunks.of(seed).save()
+        except (OSError, RuntimeError) as error:
+            log.warning("no checkpoint: %s", error)
+        self._pace.saved(since)
 
     def forked(self, member: int) -> bool:
         """Return whether a member has left the trunk with any of its seeds: its level has begun to matter."""
-        return any((member, seed) in self.runs for seed in self.seeds[member])
+        return any(self._left.get((member, seed), math.inf) <= self.epoch for seed in self.seeds[member])
 
     def drop(self, member: int) -> None:
         """Train a member no further and free its memory."""
         for seed in self.seeds.pop(member, ()):
-            self.runs.pop((member, seed), None)
+            for of_runs in (self.runs, self._left, self._shown):
+                of_runs.pop((member, seed), None)
         self.levels.pop(member, None)
 
     def train(self, until: int, note: Note) -> bool:
-        """Train all members up to an epoch (see `in_lockstep`)."""
-        return in_lockstep(self, until, note)
+        """Train all members up to an epoch, saving them when that is due, and when `note` wants no more."""
+        while self.epoch < until:
+            if not note(self.advance()):
+                self.save()
+                break
+            if self._pace.due():
+                self.save()
+        return self.epoch >= until
 
     def advance(self) -> Step:
         """Train all members one epoch further."""
         step = Step(records={member: [] for member in self.levels})
         self.epoch += 1
         errors: Errors = {}
+        self._show_again(step)
         if not forks(self.plan.schedule):
             self._begin_alone(errors)
         self._advance_together(step, errors)
@@ -128,9 +186,18 @@ class Cohort:
         for member in step.failed:
             self.drop(member)
             step.records.pop(member, None)
-        for records in step.records.values():
+        for member, records in step.records.items():
             records.sort(key=lambda record: record.seed)
+            for record in records:
+                shown = self._shown[member, record.seed]
+                shown += [record] if len(shown) < self.epoch else []
         return step
+
+    def _show_again(self, step: Step) -> None:
+        """Add the records of runs that were further in their checkpoints."""
+        for (member, _), shown in self._shown.items():
+            if self.epoch <= len(shown):
+                step.records[member].append(shown[self.epoch - 1])
 
     def _begin_alone(self, errors: Errors) -> None:
         """Start members that have no part in a trunk, because their schedule moves the level by itself."""
@@ -140,6 +207,7 @@ class Cohort:
                     continue
                 try:
                     self.runs[member, seed] = self.trunks.engine.start(seed, level)
+                    self._left[member, seed] = 1
                 except (Exception, SystemExit) as error:
                     errors[member, seed] = error
 
@@ -194,12 +262,13 @@ class Cohort:
         for member in sorted(crossed):
             try:
                 self.runs[member, seed] = trunk.fork(self.epoch, self.levels[member])
+                self._left[member, seed] = self.epoch
             except (Exception, SystemExit) as error:  # not every model can be made a second time
                 errors[member, seed] = error
         if self.last:
             trunk.forget(self.epoch)
 
-    def _take_in(self, outcomes: Mapping[tuple[int, int], Outcome], step: Step, errors: Errors) -> None:
+    def _take_in(self, outcomes: Mapping[Key, Outcome], step: Step, errors: Errors) -> None:
         """Take in what an epoch of some runs came to; it may be one that a later fork repeats."""
         for (member, seed), outcome in outcomes.items():
             step.trained += 1

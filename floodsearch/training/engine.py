@@ -36,6 +36,9 @@ class AnyRun(Protocol):
     def state(self, into: dict[str, Any] | None = None) -> dict[str, Any]:
         """Return all that is needed to go on from here."""
 
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from a `state` of this very run."""
+
     def take_up(self, state: dict[str, Any]) -> None:
         """Go on from the `state` of a run at another level, as if it had been trained at this one."""
 

@@ -132,6 +132,11 @@ class Lane:
         self.parked, self.best_weights = state["tensors"], state["best_weights"]
         self.progress.take_up(state)
 
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from a `state`, which stays as it is."""
+        self.take_up(state)
+        self.progress.restore(state)
+
     def tested(self) -> list[EpochRecord]:
         """Return the records of the best validation epoch and of the last one, with test metrics."""
         last, best = self.progress.last, self.progress.best

@@ -11,7 +11,6 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict
 from types import MappingProxyType
 from typing import Any
 
@@ -22,12 +21,10 @@ from floodsearch.errors import DivergedError, LoopError
 from floodsearch.flooding import flood, mean_over_ranks
 from floodsearch.records import REPORTED, EpochRecord
 from floodsearch.training import randomness
-from floodsearch.training.checkpoint import Checkpoint, strange
+from floodsearch.training.checkpoint import Checkpoint, Pace, read_rows, rows, strange
 from floodsearch.training.progress import Plan
 from floodsearch.training.run import read
 
-SAVE_SECONDS = 60.0
-"""A checkpoint is saved at the end of the first epoch after so long: what a death costs, with an epoch."""
 UNREAD = 1024
 """Losses that are left on their device before they are read in one transfer."""
 
@@ -76,7 +73,7 @@ class LoopRun:
         self.epoch, self.lowest, self.wanted = 0, math.inf, True
         self.interrupted: BaseException | None = None
         self._plan, self._until, self._note = plan, until, note
-        self._checkpoint, self._saved, self._saved_at = checkpoint, saved, time.monotonic()
+        self._checkpoint, self._saved, self._pace = checkpoint, saved, Pace()
         self._objects: dict[str, Any] = {}
         self._records: list[EpochRecord] = []
         self._losses = _Losses()
@@ -159,13 +156,13 @@ class LoopRun:
     def _end_epoch(self) -> None:
         """Save the run if that is due, and pause it if that is asked for."""
         self._paused = not (self.goes_on and self.wanted) or (self.can_pause and self.epoch >= self._until)
-        due = time.monotonic() - self._saved_at >= SAVE_SECONDS
         done = self.epoch == self.length
-        if self.wanted and (done or (self.can_pause and (self._paused or due))):
+        if self.wanted and (done or (self.can_pause and (self._paused or self._pace.due()))):
             self._save(done)
 
     def _save(self, done: bool) -> None:
         """Save a checkpoint; where that fails the run goes on, and is trained again from the one before."""
+        since = time.monotonic()
         objects = {} if done else {name: _state(one) for name, one in self._objects.items()}
         found = next((found for name, one in objects.items() if (found := strange(one, name))), None)
         if found is not None:
@@ -175,7 +172,7 @@ class LoopRun:
             )
         content = {
             "epoch": self.epoch,
-            "records": [asdict(record) for record in self._records],
+            "records": rows(self._records),
             "objects": objects,
             "random": randomness.states(self.device),
         }
@@ -183,7 +180,7 @@ class LoopRun:
             self._checkpoint.save(content)
         except (OSError, RuntimeError) as error:
             log.warning("no checkpoint: %s", error)
-        self._saved_at = time.monotonic()
+        self._pace.saved(since)
 
     def flood(self, loss: Tensor, *, across_ranks: bool = False) -> Tensor:
         """Flood the mean loss of a batch at the run's level: `(loss - level).abs() + level`.
@@ -315,7 +312,7 @@ class LoopRun:
 
 def read_records(saved: Mapping[str, Any]) -> list[EpochRecord]:
     """Return the epochs that a checkpoint holds."""
-    return [EpochRecord(**record) for record in saved["records"]]
+    return read_rows(saved["records"])
 
 
 def _state(one: Any) -> Any:

@@ -8,13 +8,13 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from floodsearch.errors import DivergedError
 from floodsearch.flooding import check_level
 from floodsearch.records import EpochRecord
-from floodsearch.schedules import SCHEDULES, start
+from floodsearch.schedules import SCHEDULES, ScheduleState, start
 from floodsearch.spec import PLAIN, Arithmetic
 
 
@@ -150,3 +150,15 @@ class Progress:
         self._schedule_state = schedule
         self.last = None if self.last is None else replace(self.last, level=schedule.level)
         self.best = None if self.best is None else replace(self.best, level=schedule.level)
+
+
+def packed(state: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the state of a run with plain values in the place of our records, as a checkpoint holds it."""
+    last, best = (None if state[name] is None else asdict(state[name]) for name in ("last", "best"))
+    return {**state, "schedule": asdict(state["schedule"]), "last": last, "best": best}
+
+
+def unpacked(state: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the state of a run from what `packed` made of it."""
+    last, best = (None if state[name] is None else EpochRecord(**state[name]) for name in ("last", "best"))
+    return {**state, "schedule": ScheduleState(**state["schedule"]), "last": last, "best": best}

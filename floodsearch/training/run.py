@@ -210,7 +210,9 @@ def copied(now: dict[str, Any], into: dict[str, Any] | None) -> dict[str, Any]:
     new, shape = tree_flatten(now)
     old, old_shape = tree_flatten(into)
     if shape != old_shape:
-        return copy.deepcopy(now)
+        # Not by deepcopy, which copies all of the memory that a tensor is a part of.
+        new = [one.clone() if isinstance(one, Tensor) else copy.deepcopy(one) for one in new]
+        return dict(tree_unflatten(new, shape))
     pairs = [(old[n], one) for n, one in enumerate(new) if isinstance(one, Tensor)]
     torch._foreach_copy_([target for target, _ in pairs], [source for _, source in pairs])
     copied = [old[n] if isinstance(one, Tensor) else one for n, one in enumerate(new)]

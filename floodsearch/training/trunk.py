@@ -6,19 +6,27 @@ from the last state that is kept before their level was crossed.
 
 from __future__ import annotations
 
+import logging
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
 
 from floodsearch.records import EpochRecord
+from floodsearch.training.checkpoint import Checkpoint, read_rows, rows
 from floodsearch.training.engine import AnyRun, Engine, Outcome
+from floodsearch.training.progress import packed, unpacked
 
 ROUNDING = 1e-6
 """A level within this share of a batch loss may equal it in single precision. Forking early is exact too."""
 
 State = dict[str, Any]
+
+Kept = Callable[[int, int | None], Checkpoint]
+"""(seed, epoch) to the checkpoint of a trunk as of an epoch of its past, or with None as of its last one."""
+
+log = logging.getLogger("floodsearch.worker")
 
 
 class Trunk:
@@ -30,14 +38,24 @@ class Trunk:
         room: bytes for the states of its past. Where they do not suffice every second one is let go, and a
             level that forks later repeats the epochs since the state before.
         lowest_level: no lower level ever forks; below it nothing is kept. In the unit of the task's loss.
+        kept: its checkpoints, from which it goes on; None where there is no folder for them.
 
     Attributes:
         records: of each epoch trained so far.
         error: what ended its training, after which it is of no use to others.
     """
 
-    def __init__(self, engine: Engine, seed: int, *, room: int = 0, lowest_level: float = 0.0) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        seed: int,
+        *,
+        room: int = 0,
+        lowest_level: float = 0.0,
+        kept: Kept | None = None,
+    ) -> None:
         self.engine, self.run = engine, engine.start(seed, 0.0)
+        self.seed, self.kept = seed, kept
         self.room, self.lowest_level = room, lowest_level
         self.records: list[EpochRecord] = []
         self.error: BaseException | None = None
@@ -45,6 +63,56 @@ class Trunk:
         self._before: tuple[int, State] | None = None  # the last epoch, and the state at its start
         self._kept: dict[int, State] = {}  # states by their epoch, ascending
         self._tested: list[EpochRecord] | None = None
+        self._on_disk: set[int] = set()  # epochs of the past whose states are in checkpoints
+        self._saved = 0  # the epoch of the last checkpoint
+        self._go_on()
+
+    def _go_on(self) -> None:
+        """Go on from the checkpoints, if there are any."""
+        saved = None if self.kept is None else self.kept(self.seed, None).load()
+        if saved is None or self.kept is None:
+            return
+        try:
+            self.run.restore(unpacked(saved["state"]))
+        except Exception as error:  # whatever a model says against weights of another
+            log.warning("the unflooded run of seed %d starts again: %s", self.seed, error)
+            self.run = self.engine.start(self.seed, 0.0)
+            return
+        self.records, self._lowest = read_rows(saved["records"]), list(saved["lowest"])
+        self._saved = len(self.records)
+        for epoch in saved["past"] if self.room > 0 else ():
+            past = self.kept(self.seed, epoch).load()
+            if past is not None:
+                self._kept[epoch] = unpacked(past["state"])
+                self._on_disk.add(epoch)
+        if self._kept:
+            self._make_room()
+
+    def save(self) -> None:
+        """Save what another process needs to go on from here, and to fork where this one could.
+
+        Raises:
+            OSError, RuntimeError: if it cannot be written.
+        """
+        if self.kept is None or self.error is not None or len(self.records) == self._saved:
+            return
+        last = self.kept(self.seed, None)
+        there = last.load()
+        if there is not None and there["epoch"] >= len(self.records):
+            return  # another worker has come further
+        for epoch in self._kept.keys() - self._on_disk:
+            self.kept(self.seed, epoch).save({"state": packed(self._kept[epoch])})
+            self._on_disk.add(epoch)
+        last.save(
+            {
+                "epoch": len(self.records),
+                "records": rows(self.records),
+                "lowest": self._lowest,
+                "past": sorted(self._kept),
+                "state": packed(self.run.state()),
+            }
+        )
+        self._saved = len(self.records)
 
     def reach(self, epoch: int, *, forks: bool) -> int:
         """Train up to an epoch, if it is not that far yet.
@@ -157,16 +225,21 @@ class Trunks:
         engine: what trains them.
         room: bytes for the past of each.
         lowest_level: no lower level ever forks from them.
+        kept: their checkpoints; None where there is no folder for them.
     """
 
-    def __init__(self, engine: Engine, *, room: int = 0, lowest_level: float = 0.0) -> None:
-        self.engine, self.room, self.lowest_level = engine, room, lowest_level
+    def __init__(
+        self, engine: Engine, *, room: int = 0, lowest_level: float = 0.0, kept: Kept | None = None
+    ) -> None:
+        self.engine, self.room, self.lowest_level, self.kept = engine, room, lowest_level, kept
         self._by_seed: dict[int, Trunk] = {}
 
     def of(self, seed: int) -> Trunk:
         """Return the trunk of a seed."""
         if seed not in self._by_seed:
-            self._by_seed[seed] = Trunk(self.engine, seed, room=self.room, lowest_level=self.lowest_level)
+            self._by_seed[seed] = Trunk(
+                self.engine, seed, room=self.room, lowest_level=self.lowest_level, kept=self.kept
+            )
         return self._by_seed[seed]
 
     def fork_above(self, level: float) -> None:
