@@ -26,7 +26,7 @@ from floodsearch.records import Attribute
 from floodsearch.storage import tables
 from floodsearch.storage.studies import put_study, read_trials
 from floodsearch.training import checkpoint as checkpoint_module
-from floodsearch.training.checkpoint import Checkpoint, Checkpoints, strange
+from floodsearch.training.checkpoint import Checkpoint, Checkpoints, name_of, strange
 from floodsearch.training.loop import LoopRun
 from floodsearch.training.progress import Plan
 from floodsearch.worker import work
@@ -555,7 +555,7 @@ def test_a_ticket_leaves_no_file_and_the_last_no_folder(tmp_path):
     every = Checkpoints(tmp_path / "study")
     every.remove(3)
     for ticket, seed in ((3, 0), (3, 1), (30, 0)):
-        every.of(ticket, seed, {}).save({"epoch": 1})
+        every.of(name_of(ticket, seed), {}).save({"epoch": 1})
     (tmp_path / "study" / "ticket-3-seed-0.pt.99.unfinished").touch()
     every.remove(3)
     assert [path.name for path in (tmp_path / "study").iterdir()] == ["ticket-30-seed-0.pt"]
@@ -796,9 +796,9 @@ def test_a_checkpoint_from_which_nothing_can_be_trained_is_let_go(make_study, he
     whole = Loops(study.spec, CPU, here.checkpoints)
     whole.unflooded(study, 0).train(3, lambda step: True)
     [path] = here.checkpoints.rglob("*.pt")
-    content = torch.load(path, weights_only=True)
+    content = checkpoint_module._read(path)
     content["objects"]["model"] = {"other": torch.ones(1)}
-    torch.save(content, path)
+    Checkpoint(path, content.pop("of")).save(content)
     work(study, here, Leave())
     first, *_, last = [one for one in read_trials(study) if one.ticket == 0]
     assert (first.state, last.state) == ("failed", "complete")
