@@ -70,6 +70,11 @@ class Checkpoint:
         self.path.unlink(missing_ok=True)
 
 
+def name_of(ticket: int, seed: int) -> str:
+    """Return the name of a run in files."""
+    return f"ticket-{ticket}-seed-{seed}"
+
+
 @dataclass(frozen=True)
 class Checkpoints:
     """The checkpoints of a study, one for each run of a ticket.
@@ -80,13 +85,13 @@ class Checkpoints:
 
     folder: Path
 
-    def of(self, ticket: int, seed: int, run: Mapping[str, Any]) -> Checkpoint:
-        """Return the checkpoint of a ticket's run, which only these plain values fit."""
-        return Checkpoint(self.folder / f"ticket-{ticket}-seed-{seed}.pt", run)
+    def of(self, name: str, run: Mapping[str, Any]) -> Checkpoint:
+        """Return the checkpoint of a run, by its name, which only these plain values fit."""
+        return Checkpoint(self.folder / f"{name}.pt", run)
 
     def remove(self, ticket: int) -> None:
         """Remove what there is of a ticket, unfinished files of workers that died included."""
-        for path in self.folder.glob(f"ticket-{ticket}-seed-*"):
+        for path in self.folder.glob(f"{name_of(ticket, 0)[:-1]}*"):
             path.unlink(missing_ok=True)
         try:
             self.folder.rmdir()
