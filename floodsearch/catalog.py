@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import shlex
+import shutil
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +12,7 @@ import numpy as np
 from optuna.pruners import BasePruner
 from optuna.samplers import BaseSampler
 
+from floodsearch.command import script_of
 from floodsearch.errors import Problem, TaskError
 from floodsearch.imports import file_of, find_code
 from floodsearch.records import EpochRecord, Parameter
@@ -32,6 +35,7 @@ def known() -> Known:
         tasks=TASKS,
         describe_task=describe_task,
         find_loop=find_loop,
+        find_program=find_program,
         samplers={name: {} if rule is None else fields_of(rule) for name, rule in SAMPLERS.items()},
         pruners={name: fields_of(factory) for name, factory in PRUNERS.items()},
         schedules={name: fields_of(schedule) for name, schedule in SCHEDULES.items()},
@@ -136,9 +140,23 @@ def find_loop(reference: str) -> Callable[..., object]:
     return find_code(reference, "a training loop, a function of one argument")
 
 
+def find_program(command: str) -> None:
+    """Look for the program of a command of the user's own.
+
+    Raises:
+        TaskError: if it is not there.
+    """
+    program = shlex.split(command)[0]
+    if shutil.which(program) is None:
+        raise TaskError(f"{program!r} is no program that can be found from here; give its path")
+
+
 def code_revision(spec: Spec) -> str | None:
     """Return the revision of the user's own code that a study trains; None where it has no file."""
-    file = None if spec.code is None else file_of(spec.code)
+    if spec.command is not None:
+        file = script_of(spec.command)
+    else:
+        file = None if spec.code is None else file_of(spec.code)
     return None if file is None else revision_of(file)
 
 

@@ -9,6 +9,7 @@ import dataclasses
 import json
 import logging
 import os
+import shlex
 import signal
 import sys
 from collections.abc import Iterator
@@ -117,7 +118,7 @@ def work(
     ] = None,
     trust: Annotated[
         list[str] | None,
-        typer.Option(metavar="MODULE", help="Import this module if the study names it."),
+        typer.Option(metavar="MODULE", help="Import this module, or run this command, if the study asks."),
     ] = None,
     leave_on_eof: Annotated[
         bool, typer.Option("--leave-on-eof", help="Leave when standard input ends, as when ssh is cut.")
@@ -133,16 +134,16 @@ def work(
     leave.on_signals(signal.SIGTERM, signal.SIGINT)
     if leave_on_eof:
         leave.on_end_of(sys.stdin.buffer)
-    trusted = set(trust or ())
+    trusted: set[str | None] = {None, *(trust or ())}
     if name.endswith(".toml"):
-        name, code = _name_and_code(Path(name))
-        trusted.add(_module(code))
+        name, code = _name_and_trust(Path(name))
+        trusted.add(code)
     with _found(storage, name) as study:
-        module = _module(study.spec.code)
-        if module and module not in trusted:
+        if (wanted := study.spec.trust) is not None and wanted not in trusted:
+            does = "runs the command" if study.spec.command else "trains code of"
             raise UsageError(
-                f"study {name!r} trains code of {module!r}, which only the database names; "
-                f"if you trust it, add --trust {module}, or give the study file instead of the name"
+                f"study {name!r} {does} {wanted!r}, which only the database names; if you trust it, "
+                f"add --trust {shlex.quote(wanted)}, or give the study file instead of the name"
             )
         reason = train(study, Settings(device=device, threads=threads), leave)
         log.info("leaving: %s", reason)
@@ -393,18 +394,14 @@ def _import_from_here(folder: Path) -> None:
             sys.path.insert(0, path)
 
 
-def _module(code: str | None) -> str:
-    return "" if code is None else code.partition(":")[0]
-
-
-def _name_and_code(path: Path) -> tuple[str, str | None]:
-    """Return the study's name and the code of the user's own that it trains, from its file."""
+def _name_and_trust(path: Path) -> tuple[str, str | None]:
+    """Return the study's name and what of the user's own it trains, from its file, which is trusted."""
     from floodsearch.catalog import known
     from floodsearch.studyfile import read
 
     _import_from_here(path.parent)
     spec = read(path, known())
-    return spec.name, spec.code
+    return spec.name, spec.trust
 
 
 def _show(launched: Launch) -> None:

@@ -18,6 +18,8 @@ from floodsearch.retry import attempt, first_line
 from floodsearch.storage import tables
 from floodsearch.storage.studies import StoredStudy
 
+LOGS = Path("floodsearch-logs")
+
 log = logging.getLogger("floodsearch.worker")
 
 
@@ -70,6 +72,7 @@ class Settings:
         beat_seconds: between two signs of life.
         grace_seconds: silence after which a worker is taken for dead; the same for all workers.
         checkpoints: the folder that holds those of all studies.
+        logs: likewise, with what workers and scripts print.
     """
 
     device: str = "auto"
@@ -78,6 +81,7 @@ class Settings:
     grace_seconds: float = queue.GRACE_SECONDS
     # Absolute, as a user's code may change the current folder.
     checkpoints: Path = field(default_factory=lambda: Path("floodsearch-checkpoints").absolute())
+    logs: Path = field(default_factory=LOGS.absolute)
 
 
 @dataclass

@@ -1,9 +1,9 @@
-"""Training loops of the user's own, as what trains the tickets of a study: one run after the other.
+"""Training loops and scripts of the user's own, as what trains the tickets of a study: one run at a time.
 
 Each run of a bracket is trained up to the next rung, all seeds of a level and then those of the next, and
 goes on from its checkpoint when the pruner has decided: successive halving with one model in memory at a
 time. A loop that never calls `run.restore` has no state to go on from. Its runs are trained to their ends at
-once, and nothing is pruned.
+once, and nothing is pruned. A script starts again instead, so that nothing is paused that nobody judges.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from floodsearch.catalog import find_loop, loop_settings
+from floodsearch.catalog import find_loop, find_program, loop_settings
+from floodsearch.heart import Leave, Settings
 from floodsearch.queue import Ticket
 from floodsearch.records import EpochRecord, Parameter
 from floodsearch.spec import Spec
@@ -27,6 +27,7 @@ from floodsearch.training.cohort import Note, Step
 from floodsearch.training.loop import LoopRun, read_records
 from floodsearch.training.progress import Plan
 from floodsearch.training.randomness import seed_everything
+from floodsearch.training.script import Script
 
 log = logging.getLogger("floodsearch.worker")
 
@@ -34,22 +35,31 @@ Loop = Callable[[LoopRun], object]
 
 
 class Loops:
-    """Makes members that a loop of the user's own trains.
+    """Makes members that a loop or a command of the user's own trains.
 
     Args:
-        spec: of the study, which names the function.
+        spec: of the study, which names the function or the command.
         device: where it trains.
-        folder: of all checkpoints.
+        settings: of the worker.
+        leave: why the worker may be asked to leave; a loop is asked at the end of an epoch, a script at once.
+
+    Attributes:
+        starts_again: whether a run that was paused begins at its first epoch.
 
     Raises:
-        TaskError: if the function cannot be imported.
+        TaskError: if the function cannot be imported, or the command's program is not there.
     """
 
-    def __init__(self, spec: Spec, device: torch.device, folder: Path) -> None:
-        if spec.objective is None:
+    def __init__(self, spec: Spec, device: torch.device, settings: Settings, leave: Leave) -> None:
+        self.starts_again = spec.command is not None
+        if spec.command is not None:
+            find_program(spec.command)
+            self.loop: Loop = Script(spec.command, settings.logs / spec.name, leave.wanted.is_set)
+        elif spec.objective is not None:
+            self.loop = find_loop(spec.objective)
+        else:
             raise ValueError(f"study {spec.name!r} trains the task {spec.task!r}, not a loop")
-        self.loop: Loop = find_loop(spec.objective)
-        self.device, self.folder = device, folder
+        self.device, self.folder = device, settings.checkpoints
         self._said: set[str] = set()
         if device.type == "cuda":
             torch.cuda.set_device(device)  # where `.cuda()` of the user's own goes
@@ -164,12 +174,19 @@ class LoopMembers:
         return []
 
     def train(self, until: int, note: Note) -> bool:
-        """Train each run up to an epoch, one after the other; return whether all are there."""
+        """Train each run up to an epoch, one after the other; return whether all are there.
+
+        A script that starts again when it goes on is not paused where nobody judges: at level 0, and alone.
+        """
         return all(
-            self._reach(member, seed, until, note)
+            self._reach(member, seed, self._pause(member, until), note)
             for member in tuple(self.levels)
             for seed in self.seeds[member]
         )
+
+    def _pause(self, member: int, until: int) -> int:
+        judged = self.levels.get(member, 0) > 0 and sum(level > 0 for level in self.levels.values()) > 1
+        return until if judged or not self.loops.starts_again else self.plan.epochs
 
     def _reach(self, member: int, seed: int, until: int, note: Note) -> bool:
         """Train a run up to an epoch, from its checkpoint; return whether to go on with others."""
@@ -186,6 +203,7 @@ class LoopMembers:
                 return True
         run = LoopRun(
             self.plan,
+            name=name_of(member, seed),
             level=self.levels[member],
             seed=seed,
             device=self.loops.device,
@@ -201,6 +219,8 @@ class LoopMembers:
         finally:
             self._training = None
         trained_from = 0 if saved is None else saved["epoch"]
+        if run.repeated and not note(Step(trained=run.repeated)):
+            run.leave()
         if error is not None:
             if run.epoch <= trained_from:  # not one epoch could be trained from it
                 checkpoint.remove()
@@ -224,6 +244,8 @@ class LoopMembers:
                 "the loop never calls run.restore(), so that its runs cannot pause at a rung: "
                 "each is trained to its end, and nothing is pruned"
             )
+        if self.loops.starts_again:
+            return  # what a script floods is not seen
         if run.level > 0 and math.isinf(run.lowest):
             self.loops.warn_once(
                 "nothing was flooded at a level above 0, as the loop never called run.flood(); "

@@ -254,12 +254,15 @@ class Spec(Section):
         task: a name of the table of tasks, or `package.module:name` of the user's own.
         objective: instead of a task, a training loop of the user's own, `package.module:name`. Its settings
             are the options and the recipe, whatever they are.
+        command: instead of these, a script that is run for each training, with placeholders for the level,
+            the seed and its settings.
         settings: the sampler's, the pruner's and the schedule's own settings, by the name of each.
     """
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]*$", max_length=100)]
     task: str | None = None
     objective: str | None = None
+    command: str | None = None
     options: dict[str, Choices | Setting | None] = {}
     levels: Levels
     training: Training = Training()
@@ -275,8 +278,14 @@ class Spec(Section):
 
     @property
     def code(self) -> str | None:
-        """The code of the user's own that workers import, `package.module:name`, or None."""
-        return self.objective or (self.task if self.task is not None and ":" in self.task else None)
+        """The code of the user's own: `package.module:name` that workers import, a command, or None."""
+        own_task = self.task if self.task is not None and ":" in self.task else None
+        return self.objective or self.command or own_task
+
+    @property
+    def trust(self) -> str | None:
+        """What a worker has to trust: the module of the user's own code, or the whole command, or None."""
+        return self.command if self.code is None else self.command or self.code.partition(":")[0]
 
     @property
     def searched(self) -> dict[str, tuple[Scalar, ...]]:

@@ -17,6 +17,7 @@ from typing import Any
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
+from floodsearch.command import PLACEHOLDERS, placeholders
 from floodsearch.errors import Problem, StudyFileError, TaskError
 from floodsearch.spec import (
     AUTO,
@@ -40,13 +41,14 @@ SECTIONS: Mapping[str, type[Section]] = {
     "search": Search,
     "budget": Budget,
 }
+TRAINED = ("task", "objective", "command")
+"""What a study trains: one of these."""
 DEFAULT_TRIALS = 51
 ONE_LEVEL: Mapping[str, float] = {"adaptive": 0.5}
 """The schedules that find the level in each run, and up to which one by default: `levels.high`, which is
 all that such a study has of [levels]. The bound of `adaptive` is that of its source."""
 
 NOT_AVAILABLE: Mapping[str, str] = {
-    "command": "write task or objective instead",
     "training.schedule = policy": "use 'constant', 'backward' or 'adaptive'",
     "search.sampler = policy": "use 'heuristic', 'tpe' or 'gp'",
     "policy": "remove the table",
@@ -87,6 +89,8 @@ class Known:
     """Return what a task takes beside these options; raises TaskError if it cannot be imported or built."""
     find_loop: Callable[[str], object]
     """Import a training loop of the user's own; raises TaskError where that fails."""
+    find_program: Callable[[str], object]
+    """Look for the program of a command of the user's own; raises TaskError if it is not there."""
     samplers: Mapping[str, Fields]
     pruners: Mapping[str, Fields]
     schedules: Mapping[str, Fields]
@@ -155,7 +159,7 @@ class _Reader:
 
     def spec(self) -> Spec | None:
         self._refuse_unavailable()
-        valid = {"name", "task", "objective", "options", *SECTIONS, *self.known.with_settings}
+        valid = {"name", *TRAINED, "options", *SECTIONS, *self.known.with_settings}
         for key in sorted(self.raw.keys() - valid):
             self._unknown(key, key, valid)
         training, recipe = self._split_training()
@@ -182,7 +186,7 @@ class _Reader:
                     f"{schedule}.{name}": value for name, value in settings.get(schedule, {}).items()
                 }
                 sections["search"] = self._trials(sections["search"], sections["levels"], recipe, of_schedule)
-        whole = {key: self.raw[key] for key in ("name", "task", "objective") if key in self.raw} | {
+        whole = {key: self.raw[key] for key in ("name", *TRAINED) if key in self.raw} | {
             key: section for key, section in sections.items() if section is not None
         }
         spec: Spec | None = self._build("", Spec, whole | {"options": options, "settings": settings})
@@ -204,12 +208,10 @@ class _Reader:
                 self.said.add(key)
             else:
                 del self.raw[name]
-                if name == "command":
-                    self.said.add("task")
 
     @property
     def _has_loop(self) -> bool:
-        return "objective" in self.raw
+        return "objective" in self.raw or "command" in self.raw
 
     def _split_training(self) -> tuple[Any, dict[str, Any]]:
         table = self.raw.get("training", {})
@@ -284,7 +286,7 @@ class _Reader:
             self.problems.append(Problem("options", f"{options!r} is not a table; write it as [options]"))
             options = {}
         if task is None and "task" not in self.said:
-            instead = "or an objective, a training loop of your own"
+            instead = "or an objective, a training loop of your own, or a command"
             self.problems.append(Problem("task", f'missing; give it, such as "two_gaussians", {instead}'))
         if not isinstance(task, str):  # of the wrong type: said when the whole is built
             return options, recipe
@@ -320,20 +322,19 @@ class _Reader:
         return checked_options, checked_recipe
 
     def _loop(self, recipe: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Check the reference of a training loop of the user's own; return its options and recipe, any names.
+        """Check a training loop or command of the user's own; return its options and recipe, of any names.
 
-        Both are what the loop is handed as its settings.
+        Both are what the loop is handed as its settings, or what the command has placeholders for.
         """
-        reference, options = self.raw["objective"], self.raw.get("options", {})
-        if "task" in self.raw:
-            self.problems.append(Problem("objective", "given together with task; keep one of the two"))
-        elif isinstance(reference, str) and not all(reference.partition(":")):
-            self.problems.append(Problem("objective", f"{reference!r} is not a 'package.module:function'"))
-        elif isinstance(reference, str):
-            try:
-                self.known.find_loop(reference)
-            except TaskError as error:
-                self.problems.append(Problem("objective", str(error)))
+        options = self.raw.get("options", {})
+        given = [key for key in TRAINED if key in self.raw]
+        if len(given) > 1:
+            self.problems.append(Problem(given[-1], f"given together with {given[0]}; keep one of them"))
+        elif given == ["objective"]:
+            self._objective(self.raw["objective"])
+        else:
+            names = recipe.keys() | (options.keys() if isinstance(options, dict) else set())
+            self._command(self.raw["command"], names)
         schedule = self._training_value("schedule")
         if schedule is not None and schedule != "constant":
             has = f"{schedule!r}, but in a loop of your own the level is constant in this version; remove it"
@@ -355,6 +356,42 @@ class _Reader:
             self.problems.append(Problem(f"options.{name}", f"given together with training.{name}; keep one"))
         return self._own("options", options), self._own("training", recipe)
 
+    def _objective(self, reference: Any) -> None:
+        """Check the reference of a training loop of the user's own."""
+        if not isinstance(reference, str):
+            return  # said when the whole is built
+        if not all(reference.partition(":")):
+            self.problems.append(Problem("objective", f"{reference!r} is not a 'package.module:function'"))
+            return
+        try:
+            self.known.find_loop(reference)
+        except TaskError as error:
+            self.problems.append(Problem("objective", str(error)))
+
+    def _command(self, command: Any, settings: Collection[str]) -> None:
+        """Check that a command has a place for all that it must be told, and for nothing else."""
+        if not isinstance(command, str):
+            return  # said when the whole is built
+        try:
+            found = placeholders(command)
+            self.known.find_program(command)
+        except (ValueError, TaskError) as error:
+            self.problems.append(Problem("command", str(error)))
+            return
+        for name in dict.fromkeys(found):
+            self._name("command", name, (*PLACEHOLDERS, *settings), or_else="or a setting in [options]")
+        seeds = self._training_value("seeds")
+        for name in ("level", *(("seed",) if seeds not in (1, [0]) else ()), *sorted(settings)):
+            if name not in found:
+                self.problems.append(
+                    Problem("command", f"{command!r} does not say where {{{name}}} goes; add it")
+                )
+        search = self.raw.get("search", {})
+        pruner = search.get("pruner", "halving") if isinstance(search, dict) else None
+        if pruner in ("median", "hyperband"):
+            has = f"{pruner!r} would start a command again at each of about 25 rungs; use 'halving'"
+            self.problems.append(Problem("search.pruner", has))
+
     def _training_value(self, key: str) -> Any:
         table = self.raw.get("training", {})
         return table.get(key) if isinstance(table, dict) else None
@@ -364,8 +401,8 @@ class _Reader:
         values = {}
         for name, value in table.items():
             where = f"{key}.{name}"
-            if name in ("level", "seed"):
-                self.problems.append(Problem(where, f"is run.{name} in the loop; choose another name"))
+            if name in PLACEHOLDERS:
+                self.problems.append(Problem(where, f"{name!r} is told by each run; choose another name"))
             elif isinstance(value, dict):
                 values[name] = self._choices(where, value, Field(Any, None))
             elif all(_is_scalar(one) for one in (value if isinstance(value, list) else [value])):

@@ -50,15 +50,13 @@ def work(study: StoredStudy, settings: Settings, leave: Leave, trainer: Trainer 
         Why it left.
 
     Raises:
-        UsageError: if the device does not exist, or a loop of the user's own cannot be imported.
+        UsageError: if the device does not exist, or a loop or command of the user's own cannot be found.
     """
     device = find_device(settings.device)
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
     engines = study.spec.task is not None
-    own = (
-        Cohorts(device, settings.checkpoints) if engines else Loops(study.spec, device, settings.checkpoints)
-    )
+    own = Cohorts(device, settings.checkpoints) if engines else Loops(study.spec, device, settings, leave)
     revision = code_revision(study.spec)
     if engines:
         choose_kernels(study.spec.arithmetic)
@@ -104,7 +102,7 @@ def _reread(study: StoredStudy) -> StoredStudy:
     Whoever started this worker has trusted the code of one task or loop; the database cannot name another.
     """
     now = persistently(study.reread)
-    before, after = (one.spec.task or one.spec.objective for one in (study, now))
+    before, after = (one.spec.task or one.spec.code for one in (study, now))
     if before != after:
         raise UsageError(f"study {study.name!r} trained {before!r}, but now names {after!r}")
     return now

@@ -47,6 +47,7 @@ def test_level_0_trains_what_the_untouched_script_trains(tmp_path, monkeypatch, 
     for until in (4, 17, 30):
         run = LoopRun(
             Plan(epochs=30),
+            name="run",
             level=0.0,
             seed=3,
             device=torch.device("cpu"),

@@ -171,6 +171,7 @@ class Alone:
 
         self.run = LoopRun(
             self.plan,
+            name="run",
             level=self.level,
             seed=7,
             device=CPU,
@@ -488,7 +489,8 @@ from floodsearch.training.progress import Plan
 def main(rank, path):
     distributed.init_process_group("gloo", init_method=f"file://{path}", rank=int(rank), world_size=2)
     records = []
-    run = LoopRun(Plan(epochs=1), level=0.3, seed=0, device=torch.device("cpu"), settings={}, until=9,
+    run = LoopRun(Plan(epochs=1), name="run", level=0.3, seed=0,
+                  device=torch.device("cpu"), settings={}, until=9,
                   note=lambda record: records.append(record) or True, checkpoint=None)
     run.wanted = False
     found = []
@@ -623,7 +625,7 @@ def test_a_loop_that_is_cut_short_ends_alike(make_study, here, how, monkeypatch)
 
         monkeypatch.setattr(Bracket, "_note", note)
         heart = Heart(study, worker, here, leave)
-        bracket = Bracket(tickets, heart, Loops(study.spec, CPU, here.checkpoints))
+        bracket = Bracket(tickets, heart, Loops(study.spec, CPU, here, Leave()))
         if how == "killed":
             with pytest.raises(Killed):
                 bracket.end()
@@ -661,7 +663,7 @@ def test_without_restore_finished_runs_are_kept(make_study, here):
     study = make_study(source=NO_RESTORE, search={"pruner": "none"})
     worker = enter(study)
     heart = Heart(study, worker, here, Leave())
-    tickets, trainer = queue.take(study, worker), Loops(study.spec, CPU, here.checkpoints)
+    tickets, trainer = queue.take(study, worker), Loops(study.spec, CPU, here, Leave())
     heart.leave.wanted.is_set = lambda: heart.epochs_run >= 15
     Bracket(tickets, heart, trainer).end()
     assert heart.epochs_run == 15
@@ -793,7 +795,7 @@ def test_the_worker_gives_back_every_generator(make_study, here):
 def test_a_checkpoint_from_which_nothing_can_be_trained_is_let_go(make_study, here):
     """One that does not fit the loop any more costs one attempt, and the next begins at the first epoch."""
     study = make_study(levels={"count": 2}, search={"pruner": "none"})
-    whole = Loops(study.spec, CPU, here.checkpoints)
+    whole = Loops(study.spec, CPU, here, Leave())
     whole.unflooded(study, 0).train(3, lambda step: True)
     [path] = here.checkpoints.rglob("*.pt")
     content = checkpoint_module._read(path)
@@ -839,7 +841,7 @@ def test_the_pilot_of_a_loop_costs_nothing_twice(make_study, here):
 def test_a_pilot_that_is_cut_short_goes_on(make_study, here):
     """What it had trained when its worker was asked to leave is trained no second time."""
     study = make_study(levels={"high": "auto", "count": 3}, search={"pruner": "none"})
-    loops, seen = Loops(study.spec, CPU, here.checkpoints), []
+    loops, seen = Loops(study.spec, CPU, here, Leave()), []
     loops.unflooded(study, 0).train(12, lambda step: seen.append(step.trained) or len(seen) < 2)
     assert files(here) == ["ticket-0-seed-0.pt"]
     work(study, here, Leave())

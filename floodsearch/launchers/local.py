@@ -23,6 +23,7 @@ from floodsearch.answers import answer, status
 from floodsearch.catalog import known
 from floodsearch.devices import devices, find_device
 from floodsearch.errors import UsageError, WorkersFailedError
+from floodsearch.heart import LOGS
 from floodsearch.records import BestLevel, StudyStatus
 from floodsearch.retry import persistently
 from floodsearch.spec import Spec
@@ -31,7 +32,6 @@ from floodsearch.storage.database import open_database
 from floodsearch.storage.studies import StoredStudy, put_study
 from floodsearch.studyfile import parse, read
 
-LOGS = Path("floodsearch-logs")
 RESTARTS = 3
 """How often a worker that died is started again."""
 POLL_SECONDS = 0.5
@@ -169,8 +169,8 @@ class Launch:
     def _start(self, device: str, log: Path) -> subprocess.Popen[bytes]:
         command = [sys.executable, "-m", "floodsearch", "work", self.study.name, "--leave-on-eof"]
         command += ["--device", device]
-        if (code := self.study.spec.code) is not None:  # whoever launches a study file trusts what it names
-            command += ["--trust", code.partition(":")[0]]
+        if (trust := self.study.spec.trust) is not None:  # whoever launches a study file trusts what it names
+            command += ["--trust", trust]
         # Workers find the modules that this process finds, and read the URL where `ps` does not show it.
         path = os.pathsep.join(folder for folder in sys.path if folder)
         environment = {**os.environ, "PYTHONPATH": path, "FLOODSEARCH_STORAGE": self.storage}

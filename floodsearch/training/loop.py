@@ -36,6 +36,7 @@ class LoopRun:
 
     Args:
         plan: how long it is, and when its metric is due.
+        name: of the run.
         level: flood level b >= 0, in the unit of the loss.
         seed: fixes all that is random in the run.
         device: where to train.
@@ -46,9 +47,12 @@ class LoopRun:
         saved: its content, from an earlier part of the run.
 
     Attributes:
+        name: of the run in files, such as `ticket-3-seed-0`.
+        metric: of the study.
         length: epochs of the whole run.
         epoch: the last one that was trained.
         wanted: whether this run is still asked for; else it ends after the epoch, and keeps no checkpoint.
+        repeated: epochs that were trained again, as their records are known.
         goes_on: whether `note` wants more, of this run or of others.
         lowest: the lowest loss of a batch that was given to `flood`, in this part of the run; infinite if
             there was none.
@@ -59,6 +63,7 @@ class LoopRun:
         self,
         plan: Plan,
         *,
+        name: str,
         level: float,
         seed: int,
         device: torch.device,
@@ -68,9 +73,10 @@ class LoopRun:
         checkpoint: Checkpoint,
         saved: Mapping[str, Any] | None = None,
     ) -> None:
+        self.name, self.metric = name, plan.metric
         self.level, self.seed, self.device, self.length = level, seed, device, plan.epochs
         self.settings: Mapping[str, Any] = MappingProxyType(dict(settings))
-        self.epoch, self.lowest, self.wanted = 0, math.inf, True
+        self.epoch, self.lowest, self.repeated, self.wanted = 0, math.inf, 0, True
         self.interrupted: BaseException | None = None
         self._plan, self._until, self._note = plan, until, note
         self._checkpoint, self._saved, self._pace = checkpoint, saved, Pace()
@@ -116,6 +122,10 @@ class LoopRun:
                 why = f"{type(error).__name__}: {error}".splitlines()[0]
                 raise self._wrong(f"the checkpoint does not fit {name} of run.restore(): {why}") from error
         return True
+
+    def due(self, epoch: int) -> bool:
+        """Return whether the study's metric is to be reported at an epoch."""
+        return epoch % self._plan.validate_every == 0 or epoch == self.length
 
     def epochs(self) -> Iterator[int]:
         """Yield the epochs to train, from 1 or from the one after the last checkpoint.
@@ -243,7 +253,7 @@ class LoopRun:
             raise
 
     def _record(self, metrics: Mapping[str, Any]) -> EpochRecord:
-        epoch, metric = self.epoch + 1, self._plan.metric
+        epoch, metric = self.epoch + 1, self.metric
         known = (*REPORTED, metric)
         for name in metrics:
             if name in ("epoch", "step"):
@@ -268,8 +278,7 @@ class LoopRun:
                     level=self.level, epoch=epoch, step=None, seed=self.seed, what=what
                 )
                 raise self._error
-        due = epoch % self._plan.validate_every == 0 or epoch == self.length
-        if due and metric not in values:
+        if self.due(epoch) and metric not in values:
             every = self._plan.validate_every
             when = "each epoch" if every == 1 else f"every {every} epochs and at the last"
             raise self._wrong(
@@ -286,6 +295,10 @@ class LoopRun:
             return float(value)
         shape = f" of shape {tuple(value.shape)}" if hasattr(value, "shape") else ""
         raise self._wrong(f"run.report({name}=...) was given a {type(value).__name__}{shape}, not a number")
+
+    def leave(self) -> None:
+        """End the run where it is: its worker is asked to leave."""
+        self.goes_on = False
 
     def outcome(self, raised: BaseException | None) -> BaseException | None:
         """Return what was wrong when the function had ended, or None.

@@ -1,0 +1,484 @@
+"""Scripts that are trained as they are: halved, ended, failed, and told what they print wrong."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import sys
+import threading
+import uuid
+from pathlib import Path
+
+import pytest
+import torch
+
+from floodsearch import queue
+from floodsearch.analysis import latest
+from floodsearch.answers import answer
+from floodsearch.command import filled, placeholders, script_of
+from floodsearch.errors import DivergedError, LoopError, TaskError
+from floodsearch.heart import Leave, Settings
+from floodsearch.loops import Loops
+from floodsearch.storage import tables
+from floodsearch.storage.studies import put_study, read_trials
+from floodsearch.training import script as script_module
+from floodsearch.training.checkpoint import Checkpoint
+from floodsearch.training.loop import LoopRun
+from floodsearch.training.progress import Plan
+from floodsearch.training.script import Script
+from floodsearch.worker import work
+
+HEAD = """
+import argparse, json, os, random, signal, subprocess, sys
+parser = argparse.ArgumentParser()
+parser.add_argument("--flood", type=float)
+parser.add_argument("--seed", type=int)
+parser.add_argument("--epochs", type=int)
+known, rest = parser.parse_known_args()
+level, seed, epochs = known.flood, known.seed, known.epochs
+
+def report(epoch, **numbers):
+    print(json.dumps({"epoch": epoch, **numbers}))
+"""
+BODY = """
+random.seed(seed)
+print("begins", *rest)
+for epoch in range(1, epochs + 1):
+    accuracy = 0.9 - (level - 0.4) ** 2 * epoch / epochs + random.gauss(0, 0.001)
+    report(epoch, val_accuracy=accuracy, val_loss=1 / epoch + 0.3, lr=0.1)
+print("the end", file=sys.stderr)
+"""
+TRAIN = HEAD + BODY
+
+STUDY = {
+    "task": None,
+    "options": {"label_noise": None, "depth": None, "width": None},
+    "levels": {"high": 0.8, "count": 5},
+    "training": {"epochs": 12, "seeds": 2, "validate_every": 1},
+    "search": {"pruner": "halving"},
+    "halving": {"first": 0.15},
+}
+
+sqlite = pytest.mark.parametrize("storage_url", ["sqlite"], indirect=True)
+
+
+@pytest.fixture
+def write_script(tmp_path):
+    """Write a script; give the command that runs it."""
+
+    def write(source=TRAIN, arguments=""):
+        path = tmp_path / "train.py"
+        path.write_text(source)
+        return f"{sys.executable} {path} --flood={{level}} --seed {{seed}} --epochs {{epochs}}{arguments}"
+
+    return write
+
+
+@pytest.fixture
+def make_study(database, make_spec, write_script):
+    """Put a study of a command, filled."""
+
+    def make(name="tiny", source=TRAIN, arguments="", **changes):
+        whole = {key: {**value, **changes.pop(key, {})} for key, value in STUDY.items() if key != "task"}
+        if whole["search"]["pruner"] != "halving":
+            whole.pop("halving")
+        spec = make_spec(name=name, task=None, command=write_script(source, arguments), **whole, **changes)
+        study = put_study(database, spec)
+        queue.fill(study)
+        return study
+
+    return make
+
+
+@pytest.fixture
+def here(tmp_path):
+    """Give the settings of a worker that keeps its files here."""
+    return Settings(device="cpu", checkpoints=tmp_path / "checkpoints", logs=tmp_path / "logs")
+
+
+def curves(study):
+    return tables.read_curves(study.database, study.uuid)
+
+
+def epochs_run(study):
+    return sum(worker.epochs_run for worker in tables.read_workers(study.database, study.uuid))
+
+
+def outputs(settings):
+    return {path.stem: path.read_text() for path in settings.logs.rglob("ticket-*.log")}
+
+
+# One run
+
+
+class Alone:
+    """One run of a script."""
+
+    def __init__(self, folder, command, *, epochs=4, validate_every=1, level=0.3):
+        self.folder, self.command, self.level, self.records = folder, command, level, []
+        self.plan = Plan(epochs=epochs, validate_every=validate_every)
+        self.checkpoint = Checkpoint(folder / "run.pt", {})
+        self.leave = threading.Event()
+
+    def train(self, until=10**9, note=lambda record: True):
+        """Train one part; return what was wrong, or None."""
+
+        def taken(record):
+            self.records.append(record)
+            return note(record)
+
+        self.run = LoopRun(
+            self.plan,
+            name="ticket-3-seed-7",
+            level=self.level,
+            seed=7,
+            device=torch.device("cpu"),
+            settings={},
+            until=until,
+            note=taken,
+            checkpoint=self.checkpoint,
+            saved=self.checkpoint.load(),
+        )
+        loops = object.__new__(Loops)
+        loops.device = torch.device("cpu")
+        loops.loop = Script(self.command, self.folder, self.leave.is_set)
+        return loops.call(self.run)
+
+    @property
+    def output(self):
+        return (self.folder / "ticket-3-seed-7.log").read_text()
+
+
+@pytest.fixture
+def alone(tmp_path, write_script):
+    def make(source=BODY, **options):
+        return Alone(tmp_path / uuid.uuid4().hex, write_script(HEAD + source), **options)
+
+    return make
+
+
+def test_a_script_reports_what_it_prints_and_its_output_is_kept(alone):
+    """Each JSON line with an epoch is a report; other numbers, texts and errors are kept in the file."""
+    one = alone("""
+print("hello")
+print('{"not": "an epoch"}')
+print("{broken")
+for epoch in range(1, epochs + 1):
+    report(epoch, val_accuracy=0.5, val_loss=None, train_loss=0.25, lr=0.1)
+print("bye", file=sys.stderr)
+""")
+    assert one.train() is None
+    assert [(one.epoch, one.val_accuracy, one.val_loss, one.train_loss) for one in one.records] == [
+        (epoch, 0.5, None, 0.25) for epoch in (1, 2, 3, 4)
+    ]
+    assert {record.flooded for record in one.records} == {None}, "nobody has seen its batches"
+    lines = one.output.splitlines()
+    assert lines[0].startswith(f"$ {sys.executable} ")
+    assert lines[0].endswith("train.py --flood=0.3 --seed 7 --epochs 4")
+    assert {"hello", "bye", "{broken"} < set(lines)
+
+
+def test_epochs_may_be_counted_from_0(alone):
+    """The first line tells, and what it told is kept while the run pauses."""
+    one = alone("for epoch in range(epochs): report(epoch, val_accuracy=epoch / 10)")
+    assert one.train(until=2) is None
+    assert one.train() is None
+    assert [(record.epoch, record.val_accuracy) for record in one.records] == [
+        (1, 0.0), (2, 0.1), (3, 0.2), (4, 0.3)
+    ]  # fmt: skip
+
+
+def test_a_script_starts_again_where_it_goes_on(alone):
+    """Its known epochs are not reported twice, but counted: they were trained."""
+    one = alone()
+    assert one.train(until=2) is None
+    assert (one.run.epoch, one.run.repeated) == (2, 0)
+    assert one.train() is None
+    assert (one.run.epoch, one.run.repeated) == (4, 2)
+    assert [record.epoch for record in one.records] == [1, 2, 3, 4]
+    assert one.output.count("$ ") == 2
+
+
+def test_a_script_with_checkpoints_of_its_own_goes_on(alone, tmp_path):
+    """It is asked to end by SIGTERM, and what it does not print again was not trained again."""
+    one = alone(f"""
+from pathlib import Path
+path = Path({str(tmp_path / "own")!r})
+epoch = int(path.read_text()) if path.exists() else 0
+
+def save(*_):
+    path.write_text(str(epoch))
+    sys.exit(0)
+
+signal.signal(signal.SIGTERM, save)
+while epoch < epochs:
+    epoch += 1
+    report(epoch, val_accuracy=0.5)
+    if epoch == 2 and not path.exists():
+        signal.pause()
+""")
+    assert one.train(until=2) is None
+    assert one.train() is None
+    assert one.run.repeated == 0
+    assert [record.epoch for record in one.records] == [1, 2, 3, 4]
+
+
+def test_validations_may_be_seldom(alone):
+    """Epochs without a line lie between validations; the file says how often these are."""
+    source = "for epoch in range(2, epochs + 1, 2): report(epoch, val_accuracy=0.5)"
+    one = alone(source, validate_every=2)
+    assert one.train() is None
+    assert [record.val_accuracy for record in one.records] == [None, 0.5, None, 0.5]
+    error = alone(source).train()
+    assert "the command printed nothing of epoch 1, at which val_accuracy is due, but then of epoch 2" in str(
+        error
+    )
+    assert "validate_every in [training]" in str(error)
+
+
+def test_a_script_that_trains_on_is_ended(alone):
+    """It need not be told for how long it trains."""
+    one = alone("""
+import itertools
+for epoch in itertools.count(1): report(epoch, val_accuracy=0.5)
+""")
+    assert one.train() is None
+    assert one.run.epoch == 4
+
+
+WRONG = {
+    "no report": ("", "the command ended without a report; let it print a line of JSON an epoch, such as"),
+    "no metric": ("report(1, val_loss=1)", "epoch 1 was reported without val_accuracy, the study's metric"),
+    "unknown": ("report(1, acc=0.5, lr=1)", "printed acc, lr of epoch 1, of which this study knows nothing"),
+    "text": ("report(1, val_accuracy='0.5')", "was given a str, not a number"),
+    "ends early": ("report(1, val_accuracy=1)", "the command ended after epoch 1 of 4; give it {epochs}"),
+    "twice": ("report(1, val_accuracy=1); report(1, val_loss=1)", "printed epoch 1 after epoch 1; let it"),
+    "backwards": ("report(3, val_accuracy=1); report(2, val_accuracy=1)", "printed epoch 2 after epoch 3"),
+    "no number": ("report('one', val_accuracy=1)", "printed epoch 'one'; epochs are counted from 0 or from"),
+    "negative": ("report(-1, val_accuracy=1)", "the command printed epoch -1; epochs are counted from 0 or"),
+    "fails": (
+        "print('x', file=sys.stderr); sys.exit('no such file: data.csv')",
+        "the command failed with exit status 1: x / no such file: data.csv",
+    ),
+    "is killed": ("os.kill(os.getpid(), signal.SIGKILL)", "the command was killed by SIGKILL: it printed no"),
+    "fails at last": (
+        "for epoch in range(1, 5): report(epoch, val_accuracy=1)\nsys.exit(3)",
+        "the command failed with exit status 3: it printed no error",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_what_a_script_does_wrong_is_one_clear_line(alone, case):
+    source, message = WRONG[case]
+    error = alone(source, validate_every=4 if case == "backwards" else 1).train()
+    assert isinstance(error, LoopError), error
+    assert message in str(error)
+    assert "\n" not in str(error)
+
+
+def test_a_number_that_is_not_finite_has_diverged(alone):
+    error = alone("report(1, val_accuracy=0.5, train_loss=float('nan'))").train()
+    assert isinstance(error, DivergedError)
+    assert str(error).startswith("the reported train_loss is not finite at level 0.3, epoch 1, seed 7")
+
+
+def test_a_program_that_is_not_there_is_one_clear_line(tmp_path):
+    error = Alone(tmp_path, "no-such-program {level}").train()
+    assert str(error) == "the command cannot be started: 'no-such-program': No such file or directory"
+
+
+BLOCKS = """
+child = subprocess.Popen([sys.executable, "-c", "import signal; signal.pause()"])
+report(1, val_accuracy=0.5, pid=os.getpid(), child=child.pid)
+{ignores}
+signal.pause()
+signal.pause()
+"""
+
+
+@pytest.mark.parametrize("ignores", ["", "signal.signal(signal.SIGTERM, lambda *_: None)"])
+def test_a_worker_that_is_asked_to_leave_waits_for_no_epoch(alone, ignores, eventually, monkeypatch):
+    """The script and its children are ended, by force where they do not end by themselves."""
+    monkeypatch.setattr(script_module, "GRACE_SECONDS", 0.3)
+    one = alone(BLOCKS.format(ignores=ignores))
+    assert one.train(note=lambda record: one.leave.set() or True) is None
+    assert (one.run.epoch, one.run.goes_on) == (1, False)
+    line = next(line for line in one.output.splitlines() if line.startswith("{"))
+    for pid in (int(part.rpartition(" ")[2].rstrip("}")) for part in line.split(",")[2:]):
+        eventually(lambda pid=pid: not running(pid), "the end of the process")
+
+
+def running(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def test_what_is_raised_while_an_epoch_is_noted_ends_the_script(alone, eventually):
+    """As when the storage is gone for good: no process is left behind."""
+
+    def note(record):
+        raise KeyboardInterrupt
+
+    one = alone(BLOCKS.format(ignores=""))
+    with pytest.raises(KeyboardInterrupt):
+        one.train(note=note)
+    pid = int(one.output.partition('"pid": ')[2].partition(",")[0])
+    eventually(lambda: not running(pid), "the end of the process")
+
+
+def test_a_script_is_not_told_where_the_storage_is(alone, monkeypatch):
+    """Its URL may hold a password, and scripts print their environment when they fail."""
+    monkeypatch.setenv("FLOODSEARCH_STORAGE", "postgresql://me:secret@host/db")
+    one = alone("print(sorted(os.environ)); report(1, val_accuracy='FLOODSEARCH_STORAGE' in os.environ)")
+    one.train()
+    assert '"val_accuracy": false' in one.output
+
+
+# Its words
+
+
+def test_placeholders_are_filled_and_no_shell_sees_them():
+    """A value stays one word, whatever is in it."""
+    command = "python 'my train.py' --flood={level} {{x}} {name} --sizes {sizes} {on}"
+    assert placeholders(command) == ["level", "name", "sizes", "on"]
+    values = {"level": 0.30000000000000004, "name": "a b; rm *", "sizes": (1, 2.5), "on": True}
+    assert filled(command, values) == [
+        "python", "my train.py", "--flood=0.3", "{x}", "a b; rm *", "--sizes", "1,2.5", "true"
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        ("", "is empty"),
+        ("x 'y", "No closing quotation"),
+        ("x {level", "expected '}'"),
+        ("x {level:.2f}", "is not a plain name"),
+        ("x {level!r}", "is not a plain name"),
+        ("x {}", "{} in '{}' is not a plain name"),
+        ("x {a.b}", "is not a plain name"),
+    ],
+)
+def test_a_command_that_cannot_be_filled_is_refused(command, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        placeholders(command)
+
+
+def test_the_script_of_a_command_is_its_first_file(tmp_path):
+    path = tmp_path / "train.py"
+    path.touch()
+    assert script_of(f"python -u {path} {{level}}") == path
+    assert script_of("python -m train {level}") is None
+
+
+# Whole studies
+
+
+@sqlite
+def test_a_command_is_halved_and_answered(make_study, here):
+    """Verdicts are those of a quiet search; level 0 and the last level alive are not paused for nothing."""
+    study = make_study()
+    assert work(study, here, Leave()) == "all tickets are finished"
+    whole = make_study("whole", search={"pruner": "none"})
+    work(whole, here, Leave())
+    found = latest(read_trials(study))
+    assert {one.state for one in found.values()} == {"complete", "pruned"}
+    for ticket, records in curves(study).items():
+        assert records == [one for one in curves(whole)[ticket] if one.epoch <= found[ticket].epoch]
+    [best] = [one for one in found.values() if one.state == "complete" and one.level > 0]
+    assert answer(study).level == best.level == 0.4
+    assert epochs_run(whole) == 5 * 2 * 12
+    again = epochs_run(study) - sum(map(len, curves(study).values()))
+    assert 0 < again < 2 * 12, "only what went on was started again"
+    kept = {path.name: path.read_text() for path in (here.logs / "tiny").iterdir()}
+    assert kept.keys() == {f"ticket-{ticket}-seed-{seed}.log" for ticket in found for seed in (0, 1)}
+    assert kept["ticket-0-seed-0.log"].count("$ ") == 1
+    assert kept[f"ticket-{best.ticket}-seed-0.log"].count("$ ") == 3, "two rungs had rivals"
+    assert not list(here.checkpoints.rglob("*.pt"))
+
+
+@sqlite
+def test_the_range_of_a_command_comes_from_its_validation_losses(make_study, here):
+    study = make_study(levels={"high": "auto", "count": 3}, search={"pruner": "none"})
+    assert work(study, here, Leave()) == "all tickets are finished"
+    assert min(study.reread().pilot.minima) > 0.3
+    without = make_study("without", TRAIN.replace("val_loss", "loss"), levels={"high": "auto", "count": 3})
+    assert 'levels.high = "auto" needs a validation loss' in work(without, here, Leave())
+
+
+@sqlite
+def test_settings_are_words_of_the_command_and_may_be_searched(make_study, here):
+    study = make_study(
+        arguments=" --rate {rate} --kind {kind}",
+        options={"kind": "a b"},
+        training={"rate": {"choices": [0.1, 0.2]}},
+        levels={"count": 2},
+        search={"pruner": "none"},
+    )
+    work(study, here, Leave())
+    begun = [text.splitlines()[1] for _, text in sorted(outputs(here).items())]
+    assert sorted(set(begun)) == ["begins --rate 0.1 --kind a b", "begins --rate 0.2 --kind a b"]
+    assert len(begun) == 2 * 2 * 2
+
+
+@sqlite
+def test_a_command_that_fails_stops_the_study(make_study, here):
+    """Each ticket says why, with the last lines of its errors."""
+    study = make_study(source=HEAD + "sys.exit('disk full')")
+    fast = Settings(device="cpu", checkpoints=here.checkpoints, logs=here.logs, beat_seconds=0.1)
+    reason = work(study, fast, Leave())
+    assert reason.startswith("3 tickets in a row failed, the last with LoopError: the command failed with")
+    assert "disk full" in reason
+    assert {one.cause for one in read_trials(study) if one.state == "failed"} == {"error"}
+
+
+@sqlite
+def test_a_program_that_is_not_here_is_refused_before_the_worker_enters(make_study, here, monkeypatch):
+    study = make_study()
+    monkeypatch.setattr("shutil.which", lambda _: None)
+    with pytest.raises(TaskError, match="is no program that can be found from here"):
+        work(study, here, Leave())
+    assert tables.read_workers(study.database, study.uuid) == []
+
+
+@sqlite
+def test_a_killed_worker_takes_its_script_with_it(storage_url, make_study, crowd, eventually, tmp_path):
+    """Its output has no reader any more: the next line that it prints ends it."""
+    gate = tmp_path / "gate"
+    study = make_study(
+        source=HEAD
+        + f"""
+report(1, val_accuracy=0.5, pid=os.getpid())
+os.mkfifo({str(gate)!r})
+open({str(gate)!r}).read()
+for epoch in range(2, epochs + 1): report(epoch, val_accuracy=0.5)
+signal.pause()
+"""
+    )
+    workers = crowd(WORKER, 1, storage_url, str(tmp_path))
+    kept = tmp_path / "logs" / "tiny" / "ticket-0-seed-0.log"
+    eventually(lambda: gate.exists() and kept.exists() and '"pid"' in kept.read_text(), "the first epoch")
+    pid = int(kept.read_text().partition('"pid": ')[2].partition("}")[0])
+    os.kill(workers.pids[0], signal.SIGKILL)
+    eventually(lambda: not running(workers.pids[0]), "the end of the worker")
+    assert running(pid)
+    gate.write_text("go on")
+    eventually(lambda: not running(pid), "the end of the script")
+    assert study.name == "tiny"
+
+
+WORKER = """
+from pathlib import Path
+from floodsearch.heart import Leave, Settings
+from floodsearch.storage.database import open_database
+from floodsearch.storage.studies import find_study
+from floodsearch.worker import work
+
+def main(index, url, folder):
+    settings = Settings(device="cpu", checkpoints=Path(folder) / "checkpoints", logs=Path(folder) / "logs")
+    work(find_study(open_database(url), "tiny"), settings, Leave())
+"""
