@@ -119,10 +119,10 @@ class Loops:
             raise run.interrupted
         return run.outcome(error)
 
-    def warn_once(self, message: str) -> None:
-        """Log what a worker is to say once, however often it comes to it."""
-        if message not in self._said:
-            self._said.add(message)
+    def warn_once(self, mistake: str, message: str) -> None:
+        """Log a mistake that a worker is to say once, however often it comes to it."""
+        if mistake not in self._said:
+            self._said.add(mistake)
             log.warning(message)
 
 
@@ -241,19 +241,22 @@ class LoopMembers:
     def _warn(self, member: int, run: LoopRun) -> None:
         if not run.can_pause:
             self.loops.warn_once(
+                "no restore",
                 "the loop never calls run.restore(), so that its runs cannot pause at a rung: "
-                "each is trained to its end, and nothing is pruned"
+                "each is trained to its end, and nothing is pruned",
             )
         if self.loops.starts_again:
             return  # what a script floods is not seen
         if run.level > 0 and math.isinf(run.lowest):
             self.loops.warn_once(
+                "no flood",
                 "nothing was flooded at a level above 0, as the loop never called run.flood(); "
-                "write: loss = run.flood(criterion(model(x), y))"
+                "write: loss = run.flood(criterion(model(x), y))",
             )
         elif run.level >= self.highest / 2 and member not in self._flooded and run.epoch == run.length:
             self.loops.warn_once(
+                "nothing flooded",
                 f"nothing was flooded at level {run.level:g}, nor will be at lower ones: the lowest loss "
                 f"that run.flood() was given is {run.lowest:.4g}; if that is a sum, give it the mean over "
-                "the batch, else train longer or raise levels.high"
+                "the batch, else train longer or raise levels.high",
             )

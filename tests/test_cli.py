@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import os
+import shlex
 import signal
 import socket
 import subprocess
@@ -331,6 +332,22 @@ def test_work_refuses_code_that_only_the_database_names(own_task: Path, what: st
     message = refused("work", "tiny", "--device", "cpu", cwd=own_task)
     assert "add --trust evil" in message
     assert not (own_task / "executed").exists()
+
+
+def test_work_runs_no_command_that_only_the_database_names(tmp_path: Path) -> None:
+    """Without `--trust COMMAND` or the study file; the message says what to add, quoted for a shell."""
+    command = f"{sys.executable} -c \"open('executed', 'w')\" {{level}} {{seed}}"
+    database = open_database(f"sqlite:///{tmp_path}/floodsearch.db", create=True)
+    content = {"name": "tiny", "command": command, "levels": {"high": 0.5, "count": 3}}
+    queue.fill(put_study(database, Spec.model_validate(content)))
+    database.close()
+    message = refused("work", "tiny", "--device", "cpu", cwd=tmp_path)
+    assert f"add --trust {shlex.quote(command)}" in message
+    other = refused("work", "tiny", "--device", "cpu", "--trust", sys.executable, cwd=tmp_path)
+    assert "which only the database names" in other
+    assert not (tmp_path / "executed").exists()
+    floodsearch("work", "tiny", "--device", "cpu", "--trust", command, cwd=tmp_path)
+    assert (tmp_path / "executed").exists()
 
 
 def test_work_by_name_with_trust_and_by_file(own_task: Path) -> None:

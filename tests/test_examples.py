@@ -1,8 +1,9 @@
-"""The example of a training loop: how little changes, that nothing else does, and that it survives a kill."""
+"""The examples: how little a loop changes, that nothing else does, that it survives a kill."""
 
 from __future__ import annotations
 
 import difflib
+import functools
 import json
 import os
 import runpy
@@ -15,17 +16,22 @@ from pathlib import Path
 import pytest
 import torch
 
+from floodsearch import queue
+from floodsearch.answers import answer as best
 from floodsearch.catalog import known
 from floodsearch.errors import FloodsearchError
+from floodsearch.heart import Leave, Settings
 from floodsearch.storage import tables
 from floodsearch.storage.database import open_database
-from floodsearch.storage.studies import find_study
+from floodsearch.storage.studies import find_study, put_study
 from floodsearch.studyfile import read
 from floodsearch.training.checkpoint import Checkpoint
 from floodsearch.training.loop import LoopRun
 from floodsearch.training.progress import Plan
+from floodsearch.worker import work
 
 EXAMPLES = Path(__file__).parents[1] / "studies" / "examples"
+sqlite = pytest.mark.parametrize("storage_url", ["sqlite"], indirect=True)
 BEFORE, AFTER = EXAMPLES / "plain_before.py", EXAMPLES / "plain_after.py"
 
 
@@ -64,9 +70,76 @@ def test_level_0_trains_what_the_untouched_script_trains(tmp_path, monkeypatch, 
     assert all(torch.equal(found[name], expected[name]) for name in expected)
 
 
-def test_the_study_file_of_the_example_is_valid(monkeypatch):
+def searched(name, database, tmp_path, monkeypatch, source=None):
+    """Search an example here, with other source if it is given; return the study."""
+    folder = tmp_path / "examples"
+    folder.mkdir()
+    for path in EXAMPLES.glob(f"{name}.*"):
+        shutil.copy(path, folder)
+    if source is not None:
+        (folder / f"{name}.py").write_text(source)
+    monkeypatch.syspath_prepend(folder)
+    monkeypatch.chdir(folder)
+    # The interpreter of the tests is the `python` of a command.
+    monkeypatch.setenv("PATH", str(Path(sys.executable).parent), prepend=os.pathsep)
+    monkeypatch.delitem(sys.modules, name, raising=False)
+    study = put_study(database, read(folder / f"{name}.toml", known()))
+    queue.fill(study)
+    settings = Settings(device="cpu", threads=1, checkpoints=tmp_path / "checkpoints", logs=tmp_path / "logs")
+    assert work(study, settings, Leave()) == "all tickets are finished"
+    return study.reread()
+
+
+@pytest.fixture
+def search(database, tmp_path, monkeypatch):
+    return functools.partial(searched, database=database, tmp_path=tmp_path, monkeypatch=monkeypatch)
+
+
+@sqlite
+def test_levels_are_in_the_unit_of_the_loss(search):
+    """A regression of prices is searched up to hundreds, as its validation losses say."""
+    study = search("regression")
+    assert study.spec.levels.highest > 500
+    found = best(study)
+    assert found.finished
+    assert found.metric == "val_loss"
+    curves = tables.read_curves(study.database, study.uuid)
+    assert any(record.flooded > 0 for records in curves.values() for record in records)
+
+
+@sqlite
+def test_the_mean_of_a_summed_loss_is_flooded(search, caplog):
+    """Its example floods, and nothing is to be warned of."""
+    study = search("words")
+    curves = tables.read_curves(study.database, study.uuid)
+    assert any(record.flooded > 0 for records in curves.values() for record in records)
+    assert "nothing was flooded" not in caplog.text
+
+
+@sqlite
+def test_a_sum_that_is_flooded_as_it_is_is_found_out(search, caplog):
+    """A level means nothing to a sum; the log says so once, with the likely mistake."""
+    source = (EXAMPLES / "words.py").read_text()
+    wrong = source.replace("run.flood(total / len(batch)) * len(batch)", "run.flood(total)")
+    assert wrong != source
+    search("words", source=wrong)
+    assert caplog.text.count("nothing was flooded at level") == 1
+    assert "if that is a sum, give it the mean over the batch" in caplog.text
+
+
+@sqlite
+def test_a_script_is_searched_as_it_is(search, tmp_path):
+    study = search("command")
+    assert best(study).finished
+    kept = sorted(path.name for path in (tmp_path / "logs" / "command").iterdir())
+    assert kept[:3] == ["ticket-0-seed-0.log", "ticket-0-seed-1.log", "ticket-0-seed-2.log"]
+
+
+def test_every_study_file_of_the_examples_is_valid(monkeypatch):
     monkeypatch.syspath_prepend(EXAMPLES)
-    assert read(EXAMPLES / "plain.toml", known()).objective == "plain_after:train"
+    monkeypatch.setenv("PATH", str(Path(sys.executable).parent), prepend=os.pathsep)
+    for path in EXAMPLES.glob("*.toml"):
+        assert read(path, known()).code
 
 
 def launch(folder: Path) -> subprocess.Popen[bytes]:

@@ -507,7 +507,6 @@ def test_a_bad_startup_is_refused_or_harmless(sampler, startup):
     [
         ({"training": {"schedule": "policy"}}, "training.schedule", "policy"),
         ({"search": {"sampler": "policy"}}, "search.sampler", "policy"),
-        ({"command": "python train.py", "task": None, "options": None}, "command", "command"),
         ({"policy": {"hidden": 3}}, "policy", "policy"),
     ],
     ids=str,
@@ -814,7 +813,7 @@ LOOP_PROBLEMS = {
     "schedule": ({"training": {"schedule": "backward"}}, "training.schedule", ["'backward'", "constant"]),
     "slip": ({"training": {"epoch": 5}}, "training.epoch", ["did you mean 'epochs'?", "[options]"]),
     "twice": ({"options": {"x": 1}, "training": {"x": 2}}, "options.x", ["training.x", "keep one"]),
-    "level": ({"options": {"level": 1}}, "options.level", ["run.level"]),
+    "level": ({"options": {"level": 1}}, "options.level", ["told by each run"]),
     "nan": ({"options": {"x": math.nan}}, "options.x", ["nan", "finite number"]),
     "nested": ({"options": {"x": [[1]]}}, "options.x", ["[[1]]", "choices"]),
     "range": ({"options": {"x": {"low": 0.0, "high": 1.0}}}, "options.x.choices", ["missing"]),
@@ -959,3 +958,37 @@ def test_a_huge_integer_loads_or_is_a_study_file_error(path, number):
     table, key = path.split(".")
     raw[table][key] = number
     loads_or_is_refused(raw)
+
+
+def of_command(command="sh train.sh {level} {seed}", **changes):
+    return of_loop(command=command, **changes)
+
+
+def test_a_command_is_a_study_of_settings_that_it_has_a_place_for():
+    found = spec(**of_command("sh train.sh {level} {seed} {rate}", options={"rate": {"choices": [1, 2]}}))
+    assert (found.task, found.objective) == (None, None)
+    assert found.code == found.trust == found.command == "sh train.sh {level} {seed} {rate}"
+    assert found.searched == {"rate": (1, 2)}
+    assert spec(**of_command("sh train.sh {level}", training={"seeds": 1})).command
+
+
+@pytest.mark.parametrize(
+    ("changes", "key", "fragment"),
+    [
+        ({"command": ""}, "command", "is empty"),
+        ({"command": "sh '{level} {seed}"}, "command", "No closing quotation"),
+        ({"command": "no-such-program {level} {seed}"}, "command", "is no program that can be found"),
+        ({"command": "sh {seed}"}, "command", "does not say where {level} goes; add it"),
+        ({"command": "sh {level}"}, "command", "does not say where {seed} goes; add it"),
+        ({"command": "sh {level} {seed} {sed}"}, "command", "'sed' is not known, did you mean 'seed'?"),
+        ({"options": {"rate": 1}}, "command", "does not say where {rate} goes; add it"),
+        ({"options": {"level": 1}}, "options.level", "'level' is told by each run; choose another name"),
+        ({"search": {"pruner": "median"}}, "search.pruner", "at each of about 25 rungs; use 'halving'"),
+        ({"training": {"engine": "stack"}}, "training.engine", "is for tasks: your own code computes as it"),
+        ({"arithmetic": {"precision": "tf32"}}, "arithmetic", "is for tasks: your own code computes as it"),
+        ({"objective": "a:b"}, "command", "given together with objective; keep one of them"),
+    ],
+)
+def test_a_command_that_cannot_be_searched_is_refused(changes, key, fragment):
+    found = problems(**of_command(**changes))
+    assert any(where == key and fragment in message for where, message in found), found
