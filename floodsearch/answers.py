@@ -6,17 +6,18 @@ from collections.abc import Sequence
 
 from floodsearch import queue
 from floodsearch.analysis import best_level, best_of, comparable, count, latest, revisions
+from floodsearch.defaults import STORAGE
 from floodsearch.errors import NoAnswerError
 from floodsearch.forecast import epochs_a_second, epochs_left
 from floodsearch.records import BestLevel, StudyStatus, TicketNote, TrialRecord, WorkerRecord
 from floodsearch.search.space import ticket_count
 from floodsearch.spec import AUTO
-from floodsearch.storage import DEFAULT_STORAGE, tables
+from floodsearch.storage import tables
 from floodsearch.storage.database import open_database
 from floodsearch.storage.studies import StoredStudy, find_study, read_trials
 
 
-def best(name: str, *, storage: str = DEFAULT_STORAGE) -> BestLevel:
+def best(name: str, *, storage: str = STORAGE) -> BestLevel:
     """Return the best flood level of a study.
 
     Args:

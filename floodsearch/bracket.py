@@ -37,7 +37,7 @@ class Bracket:
         self.alive = {ticket.number: ticket for ticket in tickets}
         self.study = tickets[0].study  # with its spec as of when the tickets were taken
         self.heart, self.trainer = heart, trainer
-        self.checkpoints = Checkpoints(heart.settings.checkpoints / self.study.name)
+        self.checkpoints = Checkpoints(heart.settings.checkpoints / self.study.folder)
         self.curves = {ticket.number: Curve(ticket) for ticket in tickets}
         self.flushed = time.monotonic()
 

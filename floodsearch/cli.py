@@ -12,6 +12,7 @@ import os
 import shlex
 import signal
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,8 +20,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from floodsearch.errors import FloodsearchError, UsageError
-from floodsearch.storage import DEFAULT_STORAGE
+from floodsearch.defaults import CHECKPOINTS, LEAVE_SECONDS, STORAGE
+from floodsearch.errors import HANDED_BACK, FloodsearchError, UsageError
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     from floodsearch.storage.database import Database
     from floodsearch.storage.studies import StoredStudy
 
-DONE, FAILED, WRONG_USE, HANDED_BACK, INTERRUPTED = 0, 1, 2, 75, 130
+DONE, FAILED, WRONG_USE, INTERRUPTED = 0, 1, 2, 130
 PLAIN_SECONDS = 10.0
 """Between two progress lines when the output is not a terminal."""
 
@@ -52,6 +53,12 @@ Storage = Annotated[
         envvar="FLOODSEARCH_STORAGE", metavar="URL", help="sqlite:///PATH or postgresql://USER@HOST/DATABASE"
     ),
 ]
+Checkpoints = Annotated[
+    Path,
+    typer.Option(
+        envvar="FLOODSEARCH_CHECKPOINTS", metavar="FOLDER", help="Share it, and other machines go on from it."
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
@@ -67,7 +74,7 @@ def options(
 @app.command()
 def launch(
     study: StudyFile,
-    storage: Storage = DEFAULT_STORAGE,
+    storage: Storage = STORAGE,
     workers: Annotated[
         int | None, typer.Option(metavar="N", help="Local workers; one a GPU, or one a core, by default.")
     ] = None,
@@ -75,12 +82,17 @@ def launch(
     workers_per_device: Annotated[
         int | None, typer.Option(metavar="N", help="Instead of --workers: so many on each device.")
     ] = None,
+    checkpoints: Checkpoints = CHECKPOINTS,
+    detach: Annotated[
+        bool, typer.Option("--detach", help="Return at once; follow it with `floodsearch logs NAME`.")
+    ] = False,
 ) -> None:
     """Create or resume a study, train it with local workers, and print the answer."""
     from floodsearch import queue
     from floodsearch.answers import answer
     from floodsearch.catalog import known
     from floodsearch.launchers.local import Crew, Launch, available_cores
+    from floodsearch.launchers.local import detach as in_background
     from floodsearch.report.text import best_text
     from floodsearch.storage.studies import put_study
     from floodsearch.studyfile import read
@@ -91,8 +103,16 @@ def launch(
     with _opened(storage, create=True) as database:
         stored = put_study(database, spec)
         queue.fill(stored)
+        if detach:
+            arguments = [str(study), "--checkpoints", str(checkpoints), "--devices", ",".join(crew.devices)]
+            pid = in_background([*arguments, "--workers", str(len(crew.devices))], spec.name, storage)
+            print(  # noqa: T201
+                f"{spec.name}: launched in the background as process {pid}; "
+                f"see floodsearch logs {spec.name}, end it with floodsearch stop {spec.name}"
+            )
+            return
         signal.signal(signal.SIGTERM, _terminate)
-        launched = Launch(stored, storage, crew)
+        launched = Launch(stored, storage, crew, checkpoints=checkpoints)
         try:
             with launched:
                 _show(launched)
@@ -111,7 +131,7 @@ def work(
     name: Annotated[
         str, typer.Argument(metavar="NAME", help="The study's name, or its file.", show_default=False)
     ],
-    storage: Storage = DEFAULT_STORAGE,
+    storage: Storage = STORAGE,
     device: Annotated[str, typer.Option(metavar="DEVICE", help="auto, cpu, mps, cuda or cuda:N")] = "auto",
     threads: Annotated[
         int | None, typer.Option(metavar="N", min=1, help="Threads of torch on the CPU.")
@@ -123,6 +143,10 @@ def work(
     leave_on_eof: Annotated[
         bool, typer.Option("--leave-on-eof", help="Leave when standard input ends, as when ssh is cut.")
     ] = False,
+    checkpoints: Checkpoints = CHECKPOINTS,
+    grace: Annotated[
+        float, typer.Option(metavar="SECONDS", min=1, help="To leave in after SIGTERM, SIGINT or SIGUSR1.")
+    ] = LEAVE_SECONDS,
 ) -> None:
     """Join a study as one worker, on this machine."""
     from floodsearch.heart import Leave, Settings
@@ -131,7 +155,7 @@ def work(
     log.setLevel(min(log.level, logging.INFO))
     _import_from_here(Path.cwd())
     leave = Leave()
-    leave.on_signals(signal.SIGTERM, signal.SIGINT)
+    leave.on_signals(signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, grace=grace)
     if leave_on_eof:
         leave.on_end_of(sys.stdin.buffer)
     trusted: set[str | None] = {None, *(trust or ())}
@@ -145,7 +169,9 @@ def work(
                 f"study {name!r} {does} {wanted!r}, which only the database names; if you trust it, "
                 f"add --trust {shlex.quote(wanted)}, or give the study file instead of the name"
             )
-        reason = train(study, Settings(device=device, threads=threads), leave)
+        reason = train(
+            study, Settings(device=device, threads=threads, checkpoints=checkpoints.absolute()), leave
+        )
         log.info("leaving: %s", reason)
     if leave.signal is not None or leave.abandoned:
         raise typer.Exit(INTERRUPTED if leave.signal == signal.SIGINT else HANDED_BACK)
@@ -156,7 +182,7 @@ def status(
     name: Annotated[
         str | None, typer.Argument(metavar="[NAME]", help="One study.", show_default=False)
     ] = None,
-    storage: Storage = DEFAULT_STORAGE,
+    storage: Storage = STORAGE,
     as_json: AsJson = False,
 ) -> None:
     """Show where all studies stand, or one."""
@@ -180,7 +206,7 @@ def status(
 
 
 @app.command()
-def best(name: Name, storage: Storage = DEFAULT_STORAGE, as_json: AsJson = False) -> None:
+def best(name: Name, storage: Storage = STORAGE, as_json: AsJson = False) -> None:
     """Print the answer: which level, how much better than none, at what cost."""
     from floodsearch.answers import answer
     from floodsearch.report.text import best_text
@@ -196,7 +222,7 @@ def best(name: Name, storage: Storage = DEFAULT_STORAGE, as_json: AsJson = False
 @app.command()
 def export(
     name: Name,
-    storage: Storage = DEFAULT_STORAGE,
+    storage: Storage = STORAGE,
     form: Annotated[str, typer.Option("--format", metavar="FORMAT", help="csv, json or parquet")] = "csv",
     curves: Annotated[
         bool, typer.Option("--curves", help="One row a seed and epoch instead of a trial.")
@@ -306,7 +332,7 @@ def _pilot_of(storage: str, name: str) -> Pilot | None:
 
 
 @app.command()
-def stop(name: Name, storage: Storage = DEFAULT_STORAGE) -> None:
+def stop(name: Name, storage: Storage = STORAGE) -> None:
     """Let the workers of a study hand back what they train and leave; launching it again resumes."""
     from floodsearch.queue import STOPPED_BY_COMMAND
 
@@ -316,8 +342,54 @@ def stop(name: Name, storage: Storage = DEFAULT_STORAGE) -> None:
 
 
 @app.command()
+def logs(
+    name: Name,
+    lines: Annotated[int, typer.Option(metavar="N", min=1, help="The last ones of each worker.")] = 10,
+    follow: Annotated[bool, typer.Option("--follow", help="Go on until Ctrl-C.")] = False,
+) -> None:
+    """Show what the workers of a study said that was launched in this folder."""
+    from floodsearch.launchers.local import POLL_SECONDS, log_lines
+
+    for line in log_lines(name, lines):
+        if line:
+            print(line, flush=True)  # noqa: T201
+        elif not follow:
+            return
+        else:
+            time.sleep(POLL_SECONDS)
+
+
+@app.command()
+def delete(
+    name: Name,
+    storage: Storage = STORAGE,
+    checkpoints: Checkpoints = CHECKPOINTS,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+) -> None:
+    """Remove a study with all its data and its checkpoints."""
+    import shutil
+
+    from floodsearch.answers import status as status_of
+    from floodsearch.storage.studies import delete_study
+
+    with _found(storage, name) as study:
+        now = status_of(study)
+        if now.workers:
+            trains = f"{now.workers} worker{'s' * (now.workers > 1)}"
+            raise UsageError(
+                f"study {name!r} is trained by {trains} now; end that with floodsearch stop {name}"
+            )
+        if not yes:
+            trained = f"{now.trials.total} tickets, {now.epochs_run:,} epochs trained"
+            typer.confirm(f"delete study {name} ({trained}) from {study.database.name}?", abort=True)
+        delete_study(study)
+    shutil.rmtree(checkpoints / study.folder, ignore_errors=True)
+    print(f"{name}: deleted")  # noqa: T201
+
+
+@app.command()
 def serve(
-    storage: Storage = DEFAULT_STORAGE,
+    storage: Storage = STORAGE,
     port: Annotated[int, typer.Option(metavar="PORT", min=1, max=65535, help="On 127.0.0.1.")] = 8080,
 ) -> None:
     """Show the studies in optuna-dashboard, on this machine only."""

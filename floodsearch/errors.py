@@ -21,6 +21,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+HANDED_BACK = 75
+"""The exit status of a worker that was asked to leave, `EX_TEMPFAIL` of sysexits.h: start me again."""
+
 
 class FloodsearchError(Exception):
     """Base of all errors that floodsearch raises on purpose."""

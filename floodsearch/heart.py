@@ -8,17 +8,18 @@ import signal
 import threading
 import time
 import uuid
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
 from floodsearch import queue
+from floodsearch.defaults import CHECKPOINTS, LOGS
+from floodsearch.errors import HANDED_BACK
 from floodsearch.queue import Reaper
 from floodsearch.retry import attempt, first_line
 from floodsearch.storage import tables
 from floodsearch.storage.studies import StoredStudy
-
-LOGS = Path("floodsearch-logs")
 
 log = logging.getLogger("floodsearch.worker")
 
@@ -31,6 +32,7 @@ class Leave:
         self.wanted = threading.Event()
         self.signal: int | None = None
         self.abandoned = False
+        self.overdue: Callable[[], None] | None = None
 
     def ask(self, reason: str) -> None:
         """Ask the worker to hand its tickets back and leave."""
@@ -38,14 +40,26 @@ class Leave:
             self.reason = reason
             self.wanted.set()
 
-    def on_signals(self, *numbers: int) -> None:
-        """Leave on these signals; a second one ends the process at once."""
+    def on_signals(self, *numbers: int, grace: float) -> None:
+        """Leave on these signals; a second one ends the process at once.
+
+        Args:
+            numbers: of the signals.
+            grace: seconds to leave in, to the end of the epoch; then `overdue` is called, if it is set.
+        """
+
+        def too_late() -> None:
+            if self.overdue is not None:
+                self.overdue()
 
         def handle(number: int, frame: object) -> None:
             del frame
             signal.signal(number, signal.SIG_DFL)
             self.signal = number
             self.ask(f"signal {signal.Signals(number).name}")
+            timer = threading.Timer(grace, too_late)
+            timer.daemon = True
+            timer.start()
 
         for number in numbers:
             signal.signal(number, handle)
@@ -80,7 +94,7 @@ class Settings:
     beat_seconds: float = 5.0
     grace_seconds: float = queue.GRACE_SECONDS
     # Absolute, as a user's code may change the current folder.
-    checkpoints: Path = field(default_factory=lambda: Path("floodsearch-checkpoints").absolute())
+    checkpoints: Path = field(default_factory=CHECKPOINTS.absolute)
     logs: Path = field(default_factory=LOGS.absolute)
 
 
@@ -105,9 +119,11 @@ class Heart:
     def __enter__(self) -> Heart:
         self._thread = threading.Thread(target=self._run, name="heart", daemon=True)
         self._thread.start()
+        self.leave.overdue = self._leave_at_once
         return self
 
     def __exit__(self, *error: object) -> None:
+        self.leave.overdue = None
         self._stopped = True
         self._wake.set()
         self._thread.join()
@@ -140,6 +156,13 @@ class Heart:
                 due = time.monotonic() + self.settings.beat_seconds
                 reaper.forget()
                 log.warning("no beat: %s: %s", type(error).__name__, first_line(error))
+
+    def _leave_at_once(self) -> None:
+        """Hand the tickets back without the epoch that takes too long, and end the process."""
+        log.warning("the epoch takes too long: tickets are handed back without it")
+        attempt(lambda: queue.hand_all_back(self.study, self.worker))
+        attempt(lambda: self.beat(leaving=True))
+        os._exit(HANDED_BACK)
 
     def train(self, *tickets: int) -> None:
         """Say what is trained from now on; written by the thread, so that training waits for no database."""

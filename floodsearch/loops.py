@@ -86,7 +86,7 @@ class Loops:
         epochs: int,
     ) -> LoopMembers:
         settings = loop_settings(study.spec, beside)
-        kept = Checkpoints(self.folder / study.name)
+        kept = Checkpoints(self.folder / study.folder)
 
         def checkpoint(member: int, seed: int) -> Checkpoint:
             of = {"study": study.uuid, "level": levels[member], "epochs": epochs, "settings": settings}

@@ -481,9 +481,17 @@ def _failing(study: StoredStudy) -> bool:
 def hand_back(ticket: Ticket) -> bool:
     """Put a ticket back into the queue; return whether it was still this worker's to give.
 
-    The next worker starts from the beginning, so what was reported is forgotten.
+    The next worker reports from the first epoch on, though it may train from a checkpoint: what was reported
+    is forgotten.
     """
     return _put_back(ticket.study, ticket.trial_id, ticket.worker)
+
+
+def hand_all_back(study: StoredStudy, worker: int) -> None:
+    """Put all tickets of a worker back into the queue."""
+    for trial in _running(study):
+        if trial.user_attrs.get(Attribute.WORKER) == worker:
+            _put_back(study, trial._trial_id, worker)
 
 
 def _put_back(study: StoredStudy, trial_id: int, worker: int) -> bool:

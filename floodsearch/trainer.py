@@ -131,7 +131,7 @@ class Cohorts:
         """Return (name, more of the run) to the checkpoint of a run of a study; None without a folder."""
         if self.folder is None:
             return None
-        every = Checkpoints(self.folder / study.name)
+        every = Checkpoints(self.folder / study.folder)
         return lambda name, **more: every.of(name, {"study": study.uuid, **of, **more})
 
     def _of_trunks(self, study: StoredStudy, of: Mapping[str, Any]) -> Kept | None:

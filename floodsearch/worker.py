@@ -89,7 +89,7 @@ def work(study: StoredStudy, settings: Settings, leave: Leave, trainer: Trainer 
             if tickets:
                 Bracket(tickets, heart, trainer or own).end()
             elif not persistently(lambda: _more_to_come(study)):  # noqa: B023 - called at once
-                Checkpoints(settings.checkpoints / study.name).clear()
+                Checkpoints(settings.checkpoints / study.folder).clear()
                 return "all tickets are finished"
             else:
                 leave.wanted.wait(min(1.0, settings.beat_seconds))

@@ -18,13 +18,14 @@ from typing import Any
 
 import pyarrow.parquet
 import pytest
+import sqlalchemy
 
 from floodsearch import queue
 from floodsearch.heart import Leave, Settings
 from floodsearch.spec import Spec
 from floodsearch.storage import tables
 from floodsearch.storage.database import open_database
-from floodsearch.storage.studies import put_study
+from floodsearch.storage.studies import find_study, put_study
 from floodsearch.worker import work
 
 FILE = """
@@ -381,6 +382,61 @@ def test_stop_keeps_the_queue_and_launch_goes_on(tmp_path: Path) -> None:
     assert "no complete ticket yet: 0 running, 3 waiting" in asked.stderr
     assert floodsearch("launch", "tiny.toml", "--devices", "cpu", cwd=tmp_path).returncode == 0
     database.close()
+
+
+def test_delete_leaves_nothing_of_a_study(tmp_path: Path) -> None:
+    """Trials, curves, workers and checkpoints are gone, other studies stay, and the name is free again."""
+    for name in ("tiny", "other"):
+        (tmp_path / f"{name}.toml").write_text(FILE.replace('"tiny"', f'"{name}"'))
+        launched = floodsearch("launch", f"{name}.toml", "--devices", "cpu", cwd=tmp_path)
+        assert launched.returncode == 0, launched.stderr
+    database = open_database(f"sqlite:///{tmp_path}/floodsearch.db")
+    folder = tmp_path / "floodsearch-checkpoints" / find_study(database, "tiny").folder
+    folder.mkdir(parents=True)
+    asked = floodsearch("delete", "tiny", cwd=tmp_path)
+    assert asked.returncode == 1
+    assert "delete study tiny (3 tickets, " in asked.stdout
+    assert floodsearch("delete", "tiny", "--yes", cwd=tmp_path).stdout == "tiny: deleted\n"
+    assert not folder.exists()
+    assert floodsearch("best", "other", cwd=tmp_path).returncode == 0
+    assert "no study named 'tiny'" in refused("best", "tiny", cwd=tmp_path)
+    other = find_study(database, "other")
+    with database.read() as connection:
+        for table in (tables.curves, tables.workers):
+            found = connection.execute(sqlalchemy.select(table.c.study).distinct()).scalars().all()
+            assert found == [other.uuid]
+    database.close()
+    assert floodsearch("launch", "tiny.toml", "--devices", "cpu", cwd=tmp_path).returncode == 0
+
+
+def test_a_study_that_is_trained_is_not_deleted(tmp_path: Path) -> None:
+    """While a worker lives the data stay, and the answer says how to end it."""
+    (tmp_path / "tiny.toml").write_text(FILE)
+    assert floodsearch("launch", "tiny.toml", "--devices", "cpu", cwd=tmp_path).returncode == 0
+    database = open_database(f"sqlite:///{tmp_path}/floodsearch.db")
+    study = find_study(database, "tiny")
+    worker = tables.enter_worker(database, study.uuid, host="here", pid=1, device="cpu", versions={})
+    tables.beat(database, worker, epochs_run=0, training=())
+    message = refused("delete", "tiny", "--yes", cwd=tmp_path)
+    assert "study 'tiny' is trained by 1 worker now; end that with floodsearch stop tiny" in message
+    assert find_study(database, "tiny").uuid == study.uuid
+    database.close()
+
+
+def test_logs_of_a_detached_launch(tmp_path: Path, eventually: Callable[..., Any]) -> None:
+    """`launch --detach` returns while workers train; `logs` shows what they and the launch said."""
+    (tmp_path / "tiny.toml").write_text(FILE)
+    assert "there are no logs of 'tiny'" in refused("logs", "tiny", cwd=tmp_path)
+    started = floodsearch("launch", "tiny.toml", "--detach", "--devices", "cpu", cwd=tmp_path)
+    assert started.returncode == 0, started.stderr
+    assert "tiny: launched in the background as process" in started.stdout
+    said = tmp_path / "floodsearch-logs" / "tiny" / "launch.log"
+    eventually(lambda: "the best flood level is" in said.read_text())
+    shown = floodsearch("logs", "tiny", "--lines", "100", cwd=tmp_path).stdout
+    assert "worker-0: " in shown
+    assert "leaving: all tickets are finished" in shown
+    assert "launch: tiny: the best flood level is" in shown
+    assert len(floodsearch("logs", "tiny", "--lines", "1", cwd=tmp_path).stdout.splitlines()) == 3
 
 
 @pytest.fixture

@@ -28,7 +28,7 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 ROWS: list[dict[str, set[str]]] = [
     # A file imports only from rows above its own. Each entry names the third-party packages it may import
     # and, after a ">", the files of its own row that it may import.
-    {"errors": set(), "records": set()},
+    {"errors": set(), "records": set(), "defaults": set()},
     {
         "flooding": {"torch"},
         "schedules": set(),
@@ -172,20 +172,37 @@ def test_no_drawer_modules() -> None:
 
 
 def test_the_command_line_is_frozen() -> None:
-    """Commands and options change on purpose only, and no command has more than five options."""
+    """Commands and options change on purpose only, and no command has more than seven options."""
     group = typer.main.get_command(app)
     surface = {
         name: sorted(option for one in command.params for option in one.opts if option.startswith("--"))
         for name, command in group.commands.items()  # type: ignore[attr-defined]
     }
     assert surface == {
-        "launch": ["--devices", "--storage", "--workers", "--workers-per-device"],
-        "work": ["--device", "--leave-on-eof", "--storage", "--threads", "--trust"],
+        "launch": [
+            "--checkpoints",
+            "--detach",
+            "--devices",
+            "--storage",
+            "--workers",
+            "--workers-per-device",
+        ],
+        "work": [
+            "--checkpoints",
+            "--device",
+            "--grace",
+            "--leave-on-eof",
+            "--storage",
+            "--threads",
+            "--trust",
+        ],
         "status": ["--json", "--storage"],
         "best": ["--json", "--storage"],
         "export": ["--curves", "--format", "--out", "--storage"],
         "check": ["--json", "--measure", "--speed", "--storage"],
         "stop": ["--storage"],
+        "logs": ["--follow", "--lines"],
+        "delete": ["--checkpoints", "--storage", "--yes"],
         "serve": ["--port", "--storage"],
     }
 

@@ -554,13 +554,13 @@ def test_reading_a_checkpoint_runs_no_code(tmp_path):
 
 
 def test_a_ticket_leaves_no_file_and_the_last_no_folder(tmp_path):
-    every = Checkpoints(tmp_path / "study")
+    every = Checkpoints(tmp_path / "name" / "study")
     every.remove(3)
     for ticket, seed in ((3, 0), (3, 1), (30, 0)):
         every.of(name_of(ticket, seed), {}).save({"epoch": 1})
-    (tmp_path / "study" / "ticket-3-seed-0.pt.99.unfinished").touch()
+    (tmp_path / "name" / "study" / "ticket-3-seed-0.pt.99.unfinished").touch()
     every.remove(3)
-    assert [path.name for path in (tmp_path / "study").iterdir()] == ["ticket-30-seed-0.pt"]
+    assert [path.name for path in (tmp_path / "name" / "study").iterdir()] == ["ticket-30-seed-0.pt"]
     every.remove(30)
     assert list(tmp_path.iterdir()) == []
 

@@ -689,7 +689,7 @@ def test_a_larger_budget_goes_on(database, make_spec):
 
 
 def test_asked_to_leave_in_mid_training(make_gated, thread, gate, eventually):
-    """A worker that is asked to leave hands its ticket back after the epoch, and another one completes it."""
+    """A worker that is asked to leave hands back after the epoch, and another one goes on from there."""
     study = make_gated(levels={**HIGH, "count": 2})
     worker = thread()
     eventually(lambda: running(study) == 1)
@@ -703,7 +703,7 @@ def test_asked_to_leave_in_mid_training(make_gated, thread, gate, eventually):
     assert run_here(study) == "all tickets are finished"
     assert states(study) == {0: "complete", 1: "complete"}
     assert len(read_trials(study)) == 2
-    assert epochs_run(study) == 2 + 40
+    assert epochs_run(study) == 40
 
 
 def test_a_stopped_study_is_left(make_gated, thread, gate, eventually):
@@ -734,9 +734,11 @@ COMMAND = [sys.executable, "-m", "floodsearch", "work", "tiny"]
 
 
 @pytest.mark.parametrize("storage_url", ["sqlite"], indirect=True)  # what is stored is tested on both above
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGTERM, 75), (signal.SIGINT, 130), (signal.SIGUSR1, 75)]
+)
 def test_a_signal_hands_back(make_gated, storage_url, tmp_path, gate, eventually, number, code):
-    """SIGTERM and SIGINT let the command hand its ticket back and tell so by its exit status."""
+    """SIGTERM, SIGINT and SIGUSR1 (Slurm) let the command hand its ticket back; its exit status tells it."""
     study = make_gated(training={"epochs": 4000, "validate_every": 500})
     module = study.spec.task.partition(":")[0]
     process = subprocess.Popen(
@@ -756,6 +758,26 @@ def test_a_signal_hands_back(make_gated, storage_url, tmp_path, gate, eventually
     assert process.returncode == code, errors
     assert "Traceback" not in errors
     assert number.name in errors
+    assert set(states(study).values()) == {"waiting"}
+    assert tables.read_workers(study.database, study.uuid)[0].left is not None
+
+
+@pytest.mark.parametrize("storage_url", ["sqlite"], indirect=True)
+def test_an_epoch_that_takes_too_long_is_left_out(make_gated, storage_url, tmp_path, eventually):
+    """A worker that cannot end its epoch within the grace hands its ticket back without it."""
+    study = make_gated(training={"epochs": 4000, "validate_every": 500})
+    module = study.spec.task.partition(":")[0]
+    arguments = ["--storage", storage_url, "--device", "cpu", "--trust", module, "--grace", "1"]
+    process = subprocess.Popen([*COMMAND, *arguments], cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    try:
+        eventually(lambda: running(study) == 1 or process.poll() is not None)
+        process.send_signal(signal.SIGTERM)  # while it waits at the gate, which nobody opens
+        _, errors = process.communicate(timeout=60)
+    finally:
+        process.kill()
+        process.communicate()
+    assert process.returncode == 75, errors
+    assert "the epoch takes too long" in errors
     assert set(states(study).values()) == {"waiting"}
     assert tables.read_workers(study.database, study.uuid)[0].left is not None
 

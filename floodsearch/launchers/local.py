@@ -12,7 +12,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -21,13 +21,13 @@ from typing import Any
 from floodsearch import queue
 from floodsearch.answers import answer, status
 from floodsearch.catalog import known
+from floodsearch.defaults import CHECKPOINTS, LOGS, STORAGE
 from floodsearch.devices import devices, find_device
 from floodsearch.errors import UsageError, WorkersFailedError
-from floodsearch.heart import LOGS
 from floodsearch.records import BestLevel, StudyStatus
 from floodsearch.retry import persistently
 from floodsearch.spec import Spec
-from floodsearch.storage import DEFAULT_STORAGE, tables
+from floodsearch.storage import tables
 from floodsearch.storage.database import open_database
 from floodsearch.storage.studies import StoredStudy, put_study
 from floodsearch.studyfile import parse, read
@@ -82,10 +82,11 @@ class Crew:
 def launch(
     study: Spec | Path | str | Mapping[str, Any],
     *,
-    storage: str = DEFAULT_STORAGE,
+    storage: str = STORAGE,
     workers: int | None = None,
     devices: str = "auto",
     workers_per_device: int | None = None,
+    checkpoints: Path | str = CHECKPOINTS,
 ) -> BestLevel:
     """Create or resume a study, train it with local workers and return the answer.
 
@@ -95,6 +96,7 @@ def launch(
         workers: local processes; one a GPU or core by default.
         devices: `auto`, `cpu`, `mps`, or a list such as `cuda:0,cuda:1`.
         workers_per_device: instead of `workers`: processes on each device, for models that do not fill a GPU.
+        checkpoints: the folder from which workers go on; one that other machines see lets them do so too.
 
     Raises:
         UsageError: for bad input, before anything is created.
@@ -110,7 +112,7 @@ def launch(
     try:
         stored = put_study(database, spec)
         queue.fill(stored)
-        with Launch(stored, storage, crew) as launched:
+        with Launch(stored, storage, crew, checkpoints=Path(checkpoints)) as launched:
             for _ in launched.watch():
                 pass
         return answer(stored)
@@ -143,12 +145,14 @@ class Launch:
         storage: the URL, handed to the workers through their environment: arguments show in `ps`.
         crew: how many and where.
         logs: the folder for one log file a worker.
+        checkpoints: the folder of those of all studies.
     """
 
     study: StoredStudy
     storage: str
     crew: Crew
     logs: Path = LOGS
+    checkpoints: Path = CHECKPOINTS
     slots: list[Slot] = field(default_factory=list)
 
     def __enter__(self) -> Launch:
@@ -168,7 +172,7 @@ class Launch:
 
     def _start(self, device: str, log: Path) -> subprocess.Popen[bytes]:
         command = [sys.executable, "-m", "floodsearch", "work", self.study.name, "--leave-on-eof"]
-        command += ["--device", device]
+        command += ["--device", device, "--checkpoints", str(self.checkpoints)]
         if (trust := self.study.spec.trust) is not None:  # whoever launches a study file trusts what it names
             command += ["--trust", trust]
         # Workers find the modules that this process finds, and read the URL where `ps` does not show it.
@@ -260,3 +264,51 @@ def last_line(log: Path) -> str:
     """Return the last line of a log that is not empty."""
     lines = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
     return lines[-1].strip() if lines else "nothing"
+
+
+def detach(arguments: Sequence[str], name: str, storage: str, logs: Path = LOGS) -> int:
+    """Launch a study in the background, in a session of its own; return the process's number.
+
+    Args:
+        arguments: of `floodsearch launch`.
+        name: of the study.
+        storage: the URL, handed on where `ps` does not show it.
+        logs: the folder of all logs.
+    """
+    folder = logs / name
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "launch.log").open("ab") as output:
+        process = subprocess.Popen(  # noqa: S603 - our own interpreter and module
+            [sys.executable, "-m", "floodsearch", "launch", *arguments],
+            env={**os.environ, "FLOODSEARCH_STORAGE": storage},
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    return process.pid
+
+
+def log_lines(name: str, last: int, logs: Path = LOGS) -> Iterator[str]:
+    """Yield the last lines of each log of a study, then what is added, as it is; an empty line if nothing is.
+
+    Args:
+        name: of the study.
+        last: lines of each log.
+        logs: the folder of all logs.
+
+    Raises:
+        UsageError: if there are none.
+    """
+    if not (logs / name).is_dir():
+        raise UsageError(f"there are no logs of {name!r} in {logs.absolute()}; ask where it was launched")
+    read: dict[Path, int] = {}
+    while True:
+        for path in sorted((logs / name).rglob("*.log")):
+            new = path.read_bytes()[read.get(path, 0) :]
+            whole = new[: new.rfind(b"\n") + 1]  # what is being written comes the next time
+            lines = whole.decode("utf-8", errors="replace").splitlines()
+            for line in lines if path in read else lines[-last:]:
+                yield f"{path.stem}: {line}"
+            read[path] = read.get(path, 0) + len(whole)
+        yield ""

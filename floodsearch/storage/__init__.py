@@ -1,4 +1,1 @@
 """The database: the only channel between processes."""
-
-DEFAULT_STORAGE = "sqlite:///floodsearch.db"
-"""In the current folder."""

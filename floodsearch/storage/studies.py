@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
+from pathlib import Path
 
 import optuna
 from optuna.trial import FrozenTrial, TrialState
@@ -71,6 +72,11 @@ class StoredStudy:
             scale=None if self.pilot is None else self.pilot.bound,
             finds_level=self.spec.training.schedule in ONE_LEVEL,
         )
+
+    @property
+    def folder(self) -> Path:
+        """Where its files lie below a folder for those of all studies; a name may come again elsewhere."""
+        return Path(self.name, self.uuid[:8])
 
     def reread(self) -> StoredStudy:
         """Return the study with its spec as it is now: someone may have extended it."""
@@ -189,6 +195,17 @@ def put_study(database: Database, spec: Spec) -> StoredStudy:
         with database.write() as connection:
             trials.forgive(connection, study_id)  # whoever launches again has mended what failed
     return study.reread()
+
+
+def delete_study(study: StoredStudy) -> None:
+    """Remove a study with all its trials and curves.
+
+    Nobody may have it open: SQLite gives its ids to the next study, and a process with the old one in its
+    cache would mix them up.
+    """
+    with study.database.write() as connection:
+        tables.forget(connection, study.uuid)
+    study.database.optuna.delete_study(study.id)
 
 
 @contextmanager

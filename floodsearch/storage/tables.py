@@ -257,3 +257,9 @@ def release_lease(database: Database, study: str, name: str, holder: str) -> Non
     held = (leases.c.study == study) & (leases.c.name == name) & (leases.c.holder == holder)
     with database.write() as connection:
         connection.execute(delete(leases).where(held))
+
+
+def forget(connection: Connection, study: str) -> None:
+    """Remove all rows of a study, by our uuid of it."""
+    for table in (curves, workers, leases):
+        connection.execute(delete(table).where(table.c.study == study))

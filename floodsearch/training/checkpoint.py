@@ -180,10 +180,9 @@ class Checkpoints:
     def _remove(self, pattern: str) -> None:
         for path in self.folder.glob(pattern):
             path.unlink(missing_ok=True)
-        try:
+        with contextlib.suppress(OSError):  # there are others in them, or they were never made
             self.folder.rmdir()
-        except OSError:
-            return  # there are others in it, or it was never made
+            self.folder.parent.rmdir()
 
 
 def rows(records: Sequence[EpochRecord]) -> list[tuple[Any, ...]]:

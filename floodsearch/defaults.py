@@ -1,0 +1,12 @@
+"""What the command line and the functions of Python take where nothing is said."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+STORAGE = "sqlite:///floodsearch.db"
+"""In the current folder, as the two folders are."""
+CHECKPOINTS = Path("floodsearch-checkpoints")
+LOGS = Path("floodsearch-logs")
+LEAVE_SECONDS = 25.0
+"""How long a worker may take to leave after a signal: Kubernetes and a launch give it 30 seconds."""
