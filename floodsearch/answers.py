@@ -95,6 +95,7 @@ def status(study: StoredStudy, *, with_answer: bool = False) -> StudyStatus:
         finished=finished,
         stopped=queue.closed(study, workers),
         revisions=revisions(trials),
+        interruptions=_interruptions(trials),
         notes=tuple(_notes(trials)),
     )
 
@@ -120,6 +121,15 @@ def _seconds_left(
     if speed is None or not alive or study.spec.levels.high == AUTO:
         return None
     return epochs_left(study.spec, trials) / speed
+
+
+def _interruptions(trials: Sequence[TrialRecord]) -> dict[str, int]:
+    counts = {
+        "lost": sum(trial.cause == "lost" for trial in trials),
+        "error": sum(trial.cause in ("error", "forgiven") for trial in trials),
+        "handed back": sum(trial.handed_back for trial in trials),
+    }
+    return {cause: count for cause, count in counts.items() if count}
 
 
 def _notes(trials: Sequence[TrialRecord]) -> list[TicketNote]:

@@ -33,6 +33,7 @@ class Attribute(StrEnum):
     CONFIRMS = "confirms"
     WORKER = "worker"
     REVISION = "revision"
+    HANDED_BACK = "handed_back"
     CAUSE = "cause"
     REASON = "reason"
     TRACEBACK = "traceback"
@@ -106,6 +107,8 @@ class TrialRecord:
     """Why it did not complete: `pruned`, `diverged`, `lost` or `error`."""
     reason: str | None = None
     """The cause in a sentence."""
+    handed_back: int = 0
+    """How often a worker that was asked to leave gave it back; that is no attempt."""
     results: tuple[SeedResult, ...] = ()
     """One entry a seed, in the order of the seeds; empty until complete."""
     rungs: Mapping[int, tuple[float, ...]] = field(default_factory=dict)
@@ -309,5 +312,7 @@ class StudyStatus:
     """Why no ticket is handed out any more, or None."""
     revisions: tuple[str, ...] = ()
     """Of the user's own code, all with which its tickets were trained; several may not be comparable."""
+    interruptions: Mapping[str, int] = field(default_factory=dict)
+    """How often trials were `lost`, ended by an `error`, or `handed back`, each ticket as often as it was."""
     notes: tuple[TicketNote, ...] = ()
     """One for each ticket that was pruned, diverged or failed, or was taken up more than once."""

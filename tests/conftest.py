@@ -71,12 +71,9 @@ def postgres_binaries() -> Path | None:
     return Path(on_path).parent if on_path else None
 
 
-@pytest.fixture(scope="session")
-def postgres_server() -> Iterator[str]:
-    """Give the URL of a PostgreSQL server: one that is named, or a private one on loopback."""
-    if named := os.environ.get("FLOODSEARCH_TEST_POSTGRES"):
-        yield named
-        return
+@contextlib.contextmanager
+def private_postgres() -> Iterator[tuple[str, Callable[[str], None]]]:
+    """Give a PostgreSQL server of our own on loopback: its URL, and what is told to `stop` or `start` it."""
     binaries = postgres_binaries()
     if binaries is None:
         pytest.skip("no PostgreSQL: set FLOODSEARCH_TEST_POSTGRES, or install Debian's package postgresql")
@@ -86,10 +83,9 @@ def postgres_server() -> Iterator[str]:
     if os.getuid() == 0:  # the server refuses to run as root
         shutil.chown(folder, "postgres", "postgres")
         as_user = ["runuser", "-u", "postgres", "--"]
-    data = folder / "data"
 
     def run(program: str, *arguments: str | Path) -> None:
-        command = [*as_user, binaries / program, "-D", data, *arguments]
+        command = [*as_user, binaries / program, "-D", folder / "data", *arguments]
         subprocess.run(command, check=True, capture_output=True, cwd="/")
 
     run("initdb", "-A", "trust", "--no-sync", "-U", "floodsearch", "-E", "UTF8", "--locale=C")
@@ -97,12 +93,29 @@ def postgres_server() -> Iterator[str]:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     options = f"-p {port} -c listen_addresses=127.0.0.1 -c unix_socket_directories={folder} -c fsync=off"
+
+    def control(action: str) -> None:
+        if action == "start":
+            run("pg_ctl", "-w", "-s", "-l", folder / "log", "-o", options, "start")
+        else:
+            run("pg_ctl", "-m", "immediate", "-s", "stop")
+
     try:
-        run("pg_ctl", "-w", "-s", "-l", folder / "log", "-o", options, "start")
-        yield f"postgresql://floodsearch@127.0.0.1:{port}/postgres"
+        control("start")
+        yield f"postgresql://floodsearch@127.0.0.1:{port}/postgres", control
     finally:
-        run("pg_ctl", "-m", "immediate", "-s", "stop")
+        control("stop")
         shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[str]:
+    """Give the URL of a PostgreSQL server: one that is named, or a private one."""
+    if named := os.environ.get("FLOODSEARCH_TEST_POSTGRES"):
+        yield named
+        return
+    with private_postgres() as (url, _):
+        yield url
 
 
 @pytest.fixture

@@ -697,6 +697,7 @@ def test_asked_to_leave_in_mid_training(make_gated, thread, gate, eventually):
     (gate / "go").touch()
     assert worker.end() == "lunch"
     assert states(study) == {0: "waiting", 1: "waiting"}
+    assert status(study).interruptions == {"handed back": 1}
     [row] = tables.read_workers(study.database, study.uuid)
     assert row.left is not None
     assert row.epochs_run == 2

@@ -70,6 +70,9 @@ def status_text(status: StudyStatus) -> str:
     lines.append(f"  epochs    {epochs_text(status)}")
     if status.pilot is not None:
         lines.append(f"  pilot     {pilot_text(status.pilot)}")
+    if status.interruptions:
+        told = ", ".join(f"{count} x {cause}" for cause, count in status.interruptions.items())
+        lines.append(f"  trials    interrupted: {told}")
     if status.seconds_left is not None:
         lines.append(f"  time left about {duration(status.seconds_left)}")
     if len(status.revisions) > 1:

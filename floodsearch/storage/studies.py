@@ -262,6 +262,7 @@ def _record(trial: FrozenTrial) -> TrialRecord | None:
         revision=attributes.get(Attribute.REVISION),
         cause=attributes.get(Attribute.CAUSE),
         reason=attributes.get(Attribute.REASON),
+        handed_back=int(attributes.get(Attribute.HANDED_BACK, 0)),
     )
 
 

@@ -256,7 +256,7 @@ def release_lease(database: Database, study: str, name: str, holder: str) -> Non
     """Give a lease back; nothing happens if it is someone else's by now."""
     held = (leases.c.study == study) & (leases.c.name == name) & (leases.c.holder == holder)
     with database.write() as connection:
-        connection.execute(delete(leases).where(held))
+        connection.execute(update(leases).where(held).values(until=0.0))
 
 
 def forget(connection: Connection, study: str) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 from optuna.distributions import BaseDistribution, distribution_to_json
 from optuna.storages._rdb import models
 from optuna.trial import TrialState
-from sqlalchemy import Connection, Select, delete, func, insert, select, update
+from sqlalchemy import Connection, Select, func, insert, select, update
 
 from floodsearch.records import Attribute, Parameter
 from floodsearch.storage.tables import UPSERT
@@ -191,11 +191,14 @@ def finish(connection: Connection, trial_id: int, state: TrialState, value: floa
 
 
 def put_back(connection: Connection, trial_id: int) -> None:
-    """Let a locked trial wait again; only its parameters and its ticket stay."""
-    connection.execute(delete(REPORT).where(REPORT.trial_id == trial_id))
-    connection.execute(delete(PRUNER_NOTE).where(PRUNER_NOTE.trial_id == trial_id))
-    signature = ATTRIBUTE.key.in_([Attribute.WORKER.value, Attribute.REVISION.value])
-    connection.execute(delete(ATTRIBUTE).where(ATTRIBUTE.trial_id == trial_id, signature))
+    """Let a locked trial wait again, nobody's, and count that.
+
+    What it has reported stays, and is reported again: a worker may not delete rows.
+    """
+    counted = (ATTRIBUTE.trial_id == trial_id) & (ATTRIBUTE.key == Attribute.HANDED_BACK.value)
+    before = connection.execute(select(ATTRIBUTE.value_json).where(counted)).scalar_one_or_none()
+    nobody = {Attribute.WORKER: None, Attribute.REVISION: None}
+    annotate(connection, trial_id, {**nobody, Attribute.HANDED_BACK: json.loads(before or "0") + 1})
     again = update(TRIAL).where(TRIAL.trial_id == trial_id)
     connection.execute(again.values(state=TrialState.WAITING, datetime_start=None))
 
