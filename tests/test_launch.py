@@ -80,6 +80,13 @@ def gone(pid):
         return True
 
 
+def catches(pid, number):
+    """Return whether a process has a handler for a signal; a worker gives it up when it is first told."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    [mask] = [line.split()[1] for line in status.splitlines() if line.startswith("SigCgt")]
+    return bool(int(mask, 16) >> (number - 1) & 1)
+
+
 class Launched:
     """`floodsearch launch` of the gated study as a process, in a folder of its own."""
 
@@ -253,6 +260,8 @@ def interrupt(launched, eventually, number):
     launched.start("--workers", "2")
     eventually(lambda: launched.running() == 2)
     launched.process.send_signal(number)
+    workers = [worker.pid for worker in launched.workers()]
+    eventually(lambda: not any(catches(pid, signal.SIGTERM) for pid in workers), "the workers were told")
     launched.open_gate()
     status, _, errors = launched.end()
     assert "Traceback" not in errors
