@@ -6,7 +6,8 @@ A worker trains an objective on SQLite. In its loop each step is taken twice, on
 whose loss passes through `run.flood`, and by a bare twin with a model and an optimizer of its own, which
 floods as one would by hand; who goes first alternates. Only these lines are timed, and in their place, as
 after a step the processor's caches are cold: the rest of a step is the same for both. What the end of an
-epoch adds is the time from `run.report` to the next: the record, what the worker does with it, and the database.
+epoch adds is the time from `run.report` to the next one: the record, what the worker does with it, and the
+database.
 """
 
 from __future__ import annotations
