@@ -464,7 +464,7 @@ signal.pause()
     eventually(lambda: gate.exists() and kept.exists() and '"pid"' in kept.read_text(), "the first epoch")
     pid = int(kept.read_text().partition('"pid": ')[2].partition("}")[0])
     os.kill(workers.pids[0], signal.SIGKILL)
-    eventually(lambda: not running(workers.pids[0]), "the end of the worker")
+    assert workers.answers() == [None]
     assert running(pid)
     gate.write_text("go on")
     eventually(lambda: not running(pid), "the end of the script")

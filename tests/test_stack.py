@@ -439,14 +439,14 @@ def test_the_engine_is_settled_once(database, make_spec):
     assert asked.settle_engine("stack").engine == "loop"
 
 
-def test_auto_is_a_stack_for_matrices_on_a_gpu(database, make_spec):
+def test_auto_is_a_stack_for_matrices_on_a_gpu(make_spec):
     """A CPU, and models with convolutions, train one run after the other."""
     cuda = torch.device("cuda", 0)
-    matrices = put_study(database, make_spec())
-    assert (default_engine(matrices.spec, CPU), default_engine(matrices.spec, cuda)) == ("loop", "stack")
+    matrices = make_spec()
+    assert (default_engine(matrices, CPU), default_engine(matrices, cuda)) == ("loop", "stack")
     options = {"label_noise": None, "width": None, "depth": None}
-    images = put_study(database, make_spec(name="images", task="cifar10", options=options))
-    assert default_engine(images.spec, cuda) == "loop"
+    images = make_spec(name="images", task="cifar10", options=options)
+    assert default_engine(images, cuda) == "loop"
 
 
 def trained(database: Any, spec: Any) -> dict[tuple[int, int, int], float]:

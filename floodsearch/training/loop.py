@@ -218,8 +218,7 @@ class LoopRun:
         flooded = flood(loss, self.level)
         if not torch.is_grad_enabled():
             return loss
-        # A copy: at level 0 the very loss is returned, and may be changed in place.
-        self._losses.add(loss.detach().clone())
+        self._losses.add(loss)
         return flooded
 
     def report(self, **metrics: Any) -> None:
@@ -347,8 +346,12 @@ class _Losses:
         self.unread: list[Tensor] = []
 
     def add(self, loss: Tensor) -> None:
-        """Add the loss of a batch, (), detached."""
-        self.unread.append(loss)
+        """Add the loss of a batch, ()."""
+        if loss.device.type == "cpu":
+            self.known.append(loss.item())
+            return
+        # A copy: at level 0 the user has the very same tensor, and may change it in place.
+        self.unread.append(loss.detach().clone())
         if len(self.unread) == UNREAD:
             self._read()
 
