@@ -203,7 +203,8 @@ def test_the_command_line_is_frozen() -> None:
         "stop": ["--storage"],
         "logs": ["--follow", "--lines"],
         "delete": ["--checkpoints", "--storage", "--yes"],
-        "serve": ["--port", "--storage"],
+        "serve": ["--host", "--port", "--storage"],
+        "create": ["--storage"],
     }
 
 
