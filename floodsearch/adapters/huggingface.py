@@ -4,9 +4,9 @@
         args = TrainingArguments(num_train_epochs=run.length, seed=run.seed, eval_strategy="epoch", ...)
         FloodTrainer(run, model=..., args=args, train_dataset=..., eval_dataset=...).train()
 
-It floods the loss that is trained, reports after each epoch's evaluation, and stops where the run is pruned or
-pauses. A run that pauses goes on from its own checkpoint, to the bit: model, optimizer, scheduler, scaler, the
-trainer's state and the global random states.
+It floods the loss that is trained, reports after each epoch's evaluation, and stops where the run is pruned
+or pauses. A run that pauses goes on from its own checkpoint, to the bit: model, optimizer, scheduler, scaler,
+the trainer's state and the global random states.
 """
 
 from __future__ import annotations
@@ -41,10 +41,10 @@ class FloodTrainer(Trainer):
 
     What `compute_loss` returns while training is flooded, whoever computes it: the model, a label smoother or
     `compute_loss_func`; the loss of an evaluation is plain. Under gradient accumulation the sign is decided
-    for each micro-batch, of its mean loss: where the trainer divides the sum over a micro-batch by the items
-    of the accumulated batch, that mean is found from the items of both; a `compute_loss_func` has to divide by
-    `num_items_in_batch`, as the trainer expects of it. The `loss` of the trainer's log is the flooded one; the
-    study's curves hold the plain one.
+    for each micro-batch, of its mean loss. Where the trainer divides the sum over a micro-batch by the items
+    of the accumulated batch, that mean is found from the items of both: a `compute_loss_func` has to divide
+    by `num_items_in_batch`, as the trainer expects of it. The `loss` of the trainer's log is the flooded one;
+    the study's curves hold the plain one.
 
     Args:
         run: as the study hands it to the training function.
@@ -76,7 +76,7 @@ class FloodTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
-        """Return the loss, (), flooded where it is trained; with the model's outputs if they are asked for."""
+        """Return the loss, (), flooded where it is trained, and the outputs if they are asked for."""
         if not torch.is_grad_enabled():  # an evaluation
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         share = self._share(inputs, num_items_in_batch)  # first: the labels may be taken out of the inputs
@@ -88,7 +88,7 @@ class FloodTrainer(Trainer):
         return (loss, outputs) if return_outputs else loss
 
     def _share(self, inputs: dict[str, Any], num_items: Tensor | int | None) -> Tensor | None:
-        """Return the loss of a micro-batch as the trainer scales it, divided by its mean; None if it is that."""
+        """Return what the trainer multiplies the mean loss of a micro-batch with; None if nothing."""
         scaled = self.loss_is_scaled_for_ga
         if scaled is None:  # as `training_step` decides it
             scaled = self.model_accepts_loss_kwargs or self.compute_loss_func is not None
@@ -201,7 +201,8 @@ def _check(args: Any, run: LoopRun) -> None:
     for name, (found, expected, written) in wanted.items():
         if found != expected:
             raise LoopError(
-                f"TrainingArguments have {name}={found!r}, but the run needs {expected!r}; write {name}={written}"
+                f"TrainingArguments have {name}={found!r}, but the run needs {expected!r}; "
+                f"write {name}={written}"
             )
     one = args.n_gpu <= 1 and args.world_size == 1 and args.device.type == run.device.type
     if not one or (args.device.index or 0) != (run.device.index or 0):

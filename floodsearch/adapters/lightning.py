@@ -70,7 +70,7 @@ class FloodCallback(Callback):
             # `on_before_backward` is given the loss, but cannot replace it, and `backward` has it divided by
             # the micro-batches and scaled for mixed precision. What the strategy returns is the loss as the
             # module computed it; the module itself, which others look into, stays as it is.
-            trainer.strategy.training_step = self._flooded(trainer.strategy.training_step)  # type: ignore[method-assign]
+            trainer.strategy.training_step = self._flooded(trainer.strategy.training_step)
 
     def _flooded(self, training_step: Any) -> Any:
         @functools.wraps(training_step)
@@ -133,9 +133,9 @@ def _check(trainer: Trainer, run: LoopRun) -> None:
 class _State:
     """The state of a training between two epochs.
 
-    Lightning's own resumption begins behind a checkpoint callback, before schedulers that wait for a metric
-    have stepped, and from a file that is named before `fit`. This is loaded where the training starts, so that
-    the trainer goes on as if it had never stopped.
+    Lightning's own checkpoints are made before schedulers that wait for a metric have stepped, and are named
+    before `fit`. This one is loaded where the training starts, so that the trainer goes on as if it had never
+    stopped.
     """
 
     def __init__(self, trainer: Trainer) -> None:

@@ -95,7 +95,7 @@ class LoopRun:
 
     @property
     def ends(self) -> bool:
-        """Whether `epochs` ends after the epoch that was reported last, for a trainer that counts by itself."""
+        """Whether `epochs` ends after the epoch that was reported last; for trainers that count theirs."""
         last = min(self._until, self.length) if self.can_pause else self.length
         return self.epoch >= last or not (self.goes_on and self.wanted)
 

@@ -1,4 +1,7 @@
-"""A transformer of random weights, trained at the levels of a study by FloodTrainer: is the first token small?"""
+"""A transformer of random weights, trained at the levels of a study by FloodTrainer.
+
+It learns whether the first token of eight is a small one.
+"""
 
 import torch
 from transformers import BertConfig, BertForSequenceClassification, TrainingArguments
