@@ -1,8 +1,9 @@
-"""The example of a training loop: how little changes, that nothing else does, and that it survives a kill."""
+"""The examples of training loops: how little changes, that nothing else does, and that it survives a kill."""
 
 from __future__ import annotations
 
 import difflib
+import importlib
 import json
 import os
 import runpy
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from optuna.trial import TrialState
 
 from floodsearch.catalog import known
 from floodsearch.errors import FloodsearchError
@@ -67,6 +69,21 @@ def test_level_0_trains_what_the_untouched_script_trains(tmp_path, monkeypatch, 
 def test_the_study_file_of_the_example_is_valid(monkeypatch):
     monkeypatch.syspath_prepend(EXAMPLES)
     assert read(EXAMPLES / "plain.toml", known()).objective == "plain_after:train"
+
+
+def test_plain_optuna_floods_samples_and_prunes(monkeypatch):
+    """Levels are new, poor ones stop early, and neither level 0 nor one that has not flooded is judged."""
+    monkeypatch.syspath_prepend(EXAMPLES)
+    trials = importlib.import_module("optuna_study").search(12).trials
+    levels = [trial.params["level"] for trial in trials]
+    assert levels[0] == 0.0
+    assert len(set(levels)) == 12
+    unflooded = trials[0].intermediate_values
+    assert list(unflooded) == list(range(1, 31))
+    pruned = [trial for trial in trials if trial.state == TrialState.PRUNED]
+    assert 0 < len(pruned) < 11
+    for trial in pruned:
+        assert trial.intermediate_values != dict(list(unflooded.items())[: len(trial.intermediate_values)])
 
 
 def launch(folder: Path) -> subprocess.Popen[bytes]:

@@ -41,7 +41,7 @@ class FloodTrainer(Trainer):
 
     What `compute_loss` returns while training is flooded, whoever computes it: the model, a label smoother or
     `compute_loss_func`; the loss of an evaluation is plain. Under gradient accumulation the sign is decided
-    for each micro-batch, of its mean loss. Where the trainer divides the sum over a micro-batch by the items
+    for each micro-batch, of its mean loss as the trainer counts its items. Where the trainer divides the sum over a micro-batch by the items
     of the accumulated batch, that mean is found from the items of both: a `compute_loss_func` has to divide
     by `num_items_in_batch`, as the trainer expects of it. The `loss` of the trainer's log is the flooded one;
     the study's curves hold the plain one.
@@ -89,7 +89,7 @@ class FloodTrainer(Trainer):
 
     def _share(self, inputs: dict[str, Any], num_items: Tensor | int | None) -> Tensor | None:
         """Return what the trainer multiplies the mean loss of a micro-batch with; None if nothing."""
-        scaled = self.loss_is_scaled_for_ga
+        scaled = getattr(self, "loss_is_scaled_for_ga", None)  # older versions have it not
         if scaled is None:  # as `training_step` decides it
             scaled = self.model_accepts_loss_kwargs or self.compute_loss_func is not None
         if num_items is None or not scaled or self.args.gradient_accumulation_steps == 1:
