@@ -41,10 +41,10 @@ class FloodTrainer(Trainer):
 
     What `compute_loss` returns while training is flooded, whoever computes it: the model, a label smoother or
     `compute_loss_func`; the loss of an evaluation is plain. Under gradient accumulation the sign is decided
-    for each micro-batch, of its mean loss as the trainer counts its items. Where the trainer divides the sum over a micro-batch by the items
-    of the accumulated batch, that mean is found from the items of both: a `compute_loss_func` has to divide
-    by `num_items_in_batch`, as the trainer expects of it. The `loss` of the trainer's log is the flooded one;
-    the study's curves hold the plain one.
+    for each micro-batch, of its mean loss as the trainer counts its items. Where the trainer divides the sum
+    over a micro-batch by the items of the accumulated batch, that mean is found from the items of both: a
+    `compute_loss_func` has to divide by `num_items_in_batch`, as the trainer expects of it. The `loss` of the
+    trainer's log is the flooded one; the study's curves hold the plain one.
 
     Args:
         run: as the study hands it to the training function.
