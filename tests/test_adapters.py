@@ -273,14 +273,14 @@ def points(batch_size=4, **options):
     return DataLoader(TensorDataset(x, x.sum(dim=1, keepdim=True) + noise), batch_size, **options)
 
 
-def fits(make=Line, *, metrics=None, shuffle=False, **options):
-    """Give a function that fits a module with a callback, on shuffled points or not."""
+def fits(make=Line, *, metrics=None, loader=None, **options):
+    """Give a function that fits a module with a callback."""
 
     def function(run):
         module = make(run) if make is ByHand else make()
         callbacks = [FloodCallback(run, metrics=metrics), *options.get("callbacks", [])]
         chosen = {"max_epochs": run.length, **QUIET, **options, "callbacks": callbacks}
-        LightningTrainer(**chosen).fit(module, points(shuffle=shuffle), points(16))
+        LightningTrainer(**chosen).fit(module, points(**(loader() if loader else {})), points(16))
         return module
 
     return function
@@ -302,6 +302,14 @@ def trained_by_hand(level, *, epochs, accumulate):
                 optimizer.step()
                 optimizer.zero_grad()
     return layer.weight
+
+
+def shuffled():
+    return {"shuffle": True}
+
+
+def shuffled_by_its_own():
+    return {"shuffle": True, "generator": torch.Generator().manual_seed(5)}
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])
@@ -409,12 +417,23 @@ def test_lightning_goes_on_with_every_counter_schedule_and_state(alone):
     for one, pauses in ((whole, (6,)), (parts, (1, 3, 4, 6))):
         for until in pauses:
             counts = Counts()
-            module = one.train(fits(Scheduled, shuffle=True, callbacks=[counts]), until=until)
+            module = one.train(fits(Scheduled, loader=shuffled, callbacks=[counts]), until=until)
         seen.append((counts.seen, module))
     assert seen[0][0] == seen[1][0]
     assert [epoch for epoch, *_ in seen[0][0]] == [0, 1, 2, 3, 4, 5]
     assert len({rate for *_, rate in seen[0][0]}) > 3
     assert equal(seen[0][1], seen[1][1])
+    assert parts.records == whole.records
+
+
+@pytest.mark.parametrize("loader", [shuffled, shuffled_by_its_own])
+def test_lightning_goes_on_with_the_order_of_the_data(alone, loader):
+    """Also where a loader draws from a generator of its own."""
+    whole, parts = alone(level=0.9, **BY_LOSS), alone(level=0.9, **BY_LOSS)
+    expected = whole.train(fits(loader=loader))
+    for until in (1, 3, 4):
+        found = parts.train(fits(loader=loader), until=until)
+    assert equal(found, expected)
     assert parts.records == whole.records
 
 

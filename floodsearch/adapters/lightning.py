@@ -15,7 +15,7 @@ import functools
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from torch import Tensor
+from torch import Generator, Tensor
 
 from floodsearch.adapters.metrics import pick
 from floodsearch.errors import LoopError
@@ -38,9 +38,6 @@ class FloodCallback(Callback):
     What `training_step` returns is flooded, and what it logs is the plain loss. Under gradient accumulation
     the sign is decided for each micro-batch, of its mean loss: Lightning divides afterwards. With manual
     optimization nothing is flooded here: call `run.flood(loss)` before `self.manual_backward`.
-
-    What a `DataLoader` draws from a `generator` of its own is not known to the trainer; name that with
-    `run.restore(order=generator)`, or leave it out: the global one is kept in any case.
 
     Args:
         run: as the study hands it to the training function.
@@ -153,6 +150,7 @@ class _State:
             "metrics": dict(trainer.callback_metrics),
             "progress": [progress.state_dict() for progress in self._progress()],
             "steps": trainer.fit_loop.epoch_loop._batches_that_stepped,
+            "generators": [generator.get_state() for generator in self._generators()],
         }
         trainer.lightning_module.on_save_checkpoint(state)
         return state
@@ -177,6 +175,16 @@ class _State:
         epochs = trainer.fit_loop.epoch_progress
         epochs.current.ready, epochs.total.ready = epochs.current.completed, epochs.total.completed
         trainer.fit_loop.epoch_loop._batches_that_stepped = state["steps"]
+        # Only now: the trainer has already asked its loaders for an iterator, which draws from these.
+        for generator, one in zip(self._generators(), state["generators"], strict=True):
+            generator.set_state(one)
+
+    def _generators(self) -> list[Generator]:
+        """Return the generators of their own that training loaders and their samplers were given."""
+        loaders = self.trainer.fit_loop._combined_loader.flattened
+        owners = [owner for loader in loaders for owner in (loader, getattr(loader, "sampler", None))]
+        found = [getattr(owner, "generator", None) for owner in owners]
+        return [one for one in found if isinstance(one, Generator)]
 
     def _progress(self) -> list[Any]:
         """Return the counters behind `current_epoch`, `global_step` and the steps of schedulers."""
