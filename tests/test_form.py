@@ -57,7 +57,7 @@ ROWS: list[dict[str, set[str]]] = [
         "worker": {"torch", ">heart", ">trainer", ">loops", ">pilot", ">bracket"},
         "answers": {">forecast"},
     },
-    {"launchers": set(), "report": {"pyarrow"}},
+    {"launchers": set(), "report": {"pyarrow"}, "adapters": {"torch", "lightning", "transformers"}},
     {"serve": {"optuna_dashboard"}},
     {"cli": {"typer", "rich"}},
     {"__main__": set()},
