@@ -51,7 +51,7 @@ from floodsearch.training import checkpoint
 from floodsearch.worker import work
 from tests.conftest import private_postgres
 
-BEAT, GRACE, INTERVAL = 0.2, 2.0, 0.5
+BEAT, GRACE, INTERVAL = 0.2, 1.5, 0.5
 STEP_SECONDS = 0.004
 """A step waits so long: the faults are to meet workers that train, not a machine that is busy."""
 CONTEXT = multiprocessing.get_context("forkserver")
@@ -172,7 +172,7 @@ class Faults:
         """Stop a worker until it is taken for dead, and let it go on."""
         victim = self.victim()
         os.kill(victim.pid, signal.SIGSTOP)
-        time.sleep(3 * GRACE)  # the fault itself
+        time.sleep(2.5 * GRACE)  # the fault itself
         with contextlib.suppress(ProcessLookupError):
             os.kill(victim.pid, signal.SIGCONT)
 
