@@ -373,15 +373,16 @@ def test_trials_that_others_enqueued_are_left_alone(study):
 
 
 def test_a_ticket_is_handed_back_as_it_was(study):
-    """A ticket handed back waits under the same trial, without reports, owner or start."""
+    """A ticket handed back waits under the same trial, without owner or start; a worker deletes no reports."""
     worker, other = enter(study), enter(study)
     ticket = take_one(study, worker)
     queue.record([Entry(ticket, [], {2: 0.5, 4: 0.6})])
     assert queue.hand_back(ticket)
     trial = raw(study, 0)
-    assert (trial.state, trial.intermediate_values, trial.datetime_start) == (TrialState.WAITING, {}, None)
+    assert (trial.state, trial.datetime_start) == (TrialState.WAITING, None)
+    assert trial.intermediate_values == {2: 0.5, 4: 0.6}
     record = read_trials(study)[0]
-    assert (record.state, record.worker, record.epoch, record.attempt) == ("waiting", None, 0, 1)
+    assert (record.state, record.worker, record.epoch, record.attempt) == ("waiting", None, 4, 1)
     again = take_one(study, other)
     assert (again.number, again.trial_id, again.worker) == (ticket.number, ticket.trial_id, other)
     assert len(read_trials(study)) == 3
