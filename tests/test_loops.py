@@ -625,7 +625,7 @@ def test_a_loop_that_is_cut_short_ends_alike(make_study, here, how, monkeypatch)
 
         monkeypatch.setattr(Bracket, "_note", note)
         heart = Heart(study, worker, here, leave)
-        bracket = Bracket(tickets, heart, Loops(study.spec, CPU, here, Leave()))
+        bracket = Bracket(tickets, heart, Loops(study.spec, CPU, here, Leave()), KeptWeights(here.checkpoints))
         if how == "killed":
             with pytest.raises(Killed):
                 bracket.end()
@@ -665,7 +665,7 @@ def test_without_restore_finished_runs_are_kept(make_study, here):
     heart = Heart(study, worker, here, Leave())
     tickets, trainer = queue.take(study, worker), Loops(study.spec, CPU, here, Leave())
     heart.leave.wanted.is_set = lambda: heart.epochs_run >= 15
-    Bracket(tickets, heart, trainer).end()
+    Bracket(tickets, heart, trainer, KeptWeights(here.checkpoints)).end()
     assert heart.epochs_run == 15
     assert files(here) == ["ticket-0-seed-0.pt"]
     work(study, here, Leave())
