@@ -165,6 +165,8 @@ class LoopRun:
         if self._begun:
             return
         self._begun = True
+        if self._plan.keep != "none" and self.has_weights:
+            self._state("model")  # what no file can hold is said now, and not after the last epoch
         if self._saved is None or not self._objects:
             return
         if missing := self._saved["objects"].keys() - self._objects.keys():
