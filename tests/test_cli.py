@@ -387,7 +387,7 @@ def test_stop_keeps_the_queue_and_launch_goes_on(tmp_path: Path) -> None:
 
 
 def test_weights_of_the_answer_are_fetched_by_one_command(tmp_path: Path, finished: Path) -> None:
-    """One file a seed, which torch alone loads; what is kept goes with the study; without, the fix is said."""
+    """One file a seed, which torch alone loads; what is kept goes with the study; with none, it is said."""
     (tmp_path / "tiny.toml").write_text(FILE.replace("[training]", '[training]\nkeep = "best"'))
     assert floodsearch("launch", "tiny.toml", "--devices", "cpu", cwd=tmp_path).returncode == 0
     level = json.loads(floodsearch("best", "tiny", "--json", cwd=tmp_path).stdout)["level"]
