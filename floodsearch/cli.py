@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from floodsearch.defaults import CHECKPOINTS, LEAVE_SECONDS, STORAGE
+from floodsearch.defaults import CHECKPOINTS, LEAVE_SECONDS, LOOPBACK, STORAGE
 from floodsearch.errors import HANDED_BACK, FloodsearchError, UsageError
 
 if TYPE_CHECKING:
@@ -124,6 +124,24 @@ def launch(
         print(best_text(answer(stored)))  # noqa: T201
         if reason not in (None, queue.STOPPED_BY_COMMAND):
             raise typer.Exit(FAILED)
+
+
+@app.command()
+def create(study: StudyFile, storage: Storage = STORAGE) -> None:
+    """Create or extend a study without training it; workers join with `floodsearch work`."""
+    from floodsearch import queue
+    from floodsearch.answers import status as status_of
+    from floodsearch.catalog import known
+    from floodsearch.report.text import status_text
+    from floodsearch.storage.studies import put_study
+    from floodsearch.studyfile import read
+
+    _import_from_here(study.parent)
+    spec = read(study, known())
+    with _opened(storage, create=True) as database:
+        stored = put_study(database, spec)
+        queue.fill(stored)
+        print(status_text(status_of(stored)))  # noqa: T201
 
 
 @app.command()
@@ -408,23 +426,29 @@ def delete(
 @app.command()
 def serve(
     storage: Storage = STORAGE,
-    port: Annotated[int, typer.Option(metavar="PORT", min=1, max=65535, help="On 127.0.0.1.")] = 8080,
+    port: Annotated[int, typer.Option(metavar="PORT", min=1, max=65535, help="To listen on.")] = 8080,
+    host: Annotated[
+        str, typer.Option(metavar="ADDRESS", help="To listen on; others than the default can delete studies.")
+    ] = LOOPBACK,
 ) -> None:
-    """Show the studies in optuna-dashboard, on this machine only."""
-    from floodsearch.serve import HOST
+    """Show the studies in optuna-dashboard, on this machine only unless you say otherwise."""
     from floodsearch.serve import serve as run_server
 
     with _opened(storage) as database:
-        _say(f"optuna-dashboard on http://{HOST}:{port}, Ctrl-C ends it")
+        _say(f"optuna-dashboard on http://{host}:{port}, Ctrl-C ends it")
+        if host != LOOPBACK:
+            _say("the dashboard has no access control: whoever reaches this address can delete studies")
         try:
-            run_server(database, port)
+            run_server(database, host, port)
         except OSError as error:
-            raise UsageError(f"port {port} cannot be used: {error.strerror}; choose another --port") from None
+            why = f"{host} port {port} cannot be used: {error.strerror}"
+            raise UsageError(f"{why}; choose another --port or --host") from None
 
 
 def main() -> None:
     """Run the command line; every expected error is one message on stderr."""
     try:
+        _read_storage_file()
         sys.exit(app(standalone_mode=False) or DONE)
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
@@ -436,6 +460,18 @@ def main() -> None:
             raise
         _say(_message(error))
         sys.exit(_exit_status(error))
+
+
+def _read_storage_file() -> None:
+    """Take the storage's URL from the file that the environment names, as it may hold a password."""
+    path = os.environ.get("FLOODSEARCH_STORAGE_FILE")
+    if path is None or "FLOODSEARCH_STORAGE" in os.environ:
+        return
+    try:
+        os.environ["FLOODSEARCH_STORAGE"] = Path(path).read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        why = getattr(error, "strerror", None) or "it is no text"
+        raise UsageError(f"FLOODSEARCH_STORAGE_FILE is {path}, which cannot be read: {why}") from None
 
 
 def _message(error: Exception) -> str:

@@ -10,3 +10,5 @@ CHECKPOINTS = Path("floodsearch-checkpoints")
 LOGS = Path("floodsearch-logs")
 LEAVE_SECONDS = 25.0
 """How long a worker may take to leave after a signal: Kubernetes and a launch give it 30 seconds."""
+LOOPBACK = "127.0.0.1"
+"""Where the dashboard listens: it has no access control and can delete studies."""

@@ -6,7 +6,8 @@ FloodsearchError
 │   ├── StudyChangedError    a study file that differs from the stored study of that name
 │   ├── UnknownStudyError    no study of that name in the storage
 │   ├── TaskError            a task or a training loop that cannot be imported or built
-│   └── StorageError         a storage URL that cannot be used
+│   ├── StorageError         a storage URL that cannot be used
+│   └── DamagedError         a row of the database that floodsearch has not written so
 ├── NoAnswerError            nothing has finished yet, so there is no best level
 ├── WorkersFailedError       the local workers of a launch kept dying
 ├── DivergedError            a training whose loss is no longer finite
@@ -78,6 +79,15 @@ class TaskError(UsageError):
 
 class StorageError(UsageError):
     """A storage URL that cannot be opened; messages never hold the password."""
+
+
+class DamagedError(UsageError):
+    """A row of the database that floodsearch has not written so: changed by hand, or by another program."""
+
+    def __init__(self, where: str, value: object, wanted: str) -> None:
+        shown = repr(value)
+        shown = shown if len(shown) <= 60 else f"{shown[:57]}..."
+        super().__init__(f"{where} is {shown}, not {wanted}; it was changed by hand, so set it right again")
 
 
 class NoAnswerError(FloodsearchError):

@@ -1,4 +1,4 @@
-"""optuna-dashboard on a study storage, for this machine only."""
+"""optuna-dashboard on a study storage."""
 
 from __future__ import annotations
 
@@ -8,18 +8,20 @@ import optuna_dashboard
 
 from floodsearch.storage.database import Database
 
-HOST = "127.0.0.1"
-"""The dashboard has no access control and can delete studies, so only this machine may reach it."""
 
-
-def serve(database: Database, port: int) -> None:
+def serve(database: Database, host: str, port: int) -> None:
     """Serve the dashboard until interrupted.
 
     It gets our cached storage: with a URL it would read every trial anew at each refresh.
+
+    Args:
+        database: that holds the studies.
+        host: address to listen on; whoever reaches it can delete studies.
+        port: likewise.
 
     Raises:
         OSError: if the port is taken.
     """
     application = optuna_dashboard.wsgi(database.optuna)
-    with make_server(HOST, port, application) as server:
+    with make_server(host, port, application) as server:
         server.serve_forever()

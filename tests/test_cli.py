@@ -211,6 +211,25 @@ def test_environment_names_the_storage(finished: Path, tmp_path: Path) -> None:
     assert floodsearch("status", cwd=tmp_path, FLOODSEARCH_STORAGE=url).stdout.startswith("tiny: finished")
 
 
+def test_the_storage_may_be_named_in_a_file(finished: Path, tmp_path: Path) -> None:
+    """A URL that holds a password can be a secret file; one that cannot be read is one line."""
+    (tmp_path / "url").write_text(f"sqlite:///{finished}/floodsearch.db\n")
+    found = floodsearch("status", cwd=tmp_path, FLOODSEARCH_STORAGE_FILE="url").stdout
+    assert found.startswith("tiny: finished")
+    message = refused("status", cwd=tmp_path, FLOODSEARCH_STORAGE_FILE="nowhere")
+    assert "FLOODSEARCH_STORAGE_FILE is nowhere, which cannot be read: No such file" in message
+
+
+def test_create_fills_the_queue_and_trains_nothing(tmp_path: Path) -> None:
+    """Where workers are started by others, a study is created first; again changes nothing."""
+    (tmp_path / "tiny.toml").write_text(FILE)
+    for _ in range(2):
+        created = floodsearch("create", "tiny.toml", cwd=tmp_path)
+        assert created.stdout.startswith("tiny: 0 workers alive\n  tickets   3 waiting\n"), created
+    assert floodsearch("work", "tiny", "--device", "cpu", cwd=tmp_path).returncode == 0
+    assert floodsearch("best", "tiny", cwd=tmp_path).returncode == 0
+
+
 def test_check_shows_every_default_and_the_cost(tmp_path: Path) -> None:
     """`check` resolves the whole study, creates nothing, and says what it would cost at most."""
     (tmp_path / "tiny.toml").write_text(FILE)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import functools
+import importlib
 import json
 import os
 import runpy
@@ -15,6 +16,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from optuna.trial import TrialState
 
 from floodsearch import queue
 from floodsearch.answers import answer as best
@@ -140,6 +142,21 @@ def test_every_study_file_of_the_examples_is_valid(monkeypatch):
     monkeypatch.setenv("PATH", str(Path(sys.executable).parent), prepend=os.pathsep)
     for path in EXAMPLES.glob("*.toml"):
         assert read(path, known()).code
+
+
+def test_plain_optuna_floods_samples_and_prunes(monkeypatch):
+    """Levels are new, poor ones stop early, and neither level 0 nor one that has not flooded is judged."""
+    monkeypatch.syspath_prepend(EXAMPLES)
+    trials = importlib.import_module("optuna_study").search(12).trials
+    levels = [trial.params["level"] for trial in trials]
+    assert levels[0] == 0.0
+    assert len(set(levels)) == 12
+    unflooded = trials[0].intermediate_values
+    assert list(unflooded) == list(range(1, 31))
+    pruned = [trial for trial in trials if trial.state == TrialState.PRUNED]
+    assert 0 < len(pruned) < 11
+    for trial in pruned:
+        assert trial.intermediate_values != dict(list(unflooded.items())[: len(trial.intermediate_values)])
 
 
 def launch(folder: Path) -> subprocess.Popen[bytes]:

@@ -57,7 +57,7 @@ ROWS: list[dict[str, set[str]]] = [
         "worker": {"torch", ">heart", ">trainer", ">loops", ">pilot", ">bracket"},
         "answers": {">forecast"},
     },
-    {"launchers": set(), "report": {"pyarrow"}},
+    {"launchers": set(), "report": {"pyarrow"}, "adapters": {"torch", "lightning", "transformers"}},
     {"serve": {"optuna_dashboard"}},
     {"cli": {"typer", "rich"}},
     {"__main__": set()},
@@ -204,7 +204,8 @@ def test_the_command_line_is_frozen() -> None:
         "stop": ["--storage"],
         "logs": ["--follow", "--lines"],
         "delete": ["--checkpoints", "--storage", "--yes"],
-        "serve": ["--port", "--storage"],
+        "serve": ["--host", "--port", "--storage"],
+        "create": ["--storage"],
     }
 
 

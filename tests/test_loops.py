@@ -9,6 +9,7 @@ import os
 import random
 import sys
 import uuid
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -567,7 +568,9 @@ def test_a_ticket_leaves_no_file_and_the_last_no_folder(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("value", [1, 1.0, "a", None, True, [1, (2, {"a": torch.ones(1)})], {}])
+@pytest.mark.parametrize(
+    "value", [1, 1.0, "a", None, True, [1, (2, {"a": torch.ones(1)})], {}, Counter("aa")]
+)
 def test_plain_values_and_tensors_are_kept(value):
     assert strange(value, "x") is None
 

@@ -148,3 +148,26 @@ def test_none_stops_nothing():
     assert [train(study, rungs, lambda share, index=index: -float(index)) for index in range(10)] == [
         None
     ] * 10
+
+
+def test_halving_of_optuna_does_not_judge_what_has_not_flooded():
+    """A trial that has reported the very values of level 0 goes on, however poor they are beside others."""
+    pruner = PRUNERS["halving"](training_of(100), first=0.1, reduction=3)
+    study = optuna.create_study(direction="maximize", pruner=pruner)
+    stopped = {}
+    for level, floods_at in ((0.0, 200), (0.1, 200), (0.2, 50), (0.5, 5), (0.4, 5), (0.3, 5), (0.6, 5)):
+        study.enqueue_trial({"level": level})
+        trial = study.ask()
+        trial.suggest_float("level", 0.0, 1.0)
+        for epoch in pruner.rungs:
+            trial.report(0.1 if epoch < floods_at else level, epoch)
+            if trial.should_prune():
+                stopped[level] = epoch
+                break
+        study.tell(
+            trial, None if level in stopped else level, state=TrialState.PRUNED if level in stopped else None
+        )
+    assert 0.0 not in stopped
+    assert 0.1 not in stopped
+    assert stopped
+    assert all(epoch >= 50 for level, epoch in stopped.items() if level == 0.2)

@@ -84,14 +84,23 @@ class HalvingPruner(BasePruner):
             levels, epoch = math.ceil(levels / self.reduction), rung
 
     def prune(self, study: optuna.Study, trial: optuna.trial.FrozenTrial) -> bool:
-        """Return whether a trial with a parameter `level` stops, among all that reported at its last rung."""
+        """Return whether a trial with a parameter `level` stops, among all that reported at its last rung.
+
+        For a study of Optuna's own, with the same seeds in each trial: one that has reported the very values
+        of a trial at level 0 so far has not flooded yet, and is not judged.
+        """
         epoch = max(trial.intermediate_values, default=0)
         if epoch not in self.rungs or "level" not in trial.params:
             return False
         sign = 1.0 if study.direction == optuna.study.StudyDirection.MAXIMIZE else -1.0
         trials = study._storage.get_all_trials(study._study_id, deepcopy=False)
+        unflooded = [_until(epoch, one) for one in trials if one.params.get("level") == 0]
         reached = {
-            one.number: Standing(one.params["level"], sign * one.intermediate_values[epoch])
+            one.number: Standing(
+                one.params["level"],
+                sign * one.intermediate_values[epoch],
+                forked=_until(epoch, one) not in unflooded,
+            )
             for one in (*trials, trial)
             if epoch in one.intermediate_values and "level" in one.params
         }
@@ -100,6 +109,11 @@ class HalvingPruner(BasePruner):
             self.rungs[0] in one.intermediate_values and one.params.get("level", 0) > 0 for one in trials
         )
         return self.judge(reached, epoch, highest, began)[trial.number].prune
+
+
+def _until(epoch: int, trial: optuna.trial.FrozenTrial) -> dict[int, float]:
+    """Return what a trial has reported until an epoch."""
+    return {step: value for step, value in trial.intermediate_values.items() if step <= epoch}
 
 
 def halving(

@@ -12,16 +12,18 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from floodsearch.analysis import RUNG_VALIDATIONS, Question, recent_mean, seed_result, window_start
-from floodsearch.errors import StudyChangedError, UnknownStudyError, UsageError
+from floodsearch.errors import DamagedError, StudyChangedError, UnknownStudyError, UsageError
 from floodsearch.records import Attribute, EpochRecord, Pilot, TicketState, TrialRecord
 from floodsearch.spec import AUTO, Spec, differences, from_json
 from floodsearch.storage import tables, trials
 from floodsearch.storage.database import Database
+from floodsearch.storage.rows import number, parsed, read_by_optuna, text, whole
 from floodsearch.studyfile import ONE_LEVEL
 
 SPEC, UUID, VERSIONS, STOPPED, PILOT, ENGINE = (
@@ -96,7 +98,8 @@ class StoredStudy:
 
     def stopped(self) -> str | None:
         """Return why no ticket is handed out any more, or None."""
-        return self.database.optuna.get_study_user_attrs(self.id).get(STOPPED) or None
+        reason = _attributes(self.database, self.name, self.id).get(STOPPED)
+        return text(reason, f"{STOPPED} of study {self.name!r}") if reason else None
 
     def stop(self, reason: str | None) -> None:
         """Hand out no more tickets, for a reason; with None, go on."""
@@ -138,23 +141,50 @@ def find_study(database: Database, name: str) -> StoredStudy:
     return _study(database, name, study_id)
 
 
+def _attributes(database: Database, name: str, study_id: int) -> dict[str, Any]:
+    with read_by_optuna(f"study {name!r}"):
+        return database.optuna.get_study_user_attrs(study_id)
+
+
 def _study(database: Database, name: str, study_id: int) -> StoredStudy:
-    attributes = database.optuna.get_study_user_attrs(study_id)
+    attributes = _attributes(database, name, study_id)
     if SPEC not in attributes or UUID not in attributes:
         raise UnknownStudyError(name, study_names(database), database.name)
-    spec = _asked(attributes, name)
+    of = f"of study {name!r}"
+    spec, uuid_of = _asked(attributes, name), text(attributes[UUID], f"{UUID} {of}")
     pilot = None
     if spec.levels.high == AUTO and PILOT in attributes:
-        found = json.loads(attributes[PILOT])
-        pilot = Pilot(**{**found, "minima": tuple(found["minima"])})
-        spec = spec.up_to(pilot.bound)
-    asked = spec.training.engine
-    engine = attributes.get(ENGINE) if asked == AUTO else asked
-    return StoredStudy(database, name, study_id, attributes[UUID], spec, pilot, engine)
+        pilot = _pilot(attributes[PILOT], f"{PILOT} {of}")
+        try:
+            spec = spec.up_to(pilot.bound)
+        except ValueError:
+            raise DamagedError(f"{PILOT} {of}", attributes[PILOT], "a bound above levels.low") from None
+    engine = spec.training.engine
+    if engine == AUTO and (settled := attributes.get(ENGINE)) is not None:
+        if settled not in ("loop", "stack"):
+            raise DamagedError(f"{ENGINE} {of}", settled, "loop or stack")
+        engine = settled
+    return StoredStudy(database, name, study_id, uuid_of, spec, pilot, None if engine == AUTO else engine)
 
 
-def _asked(attributes: Mapping[str, str], name: str) -> Spec:
-    return from_json(attributes[SPEC], f"the stored spec of {name!r}")
+def _pilot(stored: object, where: str) -> Pilot:
+    found = parsed(stored, where, dict)
+    minima = found.get("minima")
+    if not isinstance(minima, list):
+        raise DamagedError(where, stored, "what the pilot found")
+    return Pilot(
+        epochs=whole(found.get("epochs"), where),
+        minima=tuple(number(one, where) for one in minima),
+        bound=number(found.get("bound"), where),
+        high=number(found.get("high"), where),
+        seconds_per_epoch=number(found.get("seconds_per_epoch"), where),
+        device=text(found.get("device"), where),
+    )
+
+
+def _asked(attributes: Mapping[str, Any], name: str) -> Spec:
+    where = f"the stored spec of {name!r}"
+    return from_json(text(attributes[SPEC], where), where)
 
 
 def put_study(database: Database, spec: Spec) -> StoredStudy:
@@ -234,35 +264,46 @@ def read_trials(study: StoredStudy, *, results: bool = True) -> list[TrialRecord
         study: which study.
         results: with what each seed came to, which reads the ends of the curves.
     """
-    found = study.database.optuna.get_all_trials(study.id, deepcopy=False)
-    records = [record for trial in found if (record := _record(trial)) is not None]
+    with read_by_optuna(f"a trial of study {study.name!r}"):
+        found = study.database.optuna.get_all_trials(study.id, deepcopy=False)
+    records = [record for trial in found if (record := _record(trial, study.name)) is not None]
     if not results:
         return records
     return _with_results(study, records)
 
 
-def _record(trial: FrozenTrial) -> TrialRecord | None:
+def _record(trial: FrozenTrial, study: str) -> TrialRecord | None:
     attributes = trial.user_attrs
     if Attribute.TICKET not in attributes:  # added by hand, with a dashboard or a script: not of our budget
         return None
+
+    def where(key: Attribute) -> str:
+        return f"{key.value} of trial {trial.number} of study {study!r}"
+
+    def count(key: Attribute, least: int, missing: int | None = None) -> int:
+        return whole(attributes.get(key, missing), where(key), least=least)
+
+    def told(key: Attribute) -> str | None:
+        return None if attributes.get(key) is None else text(attributes[key], where(key))
+
     reported = trial.intermediate_values
     epoch = max(reported, default=0)
     value = trial.value if trial.state.is_finished() else reported.get(epoch)
     return TrialRecord(
         number=trial.number,
-        ticket=int(attributes[Attribute.TICKET]),
+        ticket=count(Attribute.TICKET, 0),
         state=STATES[trial.state],
         parameters=dict(trial.params),
-        epochs=int(attributes[Attribute.EPOCHS]),
-        seeds=int(attributes[Attribute.SEEDS]),
+        epochs=count(Attribute.EPOCHS, 1),
+        seeds=count(Attribute.SEEDS, 1),
         epoch=epoch,
         value=value if value is not None and math.isfinite(value) else None,
-        attempt=int(attributes.get(Attribute.ATTEMPT, 1)),
-        worker=attributes.get(Attribute.WORKER),
-        revision=attributes.get(Attribute.REVISION),
-        cause=attributes.get(Attribute.CAUSE),
-        reason=attributes.get(Attribute.REASON),
-        handed_back=int(attributes.get(Attribute.HANDED_BACK, 0)),
+        attempt=count(Attribute.ATTEMPT, 1, 1),
+        worker=None if attributes.get(Attribute.WORKER) is None else count(Attribute.WORKER, 0),
+        revision=told(Attribute.REVISION),
+        cause=told(Attribute.CAUSE),
+        reason=told(Attribute.REASON),
+        handed_back=count(Attribute.HANDED_BACK, 0, 0),
     )
 
 

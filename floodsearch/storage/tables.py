@@ -27,7 +27,9 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects import postgresql, sqlite
 
+from floodsearch.errors import DamagedError
 from floodsearch.records import EpochRecord, WorkerRecord
+from floodsearch.storage.rows import number, parsed, whole
 
 if TYPE_CHECKING:
     from floodsearch.storage.database import Database
@@ -86,6 +88,7 @@ leases = Table(
 
 CURVE_FIELDS = tuple(field.name for field in fields(EpochRecord))
 curve_values = attrgetter(*CURVE_FIELDS)
+NUMBERS = {int, float, type(None)}
 UPSERT = {"sqlite": sqlite.insert, "postgresql": postgresql.insert}
 
 
@@ -168,6 +171,8 @@ def read_curves(
     found: dict[int, list[EpochRecord]] = {}
     with database.read() as connection:
         for ticket, *values in connection.execute(query):
+            if not NUMBERS.issuperset(map(type, values)):  # SQLite keeps whatever is put into a column
+                raise DamagedError(f"a curve of ticket {ticket}", values, "numbers")
             record = EpochRecord(**dict(zip(CURVE_FIELDS, values, strict=True)))
             found.setdefault(ticket, []).append(record)
     return found
@@ -227,12 +232,12 @@ def read_workers(database: Database, study: str) -> list[WorkerRecord]:
             host=row["host"],
             pid=row["pid"],
             device=row["device"],
-            started=row["started"],
-            last_beat=row["last_beat"],
-            left=row["left"],
-            training=tuple(json.loads(row["training"])),
-            epochs_run=row["epochs_run"],
-            versions=json.loads(row["versions"]),
+            started=number(row["started"], f"started of worker {row['id']}"),
+            last_beat=number(row["last_beat"], f"last_beat of worker {row['id']}"),
+            left=None if row["left"] is None else number(row["left"], f"left of worker {row['id']}"),
+            training=tuple(parsed(row["training"], f"training of worker {row['id']}", list)),
+            epochs_run=whole(row["epochs_run"], f"epochs_run of worker {row['id']}"),
+            versions=parsed(row["versions"], f"versions of worker {row['id']}", dict),
         )
         for row in rows
     ]

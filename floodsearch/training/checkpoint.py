@@ -13,7 +13,7 @@ import io
 import logging
 import os
 import time
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from operator import attrgetter
@@ -27,7 +27,7 @@ from floodsearch.records import EpochRecord
 
 KIND = b"floodsearch checkpoint 1\n"
 PLAIN = (bool, int, float, str, bytes, type(None))
-MAPPINGS, SEQUENCES = (dict, OrderedDict), (list, tuple)
+MAPPINGS, SEQUENCES = (dict, OrderedDict, Counter), (list, tuple)
 """What a checkpoint may hold beside tensors; exactly these, as NumPy's numbers are subclasses of some."""
 SECONDS = 60.0
 """Between two checkpoints: what is lost at most when a worker is killed."""

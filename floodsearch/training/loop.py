@@ -106,6 +106,12 @@ class LoopRun:
         """The weights that the plan keeps, as of now; None where there are none."""
         return None if self._kept is None else self._kept["weights"]
 
+    @property
+    def ends(self) -> bool:
+        """Whether `epochs` ends after the epoch that was reported last; for trainers that count theirs."""
+        last = min(self._until, self.length) if self.can_pause else self.length
+        return self.epoch >= last or not (self.goes_on and self.wanted)
+
     def restore(self, **objects: Any) -> bool:
         """Name what makes up the state of the training, and load it from the last checkpoint if there is one.
 
@@ -181,7 +187,7 @@ class LoopRun:
 
     def _end_epoch(self) -> None:
         """Save the run if that is due, and pause it if that is asked for."""
-        self._paused = not (self.goes_on and self.wanted) or (self.can_pause and self.epoch >= self._until)
+        self._paused = self.ends
         done = self.epoch == self.length
         if self.wanted and (done or (self.can_pause and (self._paused or self._pace.due()))):
             self._save(done)

@@ -1,0 +1,195 @@
+"""Whatever lies in the database or in a checkpoint, only our own errors come out, and they say what is wrong.
+
+`FLOODSEARCH_FUZZ=10000 pytest tests/test_fuzz.py` tries that many inputs for each reader.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sqlalchemy
+import torch
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+
+from floodsearch import queue
+from floodsearch.answers import answer, status
+from floodsearch.catalog import known
+from floodsearch.errors import FloodsearchError
+from floodsearch.heart import Leave, Settings
+from floodsearch.records import Attribute
+from floodsearch.report.export import curve_rows, trial_rows
+from floodsearch.report.text import best_text, notes_text, status_text
+from floodsearch.storage.database import open_database
+from floodsearch.storage.studies import find_study, put_study
+from floodsearch.studyfile import parse
+from floodsearch.training.checkpoint import Checkpoint
+from floodsearch.worker import work
+from tests.conftest import TINY, merged
+
+EXAMPLES = int(os.environ.get("FLOODSEARCH_FUZZ", "100"))
+fuzzed = settings(
+    max_examples=EXAMPLES,
+    derandomize=True,
+    deadline=None,
+    database=None,
+    phases=[Phase.generate],  # the first input that fails says enough
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+numbers = st.one_of(st.integers(), st.floats(), st.sampled_from([0, -1, 10**30, 1e400]))
+plain = st.one_of(st.none(), st.booleans(), numbers, st.text(max_size=20))
+values = st.recursive(plain, lambda inner: st.lists(inner) | st.dictionaries(st.text(max_size=8), inner))
+texts = st.one_of(values.map(json.dumps), st.text(max_size=30))
+"""What may stand in a column of JSON: mostly JSON of anything."""
+
+
+class Trained:
+    """A finished study in a file, which is changed by hand and put back as it was."""
+
+    def __init__(self, folder: Path) -> None:
+        self.url = f"sqlite:///{folder}/floodsearch.db"
+        database = open_database(self.url, create=True)
+        content = merged(TINY, {"levels": {"high": "auto", "count": 4}, "training": {"epochs": 6}})
+        study = put_study(database, parse(content, known()))
+        queue.fill(study)
+        work(study, Settings(device="cpu", threads=1, checkpoints=folder), Leave())
+        self.trials = len(trial_rows(study)[1])
+        database.close()
+        self.engine = sqlalchemy.create_engine(f"sqlite:///{folder}/floodsearch.db")
+
+    def change(self, statement: str, **values: Any) -> Any:
+        """Change rows; return what puts the whole table back."""
+        table = statement.split()[1]
+        with self.engine.begin() as connection:
+            before = [
+                dict(row) for row in connection.execute(sqlalchemy.text(f"SELECT * FROM {table}")).mappings()
+            ]
+            connection.execute(sqlalchemy.text(statement), values)
+
+        def put_back() -> None:
+            with self.engine.begin() as connection:
+                connection.execute(sqlalchemy.text(f"DELETE FROM {table}"))
+                names = ", ".join(f'"{name}"' for name in before[0])
+                places = ", ".join(f":{name}" for name in before[0])
+                connection.execute(
+                    sqlalchemy.text(f"INSERT INTO {table} ({names}) VALUES ({places})"), before
+                )
+
+        return put_back
+
+    def ask(self) -> None:
+        """Ask all that anyone may ask."""
+        database = open_database(self.url)
+        try:
+            study = find_study(database, "tiny")
+            now = status(study, with_answer=True)
+            status_text(now), notes_text(now)
+            trial_rows(study), curve_rows(study)
+            best_text(answer(study))
+        except FloodsearchError as error:
+            message = str(error)  # which must not fail either
+            if not message:
+                raise
+        finally:
+            database.close()
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Trained]:
+    one = Trained(tmp_path_factory.mktemp("fuzz"))
+    yield one
+    one.engine.dispose()
+
+
+@fuzzed
+@given(key=st.sampled_from(list(Attribute)), trial=st.integers(1, 4), text=texts)
+def test_user_attributes_of_a_trial(trained: Trained, key: Attribute, trial: int, text: str) -> None:
+    """Edited with a dashboard or a script: the study is read, or one line says which attribute is wrong."""
+    put_back = trained.change(
+        "UPDATE trial_user_attributes SET value_json = :text WHERE key = :key AND trial_id = :trial",
+        text=text,
+        key=key.value,
+        trial=trial,
+    )
+    try:
+        trained.ask()
+    finally:
+        put_back()
+
+
+@fuzzed
+@given(key=st.sampled_from(["spec", "uuid", "versions", "stopped", "pilot", "engine"]), text=texts)
+def test_attributes_of_a_study(trained: Trained, key: str, text: str) -> None:
+    put_back = trained.change(
+        "UPDATE study_user_attributes SET value_json = :text WHERE key = :key",
+        text=text,
+        key=f"floodsearch:{key}",
+    )
+    try:
+        trained.ask()
+    finally:
+        put_back()
+
+
+COLUMNS = (
+    "level",
+    "train_loss",
+    "train_accuracy",
+    "flooded",
+    "val_loss",
+    "val_accuracy",
+    "test_loss",
+    "epoch",
+)
+
+
+@fuzzed
+@given(
+    column=st.sampled_from(COLUMNS),
+    value=st.one_of(st.none(), st.floats(), st.integers(-(2**60), 2**60), st.text(max_size=5)),
+    ticket=st.integers(0, 3),
+)
+def test_rows_of_the_curves(trained: Trained, column: str, value: Any, ticket: int) -> None:
+    try:
+        put_back = trained.change(
+            f"UPDATE floodsearch_curves SET {column} = :value "
+            "WHERE ticket = :ticket AND seed = 0 AND epoch = 6",
+            value=value,
+            ticket=ticket,
+        )
+    except sqlalchemy.exc.IntegrityError:
+        return  # the table itself refuses it
+    try:
+        trained.ask()
+    finally:
+        put_back()
+
+
+@fuzzed
+@given(column=st.sampled_from(["training", "versions", "epochs_run", "last_beat"]), value=texts)
+def test_rows_of_the_workers(trained: Trained, column: str, value: str) -> None:
+    put_back = trained.change(f"UPDATE floodsearch_workers SET {column} = :value", value=value)
+    try:
+        trained.ask()
+    finally:
+        put_back()
+
+
+@fuzzed
+@given(data=st.data())
+def test_bytes_of_a_checkpoint(tmp_path: Path, data: st.DataObject) -> None:
+    """Anything in its file is as no checkpoint; so is what begins like one."""
+    one = Checkpoint(tmp_path / "run.pt", {})
+    one.remove()
+    one.save({"weight": torch.zeros(3)})
+    whole = one.path.read_bytes()
+    start, end = sorted(data.draw(st.tuples(st.integers(0, len(whole)), st.integers(0, len(whole)))))
+    changed = whole[:start] + data.draw(st.binary(max_size=50)) + whole[end:]
+    one.path.write_bytes(changed)
+    loaded = one.load()
+    assert (loaded is None) == (changed != whole)
