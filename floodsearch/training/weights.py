@@ -51,15 +51,14 @@ class KeptWeights:
             buffer = io.BytesIO()
             torch.save(tree_map(_on_cpu, dict(weights)), buffer)
             write_whole(path, buffer.getbuffer(), room=self.room)
+            # Also what a worker that died has left unfinished.
+            for earlier in self.folder.glob(f"{self.of(ticket, seed, '*', keep).name}*"):
+                if earlier != path:
+                    earlier.unlink(missing_ok=True)
         except Exception as error:  # of the disk, or of whatever a user's model holds
             if not self._warned:
-                log.warning("no weights are kept in %s, and maybe others not: %s", path, error)
+                log.warning("the weights are not kept in %s, nor maybe others: %s", path, error)
             self._warned = True
-            return
-        # Also what a worker that died has left unfinished.
-        for earlier in self.folder.glob(f"{self.of(ticket, seed, '*', keep).name}*"):
-            if earlier != path:
-                earlier.unlink(missing_ok=True)
 
 
 def _on_cpu(one: Any) -> Any:
