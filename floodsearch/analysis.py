@@ -18,7 +18,6 @@ from floodsearch.errors import NoAnswerError
 from floodsearch.evidence import Gain, gain_over_zero
 from floodsearch.landscape import Landscape, landscape
 from floodsearch.records import (
-    REPORTED,
     Baseline,
     BestLevel,
     Combination,
@@ -28,6 +27,7 @@ from floodsearch.records import (
     TicketCounts,
     TrialRecord,
     Verdict,
+    field_of,
 )
 from floodsearch.smoothing import CONFIDENCE, student
 
@@ -56,7 +56,7 @@ class Question:
     @property
     def field(self) -> str:
         """The field of `EpochRecord` that holds the metric."""
-        return self.metric if self.metric in REPORTED else "metric"
+        return field_of(self.metric)
 
 
 RUNG_VALIDATIONS = 3
@@ -249,6 +249,7 @@ def best_level(
         level=_level(best, question),
         highest=max(trial.level or 0.0 for trial in trials) if question.finds_level else None,
         parameters=best.beside,
+        trial=best.number,
         interval=interval,
         tied=tied,
         metric=question.metric,

@@ -21,6 +21,7 @@ from floodsearch.storage import tables
 from floodsearch.trainer import Members, Trainer
 from floodsearch.training.checkpoint import Checkpoints
 from floodsearch.training.cohort import Step
+from floodsearch.training.weights import KeptWeights
 
 FLUSH_SECONDS = 10.0
 """Curves are written at least this often, so that a dashboard lives and little is lost."""
@@ -33,10 +34,12 @@ Ending = Literal["complete", "pruned", "diverged", "failed", "lost", "handed bac
 class Bracket:
     """Tickets on their way to their ends, in lockstep; those with other parameters beside follow later."""
 
-    def __init__(self, tickets: Sequence[Ticket], heart: Heart, trainer: Trainer) -> None:
+    def __init__(
+        self, tickets: Sequence[Ticket], heart: Heart, trainer: Trainer, weights: KeptWeights
+    ) -> None:
         self.alive = {ticket.number: ticket for ticket in tickets}
         self.study = tickets[0].study  # with its spec as of when the tickets were taken
-        self.heart, self.trainer = heart, trainer
+        self.heart, self.trainer, self.weights = heart, trainer, weights
         self.checkpoints = Checkpoints(heart.settings.checkpoints / self.study.folder)
         self.curves = {ticket.number: Curve(ticket) for ticket in tickets}
         self.flushed = time.monotonic()
@@ -236,6 +239,7 @@ class Bracket:
         ticket, curve = self.alive[number], self.curves[number]
         try:
             curve.add(cohort.tested(number))
+            self._keep(ticket, cohort)
             cohort.drop(number)
         except Exception as error:  # a user's model may also fail on the test split
             self._failed(number, error)
@@ -246,6 +250,19 @@ class Bracket:
         results = [seed_result(curve.of(seed), self.study.question, ticket.epochs) for seed in ticket.seeds]
         value, numbers = _summary(results)
         self._ended(number, "complete", lambda: queue.complete(ticket, value, numbers))
+
+    def _keep(self, ticket: Ticket, cohort: Members) -> None:
+        """Keep the weights of a ticket's runs, if that is asked for.
+
+        Before the ends of its curves are in the database: a worker that dies in between is followed by one
+        that trains these runs no second time, and has no weights of them.
+        """
+        if (keep := self.study.spec.training.keep) == "none":
+            return
+        for seed in ticket.seeds:
+            weights = cohort.weights(ticket.number, seed)
+            if weights is not None:  # else an earlier trial of this ticket has trained the run, and kept them
+                self.weights.save(ticket.number, seed, ticket.epochs, keep, weights)
 
     def _flush(self, cohort: Members) -> None:
         """Write what is new of all tickets; those that are another's by now are trained no further."""

@@ -238,6 +238,24 @@ def best(name: Name, storage: Storage = STORAGE, as_json: AsJson = False) -> Non
 
 
 @app.command()
+def weights(
+    name: Name,
+    out: Annotated[Path, typer.Option(metavar="FOLDER", help="Where to copy them.", show_default=False)],
+    storage: Storage = STORAGE,
+    checkpoints: Checkpoints = CHECKPOINTS,
+) -> None:
+    """Copy the weights of the level that `best` answers with, one file a seed."""
+    from floodsearch.answers import answer
+    from floodsearch.report.text import weights_text
+    from floodsearch.report.weights import copy_weights
+
+    with _found(storage, name) as study:
+        found = answer(study)
+        copied = copy_weights(study, found, checkpoints, out)
+        print(weights_text(found, study.spec.training.keep, copied))  # noqa: T201
+
+
+@app.command()
 def export(
     name: Name,
     storage: Storage = STORAGE,
@@ -384,7 +402,7 @@ def delete(
     checkpoints: Checkpoints = CHECKPOINTS,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
 ) -> None:
-    """Remove a study with all its data and its checkpoints."""
+    """Remove a study with all its data, its checkpoints and the weights that were kept."""
     import shutil
 
     from floodsearch.answers import status as status_of

@@ -24,7 +24,7 @@ from floodsearch.storage.studies import StoredStudy
 from floodsearch.trainer import first_choices, plan_of
 from floodsearch.training.checkpoint import Checkpoint, Checkpoints, name_of
 from floodsearch.training.cohort import Note, Step
-from floodsearch.training.loop import LoopRun, read_records
+from floodsearch.training.loop import LoopRun, read_kept, read_records
 from floodsearch.training.progress import Plan
 from floodsearch.training.randomness import seed_everything
 from floodsearch.training.script import Script
@@ -173,6 +173,18 @@ class LoopMembers:
         del member
         return []
 
+    def weights(self, member: int, seed: int) -> Mapping[str, Any] | None:
+        """Return the weights that the plan keeps of a complete run; None if they are not here."""
+        if self._training is not None:
+            number, run = self._training
+            if (number, run.seed) == (member, seed):
+                return run.weights
+        saved = self.checkpoint(member, seed).load()
+        if saved is None or saved["epoch"] < self.plan.epochs:
+            return None
+        kept = read_kept(saved, self.plan)
+        return None if kept is None else kept["weights"]
+
     def train(self, until: int, note: Note) -> bool:
         """Train each run up to an epoch, one after the other; return whether all are there.
 
@@ -247,6 +259,12 @@ class LoopMembers:
             )
         if self.loops.starts_again:
             return  # what a script floods is not seen
+        if self.plan.keep != "none" and not run.has_weights:
+            self.loops.warn_once(
+                "no weights",
+                f'no weights are kept, although keep = "{self.plan.keep}" asks for them: the loop does not '
+                "say what they are; write: run.restore(model=model, ...)",
+            )
         if run.level > 0 and math.isinf(run.lowest):
             self.loops.warn_once(
                 "no flood",

@@ -17,6 +17,12 @@ Parameter = float | int | str | bool
 REPORTED = ("val_accuracy", "val_loss", "test_accuracy", "test_loss", "train_accuracy", "train_loss")
 """The fields of `EpochRecord` that are numbers of the user's own; any other has room in `metric` alone."""
 
+
+def field_of(metric: str) -> str:
+    """Return the field of `EpochRecord` that holds a metric."""
+    return metric if metric in REPORTED else "metric"
+
+
 TicketState = Literal["waiting", "running", "complete", "pruned", "failed"]
 
 Verdict = Literal["helps", "not shown", "hurts"]
@@ -193,6 +199,8 @@ class BestLevel:
     """Where each run finds its own level: the highest that it may take. None where levels are searched."""
     parameters: Mapping[str, Parameter]
     """What was searched beside the level; at level 0 without the settings of the schedule."""
+    trial: int
+    """The number of the trial that is the answer, as in a dashboard."""
     interval: tuple[float, float] | None
     """Holds the best level about nine times in ten: from the lowest to the highest level of `tied` and the
     answer. None where the data show no error, as with one seed and few levels. Where each run finds its own

@@ -32,6 +32,9 @@ DIRECTIONS: Mapping[str, Literal["maximize", "minimize"]] = {
 """The metrics that a built-in training reports, and which way is better."""
 
 
+Keep = Literal["none", "last", "best"]
+"""Which weights of a complete ticket are kept: none, after its last epoch, or of its best validation."""
+
 AUTO: Literal["auto"] = "auto"
 """A highest level that the pilot finds."""
 
@@ -160,7 +163,10 @@ def _round_up(step: Decimal) -> Decimal:
 
 
 class Training(Section):
-    """How one level is trained. `recipe` holds the fields of the task's recipe."""
+    """How one level is trained. `recipe` holds the fields of the task's recipe.
+
+    `keep` changes nothing of that: it says which weights are kept of the tickets that are completed.
+    """
 
     epochs: int = Field(500, ge=1, le=MOST_EPOCHS)
     seeds: Annotated[tuple[int, ...], Field(min_length=1, max_length=MOST_SEEDS, strict=False)] = (
@@ -173,6 +179,7 @@ class Training(Section):
     validate_every: int = Field(5, ge=1)
     schedule: str = "constant"
     engine: Literal["auto", "loop", "stack"] = "auto"
+    keep: Keep = "none"
     recipe: dict[str, Choices | Setting] = {}
 
     def problems(self) -> Iterator[Problem]:
@@ -330,13 +337,13 @@ def differences(stored: Spec, wanted: Spec) -> list[str]:
     """Return what stands in the way of continuing `stored` as `wanted`, one line each.
 
     Growing the budget is no difference: more trials, more seeds after the ones there are, more epochs, and
-    any change of `[budget]`.
+    any change of `[budget]`. Nor is `keep`, which changes no result: it holds for what is completed later.
     """
     old, new = (_flat(spec.model_dump(mode="json")) for spec in (stored, wanted))
     found = []
     for key in sorted(old.keys() | new.keys()):
         before, after = old.get(key), new.get(key)
-        if before == after or key.startswith("budget."):
+        if before == after or key.startswith("budget.") or key == "training.keep":
             continue
         if key in ("search.trials", "training.epochs") and before is not None and after is not None:
             if after > before:

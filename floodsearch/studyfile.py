@@ -386,6 +386,9 @@ class _Reader:
                 self.problems.append(
                     Problem("command", f"{command!r} does not say where {{{name}}} goes; add it")
                 )
+        if (keep := self._training_value("keep")) in ("last", "best"):
+            has = f"{keep!r}, but only the command has its weights; remove it, and let the command save them"
+            self.problems.append(Problem("training.keep", has))
         search = self.raw.get("search", {})
         pruner = search.get("pruner", "halving") if isinstance(search, dict) else None
         if pruner in ("median", "hyperband"):

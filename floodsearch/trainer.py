@@ -52,6 +52,9 @@ class Members(Protocol):
     def tested(self, member: int) -> list[EpochRecord]:
         """Return a member's records with test metrics."""
 
+    def weights(self, member: int, seed: int) -> Mapping[str, Any] | None:
+        """Return the weights that the plan keeps of a complete run; None if they are not here."""
+
 
 Trainer = Callable[[StoredStudy, Sequence[Ticket], Mapping[int, Sequence[int]]], Members]
 """(study, tickets that differ in level only, seeds to train by ticket) to what trains them."""
@@ -192,4 +195,5 @@ def plan_of(spec: Spec, beside: Mapping[str, Parameter], epochs: int) -> Plan:
         metric=spec.search.metric,
         maximize=spec.maximize,
         arithmetic=spec.arithmetic,
+        keep=training.keep,
     )

@@ -30,6 +30,7 @@ from floodsearch.trainer import Cohorts, Trainer, default_engine
 from floodsearch.training.arithmetic import choose_kernels
 from floodsearch.training.checkpoint import Checkpoints
 from floodsearch.training.randomness import borrowed
+from floodsearch.training.weights import KeptWeights
 
 log = logging.getLogger("floodsearch.worker")
 
@@ -70,6 +71,7 @@ def work(study: StoredStudy, settings: Settings, leave: Leave, trainer: Trainer 
     )
     log.info("worker %d trains study %s on %s", worker, study.name, device)
     _compare(revision, study)
+    weights = KeptWeights(settings.checkpoints / study.folder)
     if engines and study.engine is None:
         study = persistently(lambda: study.settle_engine(default_engine(study.spec, device)))
     with borrowed(device), Heart(study, worker, settings, leave) as heart:
@@ -87,7 +89,7 @@ def work(study: StoredStudy, settings: Settings, leave: Leave, trainer: Trainer 
                 log.warning("%s", error)
                 continue
             if tickets:
-                Bracket(tickets, heart, trainer or own).end()
+                Bracket(tickets, heart, trainer or own, weights).end()
             elif not persistently(lambda: _more_to_come(study)):  # noqa: B023 - called at once
                 Checkpoints(settings.checkpoints / study.folder).clear()
                 return "all tickets are finished"

@@ -190,6 +190,25 @@ def test_a_run_that_is_pruned_stops_after_its_epoch(alone, example):
     assert one.records == whole.records
 
 
+def test_the_weights_of_a_model_that_is_named_are_kept(alone, example, monkeypatch):
+    """As of the last epoch, and a run in parts equals one that was never paused all the same."""
+    whole, parts, plain = alone(), alone(keep="last"), example.build
+    whole.train(example.train)
+
+    def build(seed):
+        model, *data = plain(seed)
+        parts.run.restore(model=model)
+        return model, *data
+
+    monkeypatch.setattr(example, "build", build)
+    parts.train(example.train, until=2)
+    assert parts.run.weights is None
+    expected = parts.train(example.train).state_dict()
+    assert parts.records == whole.records
+    assert parts.run.weights.keys() == expected.keys()
+    assert all(torch.equal(parts.run.weights[name], expected[name]) for name in expected)
+
+
 def test_a_metric_that_was_not_logged_is_one_clear_line(alone, example):
     """It says what was logged instead."""
     with pytest.raises(

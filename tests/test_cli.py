@@ -19,6 +19,7 @@ from typing import Any
 import pyarrow.parquet
 import pytest
 import sqlalchemy
+import torch
 
 from floodsearch import queue
 from floodsearch.heart import Leave, Settings
@@ -26,6 +27,7 @@ from floodsearch.spec import Spec
 from floodsearch.storage import tables
 from floodsearch.storage.database import open_database
 from floodsearch.storage.studies import find_study, put_study
+from floodsearch.tasks.synthetic import two_gaussians
 from floodsearch.worker import work
 
 FILE = """
@@ -401,6 +403,27 @@ def test_stop_keeps_the_queue_and_launch_goes_on(tmp_path: Path) -> None:
     assert "no complete ticket yet: 0 running, 3 waiting" in asked.stderr
     assert floodsearch("launch", "tiny.toml", "--devices", "cpu", cwd=tmp_path).returncode == 0
     database.close()
+
+
+def test_weights_of_the_answer_are_fetched_by_one_command(tmp_path: Path, finished: Path) -> None:
+    """One file a seed, which torch alone loads; what is kept goes with the study; with none, it is said."""
+    (tmp_path / "tiny.toml").write_text(FILE.replace("[training]", '[training]\nkeep = "best"'))
+    assert floodsearch("launch", "tiny.toml", "--devices", "cpu", cwd=tmp_path).returncode == 0
+    level = json.loads(floodsearch("best", "tiny", "--json", cwd=tmp_path).stdout)["level"]
+    fetched = floodsearch("weights", "tiny", "--out", "models", cwd=tmp_path)
+    said = f"tiny: weights of level {level:g}{' (no flooding)' * (level == 0)}, best validation of each seed"
+    assert fetched.stdout.splitlines() == [said, "  models/seed-0.pt", "  models/seed-1.pt"]
+    for seed in (0, 1):
+        weights = torch.load(tmp_path / "models" / f"seed-{seed}.pt", weights_only=True)
+        assert two_gaussians(width=8, depth=1).model().load_state_dict(weights)
+    message = refused("weights", "tiny", "--out", "new", "--checkpoints", "elsewhere", cwd=tmp_path)
+    assert f"give --checkpoints as its workers had it (on {socket.gethostname()})" in message
+    assert "'tiny' keeps no weights; write keep = " in refused(
+        "weights", "tiny", "--out", "new", cwd=finished
+    )
+    assert list((tmp_path / "floodsearch-checkpoints").rglob("*.pt"))
+    assert floodsearch("delete", "tiny", "--yes", cwd=tmp_path).returncode == 0
+    assert not list((tmp_path / "floodsearch-checkpoints").rglob("*.pt"))
 
 
 def test_delete_leaves_nothing_of_a_study(tmp_path: Path) -> None:

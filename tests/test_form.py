@@ -198,6 +198,7 @@ def test_the_command_line_is_frozen() -> None:
         ],
         "status": ["--json", "--storage"],
         "best": ["--json", "--storage"],
+        "weights": ["--checkpoints", "--out", "--storage"],
         "export": ["--curves", "--format", "--out", "--storage"],
         "check": ["--json", "--measure", "--speed", "--storage"],
         "stop": ["--storage"],

@@ -20,6 +20,7 @@ from floodsearch.search.pruners import HalvingPruner
 from floodsearch.storage import tables
 from floodsearch.storage.studies import put_study, read_trials
 from floodsearch.trainer import Cohorts
+from floodsearch.training.weights import KeptWeights
 from floodsearch.worker import work
 
 HERE = Settings(device="cpu", threads=1)
@@ -250,7 +251,8 @@ def enter(study):
 
 def train(study, tickets, worker, trainer=None, leave=None):
     heart = Heart(study, worker, HERE, leave or Leave())
-    Bracket(tickets, heart, trainer or Cohorts(torch.device("cpu"))).end()
+    weights = KeptWeights(HERE.checkpoints / study.folder)
+    Bracket(tickets, heart, trainer or Cohorts(torch.device("cpu")), weights).end()
 
 
 def ends(study):

@@ -30,6 +30,7 @@ from floodsearch.training import checkpoint as checkpoint_module
 from floodsearch.training.checkpoint import Checkpoint, Checkpoints, name_of, strange
 from floodsearch.training.loop import LoopRun
 from floodsearch.training.progress import Plan
+from floodsearch.training.weights import KeptWeights
 from floodsearch.worker import work
 
 CPU = torch.device("cpu")
@@ -486,6 +487,7 @@ import torch
 from torch import distributed
 from floodsearch.training.loop import LoopRun
 from floodsearch.training.progress import Plan
+from floodsearch.training.weights import KeptWeights
 
 def main(rank, path):
     distributed.init_process_group("gloo", init_method=f"file://{path}", rank=int(rank), world_size=2)
@@ -628,7 +630,12 @@ def test_a_loop_that_is_cut_short_ends_alike(make_study, here, how, monkeypatch)
 
         monkeypatch.setattr(Bracket, "_note", note)
         heart = Heart(study, worker, here, leave)
-        bracket = Bracket(tickets, heart, Loops(study.spec, CPU, here, Leave()))
+        bracket = Bracket(
+            tickets,
+            heart,
+            Loops(study.spec, CPU, here, Leave()),
+            KeptWeights(here.checkpoints / study.folder),
+        )
         if how == "killed":
             with pytest.raises(Killed):
                 bracket.end()
@@ -668,7 +675,7 @@ def test_without_restore_finished_runs_are_kept(make_study, here):
     heart = Heart(study, worker, here, Leave())
     tickets, trainer = queue.take(study, worker), Loops(study.spec, CPU, here, Leave())
     heart.leave.wanted.is_set = lambda: heart.epochs_run >= 15
-    Bracket(tickets, heart, trainer).end()
+    Bracket(tickets, heart, trainer, KeptWeights(here.checkpoints / study.folder)).end()
     assert heart.epochs_run == 15
     assert files(here) == ["ticket-0-seed-0.pt"]
     work(study, here, Leave())

@@ -232,12 +232,13 @@ SAMPLED = {"levels": {"count": None}, "search": {"sampler": "random", "trials": 
         {"search": {"trials": 20}},
         {"budget": {"hours": 2.0}},
         {"budget": {"epochs": 10}},
+        {"training": {"keep": "last"}},
         {"training": {"epochs": 11, "seeds": 3}, "search": {"trials": 9}, "budget": {"hours": 0.1}},
     ],
     ids=str,
 )
 def test_a_study_may_grow(grown):
-    """More trials, more epochs, more seeds after those there are, and any budget, are no differences."""
+    """More trials, epochs, seeds after those there are, any budget and kept weights are no differences."""
     assert differences(spec(**SAMPLED), spec(**merged(SAMPLED, grown))) == []
 
 

@@ -986,6 +986,7 @@ def test_a_command_is_a_study_of_settings_that_it_has_a_place_for():
         ({"search": {"pruner": "median"}}, "search.pruner", "at each of about 25 rungs; use 'halving'"),
         ({"training": {"engine": "stack"}}, "training.engine", "is for tasks: your own code computes as it"),
         ({"arithmetic": {"precision": "tf32"}}, "arithmetic", "is for tasks: your own code computes as it"),
+        ({"training": {"keep": "best"}}, "training.keep", "'best', but only the command has its weights"),
         ({"objective": "a:b"}, "command", "given together with objective; keep one of them"),
     ],
 )

@@ -14,6 +14,7 @@ FOUND = BestLevel(
     level=0.29,
     highest=None,
     parameters={},
+    trial=12,
     interval=(0.24, 0.34),
     tied=(0.24, 0.26, 0.34),
     metric="val_accuracy",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 from floodsearch.forecast import Timed
 from floodsearch.records import (
@@ -15,7 +16,7 @@ from floodsearch.records import (
     TicketCounts,
     TicketNote,
 )
-from floodsearch.spec import Spec
+from floodsearch.spec import Keep, Spec
 
 ENDED = ("pruned", "failed")
 """States in which a ticket stays without a value at its end."""
@@ -56,6 +57,17 @@ def paste_line(best: BestLevel) -> str:
     if best.highest is not None:
         return f"loss = (loss - {best.level:g}).abs() + {best.level:g}  # the median of the levels found"
     return f"loss = (loss - {best.level:g}).abs() + {best.level:g}"
+
+
+def weights_text(best: BestLevel, keep: Keep, copied: Sequence[Path]) -> str:
+    """Return which weights were copied, and where they are."""
+    beside = "".join(f", {name} = {value}" for name, value in best.parameters.items())
+    level = f"level {best.level:g}{beside}" + (" (no flooding)" if best.level == 0 else "")
+    epoch = "best validation" if keep == "best" else "last epoch"
+    so_far = "" if best.finished else "; provisional, the search goes on"
+    return "\n".join(
+        [f"{best.study}: weights of {level}, {epoch} of each seed{so_far}", *(f"  {path}" for path in copied)]
+    )
 
 
 def status_text(status: StudyStatus) -> str:

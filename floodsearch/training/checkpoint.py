@@ -85,23 +85,7 @@ class Checkpoint:
         torch.save({"of": dict(self.of), **content}, buffer)
         written = buffer.getbuffer()
         head = KIND + hashlib.sha256(written).hexdigest().encode() + b"\n"
-        folder = self.path.parent
-        folder.mkdir(parents=True, exist_ok=True)
-        if _bytes_beside(folder, self.before) + len(head) + len(written) > self.room:
-            raise OSError(f"{folder} would hold more than {self.room:,} bytes")
-        unfinished = self.path.with_name(f"{self.path.name}.{os.getpid()}.unfinished")
-        try:
-            with unfinished.open("wb") as file:
-                file.write(head)
-                file.write(written)
-                file.flush()
-                os.fsync(file.fileno())
-            if self.path.exists():
-                self.path.replace(self.before)
-            unfinished.replace(self.path)
-        except BaseException:
-            unfinished.unlink(missing_ok=True)
-            raise
+        write_whole(self.path, head, written, room=self.room, before=self.before)
 
     def load(self) -> dict[str, Any] | None:
         """Return the newest content that is whole, its tensors on the CPU; None if this run has none."""
@@ -121,6 +105,37 @@ class Checkpoint:
         """Remove the files."""
         self.path.unlink(missing_ok=True)
         self.before.unlink(missing_ok=True)
+
+
+def write_whole(path: Path, *parts: bytes | memoryview, room: int, before: Path | None = None) -> None:
+    """Write a file that is there whole or not at all, in a folder that is made if it is missing.
+
+    Args:
+        path: of the file, which takes the place of an earlier one.
+        parts: of its content.
+        room: bytes that all files of its folder may have.
+        before: where an earlier file is kept instead.
+
+    Raises:
+        OSError: if it cannot be written, as on a full disk or where there is no room.
+    """
+    folder = path.parent
+    folder.mkdir(parents=True, exist_ok=True)
+    if _bytes_beside(folder, before or path) + sum(map(len, parts)) > room:
+        raise OSError(f"{folder} would hold more than {room:,} bytes")
+    unfinished = path.with_name(f"{path.name}.{os.getpid()}.unfinished")
+    try:
+        with unfinished.open("wb") as file:
+            for part in parts:
+                file.write(part)
+            file.flush()
+            os.fsync(file.fileno())
+        if before is not None and path.exists():
+            path.replace(before)
+        unfinished.replace(path)
+    except BaseException:
+        unfinished.unlink(missing_ok=True)
+        raise
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -290,3 +290,10 @@ class Cohort:
             else:
                 found += [replace(record, **of_trunk) for record in self.trunks.of(seed).tested()]
         return found
+
+    def weights(self, member: int, seed: int) -> dict[str, Any] | None:
+        """Return the weights that the plan keeps of a complete run; None if it was not trained here."""
+        if seed not in self.seeds[member]:
+            return None
+        run = self.runs.get((member, seed))
+        return (self.trunks.of(seed).run if run is None else run).model_weights(self.plan.keep)

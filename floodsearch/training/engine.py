@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import torch
 
 from floodsearch.records import EpochRecord
+from floodsearch.spec import Keep
 from floodsearch.tasks.task import Task
 from floodsearch.training.progress import Plan
 from floodsearch.training.run import Run
@@ -44,6 +45,9 @@ class AnyRun(Protocol):
 
     def tested(self) -> list[EpochRecord]:
         """Return the records of the best validation epoch and of the last one, with test metrics."""
+
+    def model_weights(self, keep: Keep) -> dict[str, Any]:
+        """Return the model's `state_dict`: after the `last` epoch, or of the `best` validation."""
 
 
 class Engine(Protocol):

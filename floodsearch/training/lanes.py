@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from floodsearch.records import EpochRecord
+from floodsearch.spec import Keep
 from floodsearch.tasks.task import Split, Task
 from floodsearch.training.progress import Evaluation, Plan, Progress
 from floodsearch.training.run import copied, evaluate, new_model, with_test
@@ -57,10 +58,14 @@ class Start:
 
     def evaluate(self, weights: Mapping[str, Tensor]) -> Evaluation:
         """Return how the model does with some weights on the test split."""
-        with torch.no_grad():
-            for name, tensor in named(self.model).items():
-                tensor.copy_(weights[name])
-        return evaluate(self.model, self.task, self.test, self.plan.arithmetic)
+        return evaluate(self.model_of(weights), self.task, self.test, self.plan.arithmetic)
+
+    @torch.no_grad()
+    def model_of(self, weights: Mapping[str, Tensor]) -> nn.Module:
+        """Return the model with some weights, until it is given others."""
+        for name, tensor in named(self.model).items():
+            tensor.copy_(weights[name])
+        return self.model
 
 
 class Lane:
@@ -146,6 +151,12 @@ class Lane:
         if best.epoch == last.epoch:
             return [of_last]
         return [with_test(best, self.start.evaluate(self.best_weights)), of_last]
+
+    def model_weights(self, keep: Keep) -> dict[str, Any]:
+        """Return the model's `state_dict`: after the `last` epoch, or of the `best` validation."""
+        weights = self.best_weights if keep == "best" else self.weights()
+        # Of a model: its names are not those of a lane where parameters are shared or buffers not kept.
+        return copied(self.start.model_of(weights).state_dict(), None)
 
 
 class Lanes:

@@ -19,11 +19,11 @@ from torch import Tensor
 
 from floodsearch.errors import DivergedError, LoopError
 from floodsearch.flooding import flood, mean_over_ranks
-from floodsearch.records import REPORTED, EpochRecord
+from floodsearch.records import REPORTED, EpochRecord, field_of
 from floodsearch.training import randomness
 from floodsearch.training.checkpoint import Checkpoint, Pace, read_rows, rows, strange
 from floodsearch.training.progress import Plan
-from floodsearch.training.run import read
+from floodsearch.training.run import copied, read
 
 UNREAD = 1024
 """Losses that are left on their device before they are read in one transfer."""
@@ -45,6 +45,8 @@ class LoopRun:
         note: takes in each epoch; returns whether to go on.
         checkpoint: of the run.
         saved: its content, from an earlier part of the run.
+
+    The weights that the plan keeps are those of the object that is given to `restore` as `model`.
 
     Attributes:
         name: of the run in files, such as `ticket-3-seed-0`.
@@ -82,6 +84,7 @@ class LoopRun:
         self._checkpoint, self._saved, self._pace = checkpoint, saved, Pace()
         self._objects: dict[str, Any] = {}
         self._records: list[EpochRecord] = []
+        self._kept: Mapping[str, Any] | None = None
         self._losses = _Losses()
         self._error: LoopError | DivergedError | None = None
         # In which state the loop over `epochs` is: begun, in its body, in it before the report, paused.
@@ -92,6 +95,16 @@ class LoopRun:
     def can_pause(self) -> bool:
         """Whether the run can be continued in another call."""
         return bool(self._objects)
+
+    @property
+    def has_weights(self) -> bool:
+        """Whether it is known what the weights of the training are."""
+        return "model" in self._objects
+
+    @property
+    def weights(self) -> Mapping[str, Any] | None:
+        """The weights that the plan keeps, as of now; None where there are none."""
+        return None if self._kept is None else self._kept["weights"]
 
     @property
     def ends(self) -> bool:
@@ -158,6 +171,8 @@ class LoopRun:
         if self._begun:
             return
         self._begun = True
+        if self._plan.keep != "none" and self.has_weights:
+            self._state("model")  # what no file can hold is said now, and not after the last epoch
         if self._saved is None or not self._objects:
             return
         if missing := self._saved["objects"].keys() - self._objects.keys():
@@ -166,6 +181,7 @@ class LoopRun:
             )
         self.epoch = self._saved["epoch"]
         self._records = read_records(self._saved)
+        self._kept = read_kept(self._saved, self._plan)
         # Whatever the function has drawn until here, it goes on where it paused.
         randomness.set_states(self._saved["random"], self.device)
 
@@ -179,24 +195,46 @@ class LoopRun:
     def _save(self, done: bool) -> None:
         """Save a checkpoint; where that fails the run goes on, and is trained again from the one before."""
         since = time.monotonic()
-        objects = {} if done else {name: _state(one) for name, one in self._objects.items()}
-        found = next((found for name, one in objects.items() if (found := strange(one, name))), None)
-        if found is not None:
-            raise self._wrong(
-                f"run.restore() was given something that a checkpoint cannot hold: {found}; "
-                "a state may be of tensors, numbers, texts and dicts and lists of these"
-            )
         content = {
             "epoch": self.epoch,
             "records": rows(self._records),
-            "objects": objects,
+            "objects": {} if done else {name: self._state(name) for name in self._objects},
             "random": randomness.states(self.device),
+            "kept": self._kept,
         }
         try:
             self._checkpoint.save(content)
         except (OSError, RuntimeError) as error:
             log.warning("no checkpoint: %s", error)
         self._pace.saved(since)
+
+    def _state(self, name: str) -> Any:
+        """Return the state of an object, which a file can hold."""
+        one = self._objects[name]
+        state = one.get_state() if isinstance(one, torch.Generator) else one.state_dict()
+        if (found := strange(state, name)) is not None:
+            raise self._wrong(
+                f"run.restore() was given something that a checkpoint cannot hold: {found}; "
+                "a state may be of tensors, numbers, texts and dicts and lists of these"
+            )
+        return state
+
+    def _keep(self, record: EpochRecord) -> None:
+        """Copy the weights as of an epoch, if it is the one whose weights the plan keeps."""
+        keep = self._plan.keep
+        wanted = self._is_best(record) if keep == "best" else record.epoch == self.length
+        if keep == "none" or not wanted or not self.has_weights:
+            return
+        # The loop may change them before the file is written, as where it swaps in an average to evaluate.
+        weights = copied({"model": self._state("model")}, None)["model"]
+        self._kept = {"keep": keep, "epoch": record.epoch, "weights": weights}
+
+    def _is_best(self, record: EpochRecord) -> bool:
+        """Return whether no earlier epoch is as good, by the study's metric (see `analysis.seed_result`)."""
+        field, sign = field_of(self.metric), 1.0 if self._plan.maximize else -1.0
+        values = [sign * value for one in self._records if (value := getattr(one, field)) is not None]
+        new = getattr(record, field)
+        return new is not None and sign * new > max(values, default=-math.inf)
 
     def flood(self, loss: Tensor, *, across_ranks: bool = False) -> Tensor:
         """Flood the mean loss of a batch at the run's level: `(loss - level).abs() + level`.
@@ -250,6 +288,7 @@ class LoopRun:
         self._open = False
         self.epoch += 1
         self._losses = _Losses()
+        self._keep(record)
         self._records.append(record)
         try:
             self.goes_on = self._note(record)
@@ -333,8 +372,10 @@ def read_records(saved: Mapping[str, Any]) -> list[EpochRecord]:
     return read_rows(saved["records"])
 
 
-def _state(one: Any) -> Any:
-    return one.get_state() if isinstance(one, torch.Generator) else one.state_dict()
+def read_kept(saved: Mapping[str, Any], plan: Plan) -> Mapping[str, Any] | None:
+    """Return the weights that a checkpoint holds, with their epoch; None if it has none that a plan keeps."""
+    kept: Mapping[str, Any] | None = saved.get("kept")
+    return kept if kept is not None and kept["keep"] == plan.keep else None
 
 
 def _set_state(one: Any, state: Any) -> None:

@@ -15,7 +15,7 @@ from floodsearch.errors import DivergedError
 from floodsearch.flooding import check_level
 from floodsearch.records import EpochRecord
 from floodsearch.schedules import SCHEDULES, ScheduleState, start
-from floodsearch.spec import PLAIN, Arithmetic
+from floodsearch.spec import PLAIN, Arithmetic, Keep
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +30,7 @@ class Plan:
         metric: `val_accuracy` or `val_loss`, which decides the best validation epoch.
         maximize: whether a larger metric is better.
         arithmetic: how numbers are computed.
+        keep: which weights are kept of a run that is complete.
     """
 
     epochs: int
@@ -39,6 +40,7 @@ class Plan:
     metric: str = "val_accuracy"
     maximize: bool = True
     arithmetic: Arithmetic = PLAIN
+    keep: Keep = "none"
 
 
 @dataclass(frozen=True)

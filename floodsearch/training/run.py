@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from floodsearch.flooding import flood
 from floodsearch.records import EpochRecord
-from floodsearch.spec import PLAIN, Arithmetic
+from floodsearch.spec import PLAIN, Arithmetic, Keep
 from floodsearch.tasks.streams import stream_seed
 from floodsearch.tasks.task import Split, Task
 from floodsearch.training.arithmetic import Forward, laid_out
@@ -152,6 +152,10 @@ class Run:
         best = self._with_test(self.progress.best)
         self.model.load_state_dict(weights)
         return [best, last]
+
+    def model_weights(self, keep: Keep) -> dict[str, Any]:
+        """Return the model's `state_dict`: after the `last` epoch, or of the `best` validation."""
+        return self.best_weights if keep == "best" else self.model.state_dict()
 
     def _with_test(self, record: EpochRecord) -> EpochRecord:
         return with_test(record, self._evaluated(self.test))
