@@ -373,7 +373,7 @@ def test_trials_that_others_enqueued_are_left_alone(study):
 
 
 def test_a_ticket_is_handed_back_as_it_was(study):
-    """A ticket handed back waits under the same trial, without owner or start; a worker deletes no reports."""
+    """A ticket handed back waits as the same trial, without owner or start; a worker deletes no reports."""
     worker, other = enter(study), enter(study)
     ticket = take_one(study, worker)
     queue.record([Entry(ticket, [], {2: 0.5, 4: 0.6})])
