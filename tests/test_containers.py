@@ -2,7 +2,7 @@
 
 `FLOODSEARCH_TEST_CONTAINERS=podman FLOODSEARCH_TEST_BASE=IMAGE pytest tests/test_containers.py`, where
 IMAGE is one of Debian's kind with Python and venv; `docker` instead of `podman` works too. PostgreSQL is
-installed from Debian into an image that behaves like the official one, as far as the compose file asks for it.
+installed from Debian into an image that behaves like the official one, as far as the compose file asks.
 """
 
 from __future__ import annotations
