@@ -9,7 +9,7 @@ import pytest
 from tests.conftest import private_postgres
 from tests.faults import Faults, check, spec_of, undisturbed
 
-LEVELS, EPOCHS, FAULTS, WORKERS = 6, 100, 4, 2
+LEVELS, EPOCHS, FAULTS, WORKERS = 6, 100, 3, 2
 
 
 def test_faults_on_sqlite_change_nothing(tmp_path: Path) -> None:

@@ -32,7 +32,7 @@ from floodsearch.training.checkpoint import Checkpoint
 from floodsearch.worker import work
 from tests.conftest import TINY, merged
 
-EXAMPLES = int(os.environ.get("FLOODSEARCH_FUZZ", "100"))
+EXAMPLES = int(os.environ.get("FLOODSEARCH_FUZZ", "25"))
 fuzzed = settings(
     max_examples=EXAMPLES,
     derandomize=True,
