@@ -27,6 +27,8 @@ from floodsearch.storage.database import Database, open_database
 from floodsearch.studyfile import parse
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported: tests run side by side
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell's background: commands would inherit it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 TINY: Mapping[str, Any] = {
     "name": "tiny",
