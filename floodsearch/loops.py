@@ -155,12 +155,13 @@ class LoopMembers:
         self.levels = dict(levels)
         self.seeds = {member: tuple(seeds[member]) for member in levels}
         self._reached: dict[tuple[int, int], int] = {}  # the epoch to which a run is known to be trained
-        self._flooded: set[int] = set()
+        self._flooded: dict[int, int] = {}  # in which epoch of any of its runs a member first did
+        self._until = 0  # the epoch up to which all are trained now; a run that goes on may be further
         self._training: tuple[int, LoopRun] | None = None
 
     def forked(self, member: int) -> bool:
         """Return whether a batch loss of a member has been below its level, or may have been."""
-        return member in self._flooded
+        return self._flooded.get(member, math.inf) <= self._until
 
     def drop(self, member: int) -> None:
         """Train a member no further."""
@@ -190,6 +191,7 @@ class LoopMembers:
 
         A script that starts again when it goes on is not paused where nobody judges: at level 0, and alone.
         """
+        self._until = until
         return all(
             self._reach(member, seed, self._pause(member, until), note)
             for member in tuple(self.levels)
@@ -246,8 +248,9 @@ class LoopMembers:
 
     def _note(self, member: int, seed: int, records: list[EpochRecord], note: Note, *, trained: int) -> bool:
         """Take in epochs of a run, and let them be noted."""
-        if any(record.flooded is None or record.flooded > 0 for record in records):
-            self._flooded.add(member)
+        for record in records:
+            if record.flooded is None or record.flooded > 0:
+                self._flooded[member] = min(record.epoch, self._flooded.get(member, record.epoch))
         return note(Step(records={member: records}, trained=trained))
 
     def _warn(self, member: int, run: LoopRun) -> None:
