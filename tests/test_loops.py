@@ -818,6 +818,31 @@ def test_a_checkpoint_from_which_nothing_can_be_trained_is_let_go(make_study, he
 
 
 @sqlite
+def test_a_run_that_goes_on_has_flooded_from_the_same_epoch_on(make_study, here):
+    """A rung that is judged again, after a worker died, sees what was there when it was first reached."""
+    study = make_study(levels={"high": 0.3, "count": 2}, search={"pruner": "none"})
+    worker = enter(study)
+    [_], [ticket] = queue.take(study, worker), queue.take(study, worker)
+    records = []
+
+    def members():
+        return Loops(study.spec, CPU, here, Leave())(study, [ticket], {ticket.number: [0]})
+
+    def note(step):
+        records.extend(step.records.get(ticket.number, []))
+        return True
+
+    assert members().train(ticket.epochs, note)
+    first = next(record.epoch for record in records if record.flooded)
+    assert 1 < first < ticket.epochs
+    again = members()
+    again.train(first - 1, note)
+    assert not again.forked(ticket.number)
+    again.train(first, note)
+    assert again.forked(ticket.number)
+
+
+@sqlite
 def test_a_loop_that_cannot_be_imported_is_refused_before_the_worker_enters(make_study, here, monkeypatch):
     study = make_study()
     monkeypatch.setitem(sys.modules, study.spec.objective.partition(":")[0], None)
