@@ -90,15 +90,12 @@ def launch(
     """Create or resume a study, train it with local workers, and print the answer."""
     from floodsearch import queue
     from floodsearch.answers import answer
-    from floodsearch.catalog import known
     from floodsearch.launchers.local import Crew, Launch, available_cores
     from floodsearch.launchers.local import detach as in_background
     from floodsearch.report.text import best_text
     from floodsearch.storage.studies import put_study
-    from floodsearch.studyfile import read
 
-    _import_from_here(study.parent)
-    spec = read(study, known())
+    spec = _read(study)
     crew = Crew.of(devices, workers, workers_per_device, available_cores(), queue.portions(spec))
     with _opened(storage, create=True) as database:
         stored = put_study(database, spec)
@@ -131,13 +128,10 @@ def create(study: StudyFile, storage: Storage = STORAGE) -> None:
     """Create or extend a study without training it; workers join with `floodsearch work`."""
     from floodsearch import queue
     from floodsearch.answers import status as status_of
-    from floodsearch.catalog import known
     from floodsearch.report.text import status_text
     from floodsearch.storage.studies import put_study
-    from floodsearch.studyfile import read
 
-    _import_from_here(study.parent)
-    spec = read(study, known())
+    spec = _read(study)
     with _opened(storage, create=True) as database:
         stored = put_study(database, spec)
         queue.fill(stored)
@@ -178,8 +172,9 @@ def work(
         leave.on_end_of(sys.stdin.buffer)
     trusted: set[str | None] = {None, *(trust or ())}
     if name.endswith(".toml"):
-        name, code = _name_and_trust(Path(name))
-        trusted.add(code)
+        spec = _read(Path(name))
+        name = spec.name
+        trusted.add(spec.trust)
     with _found(storage, name) as study:
         if (wanted := study.spec.trust) is not None and wanted not in trusted:
             does = "runs the command" if study.spec.command else "trains code of"
@@ -301,14 +296,11 @@ def check(
     as_json: AsJson = False,
 ) -> None:
     """Show the resolved study with all defaults, or all its problems, and what it would cost."""
-    from floodsearch.catalog import known
     from floodsearch.forecast import plan
     from floodsearch.report.text import forecast_text
     from floodsearch.search.space import ticket_count
-    from floodsearch.studyfile import read
 
-    _import_from_here(study.parent)
-    spec = read(study, known())
+    spec = _read(study)
     count, stages = ticket_count(spec), plan(spec)
     expected = None if stages is None else sum(stage.epochs for stage in stages)
     exhaustive = None if count is None else count * len(spec.training.seeds) * spec.training.epochs
@@ -520,14 +512,13 @@ def _import_from_here(folder: Path) -> None:
             sys.path.insert(0, path)
 
 
-def _name_and_trust(path: Path) -> tuple[str, str | None]:
-    """Return the study's name and what of the user's own it trains, from its file, which is trusted."""
+def _read(path: Path) -> Spec:
+    """Return the spec of a study file, whose modules are found beside it and in the current folder."""
     from floodsearch.catalog import known
     from floodsearch.studyfile import read
 
     _import_from_here(path.parent)
-    spec = read(path, known())
-    return spec.name, spec.trust
+    return read(path, known())
 
 
 def _show(launched: Launch) -> None:

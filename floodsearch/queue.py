@@ -489,9 +489,8 @@ def hand_back(ticket: Ticket) -> bool:
 
 def hand_all_back(study: StoredStudy, worker: int) -> None:
     """Put all tickets of a worker back into the queue."""
-    for trial in _running(study):
-        if trial.user_attrs.get(Attribute.WORKER) == worker:
-            _put_back(study, trial._trial_id, worker)
+    for trial in _held_by(study, worker):
+        _put_back(study, trial._trial_id, worker)
 
 
 def _put_back(study: StoredStudy, trial_id: int, worker: int) -> bool:
@@ -509,9 +508,7 @@ def release(study: StoredStudy, worker: int, reason: str) -> list[int]:
     """
     tables.release_lease(study.database, study.uuid, PILOT, pilot_holder(worker))
     lost = [
-        trial.number
-        for trial in _running(study)
-        if trial.user_attrs.get(Attribute.WORKER) == worker and _lose(study, trial._trial_id, worker, reason)
+        trial.number for trial in _held_by(study, worker) if _lose(study, trial._trial_id, worker, reason)
     ]
     tables.bury_worker(study.database, worker)
     if lost:
@@ -522,6 +519,10 @@ def release(study: StoredStudy, worker: int, reason: str) -> list[int]:
 def _running(study: StoredStudy) -> list[optuna.trial.FrozenTrial]:
     states = (TrialState.RUNNING,)
     return study.database.optuna.get_all_trials(study.id, deepcopy=False, states=states)
+
+
+def _held_by(study: StoredStudy, worker: int) -> list[optuna.trial.FrozenTrial]:
+    return [trial for trial in _running(study) if trial.user_attrs.get(Attribute.WORKER) == worker]
 
 
 def _lose(study: StoredStudy, trial_id: int, worker: int | None, reason: str) -> bool:

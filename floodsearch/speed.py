@@ -9,7 +9,7 @@ from dataclasses import replace
 from floodsearch.catalog import task_of
 from floodsearch.devices import find_device
 from floodsearch.spec import AUTO, Spec
-from floodsearch.tasks.task import Data, Split, Task
+from floodsearch.tasks.task import Data, Task
 from floodsearch.trainer import default_engine, engine_of, first_choices, plan_of
 from floodsearch.training.arithmetic import choose_kernels
 from floodsearch.training.engine import AnyRun, Engine
@@ -62,13 +62,9 @@ def measured(spec: Spec, device: str, at_once: Sequence[int]) -> dict[int, float
 
 def _short(task: Task, seed: int) -> Task:
     """Return a task whose epochs have a few batches."""
-    drawn, size = task.drawn(seed), task.recipe.batch_size
-    parts = {name: getattr(drawn, name) for name in ("train", "validation", "test")}
-    few = {
-        name: Split(part.inputs[: BATCHES * size], part.labels[: BATCHES * size])
-        for name, part in parts.items()
-    }
-    return replace(task, data=lambda _: Data(**few))
+    drawn, most = task.drawn(seed), BATCHES * task.recipe.batch_size
+    few = Data(*(part.first(most) for part in (drawn.train, drawn.validation, drawn.test)))
+    return replace(task, data=lambda _: few)
 
 
 def _speed(engine: Engine, runs: Sequence[AnyRun], samples: int) -> float:

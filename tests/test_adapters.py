@@ -28,30 +28,20 @@ from floodsearch.answers import answer
 from floodsearch.catalog import known
 from floodsearch.errors import DivergedError, LoopError
 from floodsearch.heart import Leave, Settings
-from floodsearch.loops import Loops
 from floodsearch.storage.studies import put_study, read_trials
 from floodsearch.studyfile import read
-from floodsearch.training.checkpoint import Checkpoint
-from floodsearch.training.loop import LoopRun
-from floodsearch.training.progress import Plan
 from floodsearch.worker import work
+from tests.test_loops import Alone as AnyAlone
 
 EXAMPLES = Path(__file__).parents[1] / "studies" / "examples"
 CPU = torch.device("cpu")
 
 # What the libraries say of tiny data and of each other.
 pytestmark = [
+    pytest.mark.usefixtures("one_thread"),
     pytest.mark.filterwarnings("ignore:The '.*_dataloader' does not have many workers"),
     pytest.mark.filterwarnings("ignore:.isinstance.treespec, LeafSpec.. is deprecated"),
 ]
-
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -68,36 +58,16 @@ def _in_a_folder_of_its_own(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
 
-class Alone:
-    """One run of a function, with all that is asked of its surroundings."""
+class Alone(AnyAlone):
+    """One run of a function, which is asked for what it returned."""
 
-    def __init__(self, folder, *, level=0.3, epochs=4, **plan):
-        self.plan, self.level, self.records = Plan(epochs=epochs, **plan), level, []
-        self.checkpoint = Checkpoint(folder / "run.pt", {})
+    def __init__(self, folder, *, epochs=4, **options):
+        super().__init__(folder, epochs=epochs, **options)
 
     def train(self, function, until=10**9, stop_at=10**9):
         """Train one part; return what the function returned, or raise what was wrong."""
         returned = []
-
-        def note(record):
-            self.records.append(record)
-            return record.epoch < stop_at
-
-        self.run = LoopRun(
-            self.plan,
-            name="run",
-            level=self.level,
-            seed=7,
-            device=CPU,
-            settings={},
-            until=until,
-            note=note,
-            checkpoint=self.checkpoint,
-            saved=self.checkpoint.load(),
-        )
-        loops = object.__new__(Loops)
-        loops.loop, loops.device = lambda run: returned.append(function(run)), CPU
-        error = loops.call(self.run)
+        error = super().train(lambda run: returned.append(function(run)), until, stop_at)
         if error is not None:
             raise error
         return returned[0]

@@ -251,7 +251,7 @@ def test_trunks_that_serve_no_later_cohort_keep_nothing_of_the_past():
     """Memory: behind the last cohort that uses it a trunk lets its states go."""
     task, plan = TASKS["adam"], Plan(epochs=8)
     trunks = Trunks(Loop(task, plan, CPU), room=10**9)
-    trunks.of(0).reach(4, forks=False)
+    make_cohort(task, plan, {0: 0.0}, (0,), trunks=trunks, last=False).train(4, lambda _: True)
     cohort = make_cohort(task, plan, {0: 0.0, 1: 0.3}, (0,), trunks=trunks, last=True)
     for _ in range(4):
         cohort.advance()

@@ -26,12 +26,7 @@ from floodsearch.worker import work
 HERE = Settings(device="cpu", threads=1)
 
 
-@pytest.fixture(autouse=True)
-def _same_threads_afterwards():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 # The rule

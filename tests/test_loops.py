@@ -79,27 +79,13 @@ STUDY = {
 }
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture
-def write_loop(tmp_path, monkeypatch):
-    """Write a module with a training loop, importable here and by workers; give its reference."""
-    monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
-
-    def write(source=TRAIN):
-        module = f"loop_{uuid.uuid4().hex}"
-        (tmp_path / f"{module}.py").write_text(source)
-        importlib.invalidate_caches()
-        return f"{module}:train"
-
-    return write
+def write_loop(write_code):
+    """Write a module with a training loop; give its reference."""
+    return lambda source=TRAIN: f"{write_code(source, 'loop')}:train"
 
 
 @pytest.fixture
@@ -159,9 +145,8 @@ sqlite = pytest.mark.parametrize("storage_url", ["sqlite"], indirect=True)
 class Alone:
     """One run of a function, with all that is asked of its surroundings."""
 
-    def __init__(self, folder, *, level=0.3, epochs=6, validate_every=1, metric="val_accuracy"):
-        self.plan = Plan(epochs=epochs, validate_every=validate_every, metric=metric)
-        self.level, self.records = level, []
+    def __init__(self, folder, *, level=0.3, epochs=6, **plan):
+        self.plan, self.level, self.records = Plan(epochs=epochs, **plan), level, []
         self.checkpoint = Checkpoint(folder / "run.pt", {"level": level})
 
     def train(self, function, until=10**9, stop_at=10**9):

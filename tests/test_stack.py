@@ -276,7 +276,8 @@ def test_a_later_cohort_forks_from_stacked_trunks(room):
     task = TASKS["batch norm, sgd and milestones"]
     trunks = Trunks(Stack(task, PLAN, CPU), room=room)
     for seed in (0, 5):  # as the pilot does: one seed after the other, not equally far
-        trunks.of(seed).reach(PLAN.epochs - seed, forks=False)
+        unflooded = make_cohort(task, levels={0: 0.0}, seeds=(seed,), trunks=trunks, last=False)
+        unflooded.train(PLAN.epochs - seed, lambda _: True)
     later = Together(make_cohort(task, trunks=trunks, last=False))
     for member, level in LEVELS.items():
         for seed in (0, 5):

@@ -38,15 +38,10 @@ from floodsearch.worker import work
 
 CPU = torch.device("cpu")
 
-pytestmark = pytest.mark.parametrize("storage_url", ["sqlite"], indirect=True)
-
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = [
+    pytest.mark.usefixtures("one_thread"),
+    pytest.mark.parametrize("storage_url", ["sqlite"], indirect=True),
+]
 
 
 @pytest.fixture

@@ -10,7 +10,6 @@ import subprocess
 import sys
 import threading
 import time
-import uuid
 from collections import Counter
 from collections.abc import Mapping
 
@@ -76,17 +75,9 @@ def task(*, folder: str = "") -> Task:
 
 
 @pytest.fixture
-def user_task(tmp_path, monkeypatch):
-    """Write a module with a task of the user's own, importable here and by workers; give its reference."""
-    monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
-
-    def write(source=GATED):
-        module = f"users_{uuid.uuid4().hex}"
-        (tmp_path / f"{module}.py").write_text(source)
-        return f"{module}:task"
-
-    return write
+def user_task(write_code):
+    """Write a module with a task of the user's own; give its reference."""
+    return lambda source=GATED: f"{write_code(source)}:task"
 
 
 @pytest.fixture

@@ -27,7 +27,6 @@ ATTRIBUTE = models.TrialUserAttributeModel
 REPORT = models.TrialIntermediateValueModel
 VALUE = models.TrialValueModel
 PARAMETER = models.TrialParamModel
-PRUNER_NOTE = models.TrialSystemAttributeModel  # Hyperband notes there which rungs it has judged
 
 
 @dataclass(frozen=True)

@@ -38,76 +38,33 @@ RESNETS: Mapping[str, Callable[[int, int], nn.Module]] = {
 }
 
 
-def mnist(
-    *,
-    model: Model = "mlp",
-    augment: bool = False,
-    label_noise: float = 0.0,
-    data_dir: str = DATA_DIR,
-    download: bool = True,
-) -> Task:
-    """Return MNIST: 70,000 handwritten digits."""
-    return _images("mnist", model, augment, label_noise, data_dir, download)
+def _task_of(name: str, default: Model) -> Callable[..., Task]:
+    """Return the function that makes the task of an image set.
+
+    Args:
+        name: of `SOURCES`.
+        default: the paper's model for it.
+    """
+
+    def task(
+        *,
+        model: Model = default,
+        augment: bool = False,
+        label_noise: float = 0.0,
+        data_dir: str = DATA_DIR,
+        download: bool = True,
+    ) -> Task:
+        return _images(name, model, augment, label_noise, data_dir, download)
+
+    return task
 
 
-def kmnist(
-    *,
-    model: Model = "mlp",
-    augment: bool = False,
-    label_noise: float = 0.0,
-    data_dir: str = DATA_DIR,
-    download: bool = True,
-) -> Task:
-    """Return Kuzushiji-MNIST: 70,000 cursive Japanese characters of ten kinds."""
-    return _images("kmnist", model, augment, label_noise, data_dir, download)
-
-
-def fashion_mnist(
-    *,
-    model: Model = "mlp",
-    augment: bool = False,
-    label_noise: float = 0.0,
-    data_dir: str = DATA_DIR,
-    download: bool = True,
-) -> Task:
-    """Return Fashion-MNIST: 70,000 pieces of clothing of ten kinds."""
-    return _images("fashion_mnist", model, augment, label_noise, data_dir, download)
-
-
-def svhn(
-    *,
-    model: Model = "resnet18",
-    augment: bool = False,
-    label_noise: float = 0.0,
-    data_dir: str = DATA_DIR,
-    download: bool = True,
-) -> Task:
-    """Return SVHN: 99,289 digits of house numbers, without the "extra" part."""
-    return _images("svhn", model, augment, label_noise, data_dir, download)
-
-
-def cifar10(
-    *,
-    model: Model = "resnet34",
-    augment: bool = False,
-    label_noise: float = 0.0,
-    data_dir: str = DATA_DIR,
-    download: bool = True,
-) -> Task:
-    """Return CIFAR-10: 60,000 photographs of ten kinds of things."""
-    return _images("cifar10", model, augment, label_noise, data_dir, download)
-
-
-def cifar100(
-    *,
-    model: Model = "resnet34",
-    augment: bool = False,
-    label_noise: float = 0.0,
-    data_dir: str = DATA_DIR,
-    download: bool = True,
-) -> Task:
-    """Return CIFAR-100: 60,000 photographs of a hundred kinds of things."""
-    return _images("cifar100", model, augment, label_noise, data_dir, download)
+mnist = _task_of("mnist", "mlp")  # 70,000 handwritten digits
+kmnist = _task_of("kmnist", "mlp")  # 70,000 cursive Japanese characters of ten kinds
+fashion_mnist = _task_of("fashion_mnist", "mlp")  # 70,000 pieces of clothing of ten kinds
+svhn = _task_of("svhn", "resnet18")  # 99,289 digits of house numbers, without the "extra" part
+cifar10 = _task_of("cifar10", "resnet34")  # 60,000 photographs of ten kinds of things
+cifar100 = _task_of("cifar100", "resnet34")  # 60,000 photographs of a hundred kinds of things
 
 
 def _images(

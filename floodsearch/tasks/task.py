@@ -50,6 +50,11 @@ class Split:
         clean = None if self.clean_labels is None else self.clean_labels.to(device)
         return Split(self.inputs.to(device), self.labels.to(device), clean)
 
+    def first(self, n: int) -> Split:
+        """Return the first samples, at most so many."""
+        clean = None if self.clean_labels is None else self.clean_labels[:n]
+        return Split(self.inputs[:n], self.labels[:n], clean)
+
 
 @dataclass(frozen=True)
 class Data:
@@ -58,6 +63,10 @@ class Data:
     train: Split
     validation: Split
     test: Split
+
+    def to(self, device: torch.device) -> Data:
+        """Return the splits on a device."""
+        return Data(self.train.to(device), self.validation.to(device), self.test.to(device))
 
 
 @dataclass(frozen=True, kw_only=True)

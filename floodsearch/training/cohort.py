@@ -159,13 +159,14 @@ class Cohort:
 
     def train(self, until: int, note: Note) -> bool:
         """Train all members up to an epoch, saving them when that is due, and when `note` wants no more."""
-        while self.epoch < until:
-            if not note(self.advance()):
+
+        def note_and_save(step: Step) -> bool:
+            goes_on = note(step)
+            if not goes_on or self._pace.due():
                 self.save()
-                break
-            if self._pace.due():
-                self.save()
-        return self.epoch >= until
+            return goes_on
+
+        return in_lockstep(self, until, note_and_save)
 
     def advance(self) -> Step:
         """Train all members one epoch further."""

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from floodsearch.records import EpochRecord
 from floodsearch.spec import Keep
-from floodsearch.tasks.task import Split, Task
+from floodsearch.tasks.task import Data, Task
 from floodsearch.training.progress import Evaluation, Plan, Progress
 from floodsearch.training.run import copied, evaluate, new_model, with_test
 
@@ -40,13 +40,11 @@ class Start:
         *,
         seed: int,
         device: torch.device,
-        splits: tuple[Split, Split, Split] | None = None,
+        data: Data | None = None,
     ) -> None:
-        if splits is None:
-            data = task.drawn(seed)
-            splits = (data.train.to(device), data.validation.to(device), data.test.to(device))
         self.task, self.plan, self.seed = task, plan, seed
-        self.train, self.validation, self.test = splits
+        data = data or task.drawn(seed).to(device)
+        self.train, self.validation, self.test = data.train, data.validation, data.test
         self.model = new_model(task, seed, device)  # where weights are put to be tested
         self.weights = {("weight", name): one.detach().clone() for name, one in named(self.model).items()}
 

@@ -18,7 +18,7 @@ from floodsearch.flooding import flood
 from floodsearch.records import EpochRecord
 from floodsearch.spec import PLAIN, Arithmetic, Keep
 from floodsearch.tasks.streams import stream_seed
-from floodsearch.tasks.task import Split, Task
+from floodsearch.tasks.task import Data, Split, Task
 from floodsearch.training.arithmetic import Forward, laid_out
 from floodsearch.training.batches import batches, chunks, count
 from floodsearch.training.progress import Evaluation, Plan, Progress
@@ -38,7 +38,7 @@ class Run:
         seed: fixes all that is random: data, initialisation, order, dropout.
         level: flood level b >= 0, in the unit of the task's loss.
         device: where it trains.
-        splits: training, validation and test split of the seed, on the device; drawn by the task if None.
+        data: of the seed, on the device; drawn by the task if None.
 
     """
 
@@ -50,13 +50,11 @@ class Run:
         seed: int,
         level: float,
         device: torch.device,
-        splits: tuple[Split, Split, Split] | None = None,
+        data: Data | None = None,
     ) -> None:
-        if splits is None:
-            data = task.drawn(seed)
-            splits = (data.train.to(device), data.validation.to(device), data.test.to(device))
         self.task, self.plan, self.seed, self.device = task, plan, seed, device
-        self.train, self.validation, self.test = splits
+        data = data or task.drawn(seed).to(device)
+        self.train, self.validation, self.test = data.train, data.validation, data.test
         self.model = laid_out(new_model(task, seed, device), plan.arithmetic)
         self.forward = Forward(self.model, plan.arithmetic)
         self.dropout_seed = stream_seed(seed, "dropout") >> 1  # room to add the number of the step
@@ -104,8 +102,8 @@ class Run:
 
         Its model is made anew: a copy would hold what training left outside of this run's state.
         """
-        splits = (self.train, self.validation, self.test)
-        return Run(self.task, self.plan, seed=self.seed, level=level, device=self.device, splits=splits)
+        data = Data(self.train, self.validation, self.test)
+        return Run(self.task, self.plan, seed=self.seed, level=level, device=self.device, data=data)
 
     def take_up(self, state: dict[str, Any]) -> None:
         """Go on from the `state` of a run at another level, as if it had been trained at this one."""

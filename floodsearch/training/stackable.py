@@ -8,7 +8,7 @@ import warnings
 import torch
 
 from floodsearch.records import EpochRecord
-from floodsearch.tasks.task import Split, Task, build_optimizer
+from floodsearch.tasks.task import Data, Task, build_optimizer
 from floodsearch.training.lanes import Lane, Start
 from floodsearch.training.progress import Plan
 from floodsearch.training.run import Run
@@ -38,16 +38,16 @@ def obstacle(task: Task, device: torch.device, seed: int) -> str | None:
 
 
 def _compare(task: Task, device: torch.device, seed: int) -> str | None:
-    data, size = task.drawn(seed), task.recipe.batch_size
-    train = _first(data.train, 2 * size).to(device)
-    validation = _first(data.validation, size).to(device)
-    splits, plan = (train, validation, validation), Plan(epochs=2, metric="val_loss", maximize=False)
-    alone = Run(task, plan, seed=seed, level=0.0, device=device, splits=splits)
+    drawn, size = task.drawn(seed), task.recipe.batch_size
+    validation = drawn.validation.first(size)
+    data = Data(drawn.train.first(2 * size), validation, validation).to(device)
+    plan = Plan(epochs=2, metric="val_loss", maximize=False)
+    alone = Run(task, plan, seed=seed, level=0.0, device=device, data=data)
     expected = [list(alone)]
     always = 1 + 2 * abs(expected[0][0].train_loss or 0.0)
-    expected.append(list(Run(task, plan, seed=seed, level=always, device=device, splits=splits)))
+    expected.append(list(Run(task, plan, seed=seed, level=always, device=device, data=data)))
     stack = Stack(task, plan, device)
-    start = Start(task, plan, seed=seed, device=device, splits=splits)
+    start = Start(task, plan, seed=seed, device=device, data=data)
     lanes = [Lane(start, 0.0), Lane(start, always)]
     for epoch in range(plan.epochs):
         for records, lane in zip(expected, lanes, strict=True):
@@ -62,7 +62,3 @@ def _compare(task: Task, device: torch.device, seed: int) -> str | None:
 def _near(one: EpochRecord, other: EpochRecord) -> bool:
     pairs = ((one.train_loss, other.train_loss), (one.val_loss, other.val_loss))
     return all(a is not None and b is not None and math.isclose(a, b, rel_tol=TOLERANCE) for a, b in pairs)
-
-
-def _first(split: Split, n: int) -> Split:
-    return Split(split.inputs[:n], split.labels[:n])

@@ -114,27 +114,6 @@ class Trunk:
         )
         self._saved = len(self.records)
 
-    def reach(self, epoch: int, *, forks: bool) -> int:
-        """Train up to an epoch, if it is not that far yet.
-
-        Args:
-            epoch: to be recorded.
-            forks: whether a level may fork in the epochs to come.
-
-        Returns:
-            How many epochs that took.
-
-        Raises:
-            DivergedError: when a batch loss is NaN or infinite.
-        """
-        known = len(self.records)
-        while len(self.records) < epoch:
-            if self.error is None:
-                train(self.engine, {self: forks})
-            if self.error is not None:
-                raise self.error
-        return len(self.records) - known
-
     def _begin(self, *, forks: bool) -> None:
         """Keep what may be asked for later before an epoch is trained."""
         if forks or self._keeps():
