@@ -128,6 +128,7 @@ def _interruptions(trials: Sequence[TrialRecord]) -> dict[str, int]:
         "lost": sum(trial.cause == "lost" for trial in trials),
         "error": sum(trial.cause in ("error", "forgiven") for trial in trials),
         "handed back": sum(trial.handed_back for trial in trials),
+        "out of memory": sum(trial.out_of_memory for trial in trials),
     }
     return {cause: count for cause, count in counts.items() if count}
 

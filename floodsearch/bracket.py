@@ -7,6 +7,8 @@ import time
 from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Literal
 
+import torch
+
 from floodsearch import queue
 from floodsearch.analysis import RUNG_VALIDATIONS, mean_and_se, mean_of, recent_mean, seed_result
 from floodsearch.errors import DivergedError, TicketLostError
@@ -40,9 +42,13 @@ class Bracket:
         self.alive = {ticket.number: ticket for ticket in tickets}
         self.study = tickets[0].study  # with its spec as of when the tickets were taken
         self.heart, self.trainer, self.weights = heart, trainer, weights
-        self.checkpoints = Checkpoints(heart.settings.checkpoints / self.study.folder)
+        self.checkpoints = Checkpoints(heart.settings.files(self.study))
         self.curves = {ticket.number: Curve(ticket) for ticket in tickets}
         self.flushed = time.monotonic()
+        self.together = 0
+        """How many are trained at once."""
+        self.fits: int | None = None
+        """How many may be taken at once from now on, where these were too many for the device's memory."""
 
     def end(self) -> None:
         """Train the tickets and write down how each ended."""
@@ -71,6 +77,7 @@ class Bracket:
             self._recall(ticket)
         epochs = tickets[0].epochs
         numbers = {ticket.number for ticket in tickets}
+        self.together = len(numbers)
         seeds = {
             ticket.number: [seed for seed in ticket.seeds if not self.curves[ticket.number].records[seed]]
             for ticket in tickets
@@ -121,6 +128,7 @@ class Bracket:
     def _note(self, cohort: Members, step: Step, rungs: Collection[int]) -> None:
         """Take in what was trained, as soon as it is; tickets that are at their end are completed."""
         self.heart.epochs_run += step.trained
+        self.together = len(step.failed) + len(step.records)
         for number, error in step.failed.items():
             self._failed(number, error)
         reached = {record.epoch for records in step.records.values() for record in records}.intersection(
@@ -179,8 +187,11 @@ class Bracket:
             self.heart.leave.ask(reason)
 
     def _judge(self, cohort: Members, reached: Collection[int], epoch: int) -> None:
-        """Ask the pruner about tickets that have all reached a rung, and stop those that it stops."""
-        self._flush(cohort)
+        """Ask the pruner about tickets that have all reached a rung, and stop those that it stops.
+
+        Where the storage is away this waits: a rung that was passed over would change what is pruned.
+        """
+        self._flush(cohort, persistent=True)
         sign = 1.0 if self.study.spec.maximize else -1.0
         standings = {
             number: (
@@ -194,15 +205,15 @@ class Bracket:
             for number in sorted(reached)
             if number in self.alive
         }
-        decisions = attempt(lambda: queue.judge(standings, epoch)) if standings else None
-        for number, decision in (decisions or {}).items():
+        decisions = persistently(lambda: queue.judge(standings, epoch)) if standings else {}
+        for number, decision in decisions.items():
             if decision.prune:
                 ticket = self.alive[number]
                 cohort.drop(number)
                 self._ended(number, "pruned", lambda: queue.prune(ticket, decision))  # noqa: B023 - called at once
 
     def _failed(self, number: int, error: BaseException) -> None:
-        """Write down that a ticket diverged or its code raised."""
+        """Write down that a ticket diverged or its code raised; one for which there is no memory waits."""
         ticket = self.alive.get(number)
         if ticket is None:
             return
@@ -210,6 +221,10 @@ class Bracket:
         if isinstance(error, DivergedError):
             log.info("ticket %d: %s", number, error)
             self._ended(number, "diverged", lambda: queue.diverge(ticket, error))
+        elif isinstance(error, torch.OutOfMemoryError) and self.together > 1:
+            self.fits = max(1, self.together // 2)
+            log.warning("out of memory: ticket %d waits to be trained with fewer others", number)
+            self._ended(number, "handed back", lambda: queue.hand_back(ticket, Attribute.OUT_OF_MEMORY))
         else:
             log.error("ticket %d failed", number, exc_info=error)
             self._ended(number, "failed", lambda: queue.fail(ticket, error))
@@ -264,9 +279,9 @@ class Bracket:
             if weights is not None:  # else an earlier trial of this ticket has trained the run, and kept them
                 self.weights.save(ticket.number, seed, ticket.epochs, keep, weights)
 
-    def _flush(self, cohort: Members) -> None:
+    def _flush(self, cohort: Members, *, persistent: bool = False) -> None:
         """Write what is new of all tickets; those that are another's by now are trained no further."""
-        for number in self._flush_all(self.alive):
+        for number in self._flush_all(self.alive, persistent=persistent):
             cohort.drop(number)
 
     def _flush_all(self, numbers: Iterable[int], *, persistent: bool = False) -> set[int]:

@@ -54,9 +54,11 @@ Storage = Annotated[
     ),
 ]
 Checkpoints = Annotated[
-    Path,
+    str,
     typer.Option(
-        envvar="FLOODSEARCH_CHECKPOINTS", metavar="FOLDER", help="Share it, and other machines go on from it."
+        envvar="FLOODSEARCH_CHECKPOINTS",
+        metavar="FOLDER",
+        help="Or s3://BUCKET/PREFIX; what machines share, they go on from.",
     ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
@@ -82,7 +84,7 @@ def launch(
     workers_per_device: Annotated[
         int | None, typer.Option(metavar="N", help="Instead of --workers: so many on each device.")
     ] = None,
-    checkpoints: Checkpoints = CHECKPOINTS,
+    checkpoints: Checkpoints = str(CHECKPOINTS),
     detach: Annotated[
         bool, typer.Option("--detach", help="Return at once; follow it with `floodsearch logs NAME`.")
     ] = False,
@@ -90,6 +92,7 @@ def launch(
     """Create or resume a study, train it with local workers, and print the answer."""
     from floodsearch import queue
     from floodsearch.answers import answer
+    from floodsearch.files import check_place
     from floodsearch.launchers.local import Crew, Launch, available_cores
     from floodsearch.launchers.local import detach as in_background
     from floodsearch.report.text import best_text
@@ -97,11 +100,12 @@ def launch(
 
     spec = _read(study)
     crew = Crew.of(devices, workers, workers_per_device, available_cores(), queue.portions(spec))
+    check_place(checkpoints)
     with _opened(storage, create=True) as database:
         stored = put_study(database, spec)
         queue.fill(stored)
         if detach:
-            arguments = [str(study), "--checkpoints", str(checkpoints), "--devices", ",".join(crew.devices)]
+            arguments = [str(study), "--checkpoints", checkpoints, "--devices", ",".join(crew.devices)]
             pid = in_background([*arguments, "--workers", str(len(crew.devices))], spec.name, storage)
             print(  # noqa: T201
                 f"{spec.name}: launched in the background as process {pid}; "
@@ -155,12 +159,13 @@ def work(
     leave_on_eof: Annotated[
         bool, typer.Option("--leave-on-eof", help="Leave when standard input ends, as when ssh is cut.")
     ] = False,
-    checkpoints: Checkpoints = CHECKPOINTS,
+    checkpoints: Checkpoints = str(CHECKPOINTS),
     grace: Annotated[
         float, typer.Option(metavar="SECONDS", min=1, help="To leave in after SIGTERM, SIGINT or SIGUSR1.")
     ] = LEAVE_SECONDS,
 ) -> None:
     """Join a study as one worker, on this machine."""
+    from floodsearch.files import check_place, is_url
     from floodsearch.heart import Leave, Settings
     from floodsearch.worker import work as train
 
@@ -175,6 +180,7 @@ def work(
         spec = _read(Path(name))
         name = spec.name
         trusted.add(spec.trust)
+    check_place(checkpoints)
     with _found(storage, name) as study:
         if (wanted := study.spec.trust) is not None and wanted not in trusted:
             does = "runs the command" if study.spec.command else "trains code of"
@@ -182,9 +188,8 @@ def work(
                 f"study {name!r} {does} {wanted!r}, which only the database names; if you trust it, "
                 f"add --trust {shlex.quote(wanted)}, or give the study file instead of the name"
             )
-        reason = train(
-            study, Settings(device=device, threads=threads, checkpoints=checkpoints.absolute()), leave
-        )
+        place = checkpoints if is_url(checkpoints) else Path(checkpoints).absolute()
+        reason = train(study, Settings(device=device, threads=threads, checkpoints=place), leave)
         log.info("leaving: %s", reason)
     if leave.signal is not None or leave.abandoned:
         raise typer.Exit(INTERRUPTED if leave.signal == signal.SIGINT else HANDED_BACK)
@@ -237,7 +242,7 @@ def weights(
     name: Name,
     out: Annotated[Path, typer.Option(metavar="FOLDER", help="Where to copy them.", show_default=False)],
     storage: Storage = STORAGE,
-    checkpoints: Checkpoints = CHECKPOINTS,
+    checkpoints: Checkpoints = str(CHECKPOINTS),
 ) -> None:
     """Copy the weights of the level that `best` answers with, one file a seed."""
     from floodsearch.answers import answer
@@ -391,15 +396,15 @@ def logs(
 def delete(
     name: Name,
     storage: Storage = STORAGE,
-    checkpoints: Checkpoints = CHECKPOINTS,
+    checkpoints: Checkpoints = str(CHECKPOINTS),
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
 ) -> None:
     """Remove a study with all its data, its checkpoints and the weights that were kept."""
-    import shutil
-
     from floodsearch.answers import status as status_of
+    from floodsearch.files import check_place, files_at
     from floodsearch.storage.studies import delete_study
 
+    check_place(checkpoints)
     with _found(storage, name) as study:
         now = status_of(study)
         if now.workers:
@@ -411,7 +416,10 @@ def delete(
             trained = f"{now.trials.total} tickets, {now.epochs_run:,} epochs trained"
             typer.confirm(f"delete study {name} ({trained}) from {study.database.name}?", abort=True)
         delete_study(study)
-    shutil.rmtree(checkpoints / study.folder, ignore_errors=True)
+        try:
+            files_at(checkpoints).within(study.folder).clear()
+        except OSError as error:
+            _say(f"its checkpoints stay: {error}")
     print(f"{name}: deleted")  # noqa: T201
 
 

@@ -16,6 +16,7 @@ from typing import IO
 from floodsearch import queue
 from floodsearch.defaults import CHECKPOINTS, LOGS
 from floodsearch.errors import HANDED_BACK
+from floodsearch.files import Files, files_at
 from floodsearch.queue import Reaper
 from floodsearch.retry import attempt, first_line
 from floodsearch.storage import tables
@@ -85,8 +86,8 @@ class Settings:
         threads: of torch, on the CPU; None leaves torch's own choice.
         beat_seconds: between two signs of life.
         grace_seconds: silence after which a worker is taken for dead; the same for all workers.
-        checkpoints: the folder that holds those of all studies.
-        logs: likewise, with what workers and scripts print.
+        checkpoints: the folder or URL of those of all studies.
+        logs: the folder of what workers and scripts print.
     """
 
     device: str = "auto"
@@ -94,8 +95,12 @@ class Settings:
     beat_seconds: float = 5.0
     grace_seconds: float = queue.GRACE_SECONDS
     # Absolute, as a user's code may change the current folder.
-    checkpoints: Path = field(default_factory=CHECKPOINTS.absolute)
+    checkpoints: Path | str = field(default_factory=CHECKPOINTS.absolute)
     logs: Path = field(default_factory=LOGS.absolute)
+
+    def files(self, study: StoredStudy) -> Files:
+        """Return the files of a study."""
+        return files_at(self.checkpoints).within(study.folder)
 
 
 @dataclass

@@ -59,7 +59,7 @@ class Loops:
             self.loop = find_loop(spec.objective)
         else:
             raise ValueError(f"study {spec.name!r} trains the task {spec.task!r}, not a loop")
-        self.device, self.folder = device, settings.checkpoints
+        self.device, self.settings = device, settings
         self._said: set[str] = set()
         if device.type == "cuda":
             torch.cuda.set_device(device)  # where `.cuda()` of the user's own goes
@@ -86,7 +86,7 @@ class Loops:
         epochs: int,
     ) -> LoopMembers:
         settings = loop_settings(study.spec, beside)
-        kept = Checkpoints(self.folder / study.folder)
+        kept = Checkpoints(self.settings.files(study))
 
         def checkpoint(member: int, seed: int) -> Checkpoint:
             of = {"study": study.uuid, "level": levels[member], "epochs": epochs, "settings": settings}

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import traceback
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import optuna
 from optuna.trial import TrialState
@@ -228,7 +228,9 @@ def _size(spec: Spec) -> dict[Attribute, int]:
     return {Attribute.EPOCHS: spec.training.epochs, Attribute.SEEDS: len(spec.training.seeds)}
 
 
-def take(study: StoredStudy, worker: int, revision: str | None = None) -> list[Ticket]:
+def take(
+    study: StoredStudy, worker: int, revision: str | None = None, *, most: int | None = None
+) -> list[Ticket]:
     """Take the next tickets that are trained together, with their levels; none if no ticket waits.
 
     Of a grid under halving this is a bracket; of open tickets under halving a few, so that the sampler sees
@@ -239,18 +241,19 @@ def take(study: StoredStudy, worker: int, revision: str | None = None) -> list[T
         study: whose tickets.
         worker: who takes them.
         revision: of the user's own code that will train them.
+        most: that fit into the worker's memory; None if that is not known to be less.
     """
     if study.spec.search.sampler == "grid":
-        return _take(study, worker, revision)
+        return _take(study, worker, revision, most)
     with lease(study.database, study.uuid, "propose"):
-        return _take(study, worker, revision)
+        return _take(study, worker, revision, most)
 
 
-def _take(study: StoredStudy, worker: int, revision: str | None) -> list[Ticket]:
+def _take(study: StoredStudy, worker: int, revision: str | None, fits: int | None) -> list[Ticket]:
     signature = {Attribute.WORKER: worker} | ({} if revision is None else {Attribute.REVISION: revision})
     most = ROUND if study.spec.search.pruner == "halving" else 1
     with study.database.write() as connection:
-        claimed = trials.claim(connection, study.id, signature, most=most)
+        claimed = trials.claim(connection, study.id, signature, most=most, fits=fits)
     if not claimed:
         return []
     try:
@@ -478,13 +481,16 @@ def _failing(study: StoredStudy) -> bool:
     return len(failed) == FAILURES_IN_A_ROW
 
 
-def hand_back(ticket: Ticket) -> bool:
+def hand_back(ticket: Ticket, counter: Attribute = Attribute.HANDED_BACK) -> bool:
     """Put a ticket back into the queue; return whether it was still this worker's to give.
 
-    The next worker reports from the first epoch on, though it may train from a checkpoint: what was reported
-    is forgotten.
+    The next worker reports from the first epoch on, though it may train from a checkpoint.
+
+    Args:
+        ticket: that is put back.
+        counter: what counts how often, `HANDED_BACK` or `OUT_OF_MEMORY`.
     """
-    return _put_back(ticket.study, ticket.trial_id, ticket.worker)
+    return _put_back(ticket.study, ticket.trial_id, ticket.worker, counter)
 
 
 def hand_all_back(study: StoredStudy, worker: int) -> None:
@@ -493,11 +499,13 @@ def hand_all_back(study: StoredStudy, worker: int) -> None:
         _put_back(study, trial._trial_id, worker)
 
 
-def _put_back(study: StoredStudy, trial_id: int, worker: int) -> bool:
+def _put_back(
+    study: StoredStudy, trial_id: int, worker: int, counter: Attribute = Attribute.HANDED_BACK
+) -> bool:
     with study.database.write() as connection:
         if not _held(connection, trial_id, worker):
             return False
-        trials.put_back(connection, trial_id)
+        trials.put_back(connection, trial_id, counter)
     return True
 
 
@@ -560,11 +568,21 @@ Observed = tuple[str, int]
 """A worker or a trial, by its id."""
 
 
+@dataclass(frozen=True)
+class Silence:
+    """Since when a beat is the last one, and when that was first seen to last a grace."""
+
+    beat: float
+    since: float
+    full: float | None = None
+
+
 class Reaper:
     """Finds workers that stopped beating and queues their tickets again.
 
-    It acts only when it has seen the same beat twice, a full grace apart by the database's clock, on an
-    unbroken connection: an outage must not kill the living. One reaper works at a time, under a lease.
+    It acts only when it has seen the same beat for a full grace by the database's clock, on an unbroken
+    connection, and once more a quarter later: an outage must not kill the living, nor must a moment that
+    held up everybody, this reaper included, such as a laptop's sleep. One works at a time, under a lease.
 
     Args:
         study: whose workers it watches.
@@ -574,7 +592,7 @@ class Reaper:
 
     def __init__(self, study: StoredStudy, holder: str, *, grace_seconds: float) -> None:
         self.study, self.holder, self.grace_seconds = study, holder, grace_seconds
-        self.seen: dict[Observed, tuple[float, float]] = {}  # the beat, and since when it is the last
+        self.seen: dict[Observed, Silence] = {}
 
     def forget(self) -> None:
         """Start all observations again, after an error of the storage."""
@@ -608,10 +626,12 @@ class Reaper:
                 fill(study)
         return lost
 
-    def _silent(
-        self, before: Mapping[Observed, tuple[float, float]], key: Observed, beat: float, now: float
-    ) -> bool:
-        """Return whether the same beat was seen a grace ago, and note it for the next time."""
-        last, since = before.get(key, (math.nan, now))
-        self.seen[key] = (beat, since if last == beat else now)
-        return last == beat and now - since >= self.grace_seconds
+    def _silent(self, before: Mapping[Observed, Silence], key: Observed, beat: float, now: float) -> bool:
+        """Return whether a beat has been the last one for too long, and note it for the next time."""
+        silence = before.get(key)
+        if silence is None or silence.beat != beat:
+            silence = Silence(beat, now)
+        elif silence.full is None and now - silence.since >= self.grace_seconds:
+            silence = replace(silence, full=now)
+        self.seen[key] = silence
+        return silence.full is not None and now - silence.full >= self.grace_seconds / 4

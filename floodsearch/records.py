@@ -40,6 +40,7 @@ class Attribute(StrEnum):
     WORKER = "worker"
     REVISION = "revision"
     HANDED_BACK = "handed_back"
+    OUT_OF_MEMORY = "out_of_memory"
     CAUSE = "cause"
     REASON = "reason"
     TRACEBACK = "traceback"
@@ -115,6 +116,8 @@ class TrialRecord:
     """The cause in a sentence."""
     handed_back: int = 0
     """How often a worker that was asked to leave gave it back; that is no attempt."""
+    out_of_memory: int = 0
+    """How often it was given back because too many were trained at once; that is no attempt either."""
     results: tuple[SeedResult, ...] = ()
     """One entry a seed, in the order of the seeds; empty until complete."""
     rungs: Mapping[int, tuple[float, ...]] = field(default_factory=dict)
@@ -321,6 +324,7 @@ class StudyStatus:
     revisions: tuple[str, ...] = ()
     """Of the user's own code, all with which its tickets were trained; several may not be comparable."""
     interruptions: Mapping[str, int] = field(default_factory=dict)
-    """How often trials were `lost`, ended by an `error`, or `handed back`, each ticket as often as it was."""
+    """How often trials were `lost`, ended by an `error`, `handed back`, or `out of memory`, each as often as
+    it was."""
     notes: tuple[TicketNote, ...] = ()
     """One for each ticket that was pruned, diverged or failed, or was taken up more than once."""

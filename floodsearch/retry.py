@@ -11,8 +11,10 @@ from typing import TypeVar
 from optuna.exceptions import StorageInternalError
 from sqlalchemy.exc import SQLAlchemyError
 
-TRIES = 11
-"""Tries of a write that must not be lost; with the waits between them about 100 seconds."""
+PATIENCE = 900.0
+"""Seconds for which a call that must not be lost is repeated: a database may be away for minutes."""
+LONGEST_WAIT = 10.0
+"""Seconds between two tries, so that work goes on soon after the database is back."""
 STORAGE_ERRORS = (StorageInternalError, SQLAlchemyError)
 
 Result = TypeVar("Result")
@@ -20,29 +22,36 @@ Result = TypeVar("Result")
 log = logging.getLogger("floodsearch.worker")
 
 
-def persistently(call: Callable[[], Result], *, tries: int = TRIES) -> Result:
+def persistently(call: Callable[[], Result], *, patience: float = PATIENCE) -> Result:
     """Call the storage, again after growing waits where it fails.
 
     Every call here may be repeated. A ticket that was taken by a call whose answer got lost is found by the
     reaper: it runs, but its worker does not say that it trains it.
 
+    Args:
+        call: that is repeated.
+        patience: seconds after which a failure is the last one.
+
     Raises:
-        StorageInternalError, SQLAlchemyError: the last failure, when all tries are used up.
+        StorageInternalError, SQLAlchemyError: the last failure.
     """
-    for wait in range(tries - 1):
+    began, wait = time.monotonic(), 0.1
+    while True:
         try:
             return call()
         except STORAGE_ERRORS as error:
-            log.warning("the storage failed, try %d of %d: %s", wait + 1, tries, first_line(error))
-            # The waits differ between workers, so that they do not come back all at once.
-            time.sleep(0.1 * 2**wait * random.uniform(0.5, 1.5))  # noqa: S311 - not for security
-    return call()
+            if time.monotonic() - began + wait > patience:
+                raise
+            log.warning("the storage failed and is asked again: %s", first_line(error))
+        # The waits differ between workers, so that they do not come back all at once.
+        time.sleep(wait * random.uniform(0.5, 1.5))  # noqa: S311 - not for security
+        wait = min(2 * wait, LONGEST_WAIT)
 
 
 def attempt(call: Callable[[], Result]) -> Result | None:
     """Call the storage a few times; None where it fails, because training matters more."""
     try:
-        return persistently(call, tries=3)
+        return persistently(call, patience=0.5)
     except STORAGE_ERRORS as error:
         log.warning("the storage failed, going on without it: %s", first_line(error))
         return None

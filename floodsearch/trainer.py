@@ -14,6 +14,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from floodsearch import queue
 from floodsearch.catalog import schedule_settings, task_of
+from floodsearch.files import files_at
 from floodsearch.queue import Ticket
 from floodsearch.records import EpochRecord, Parameter
 from floodsearch.search.space import Space
@@ -74,11 +75,11 @@ class Cohorts:
 
     Args:
         device: where they train.
-        folder: of the checkpoints of all studies; None keeps none.
+        checkpoints: the folder or URL of those of all studies; None keeps none.
     """
 
-    def __init__(self, device: torch.device, folder: Path | None = None) -> None:
-        self.device, self.folder = device, folder
+    def __init__(self, device: torch.device, checkpoints: Path | str | None = None) -> None:
+        self.device, self.checkpoints = device, checkpoints
         self._trunks: Trunks | None = None
         self._of: object = None  # which study, length and recipe these trunks are of
 
@@ -131,10 +132,10 @@ class Cohorts:
         return self._trunks
 
     def _checkpoints(self, study: StoredStudy, of: Mapping[str, Any]) -> Callable[..., Checkpoint] | None:
-        """Return (name, more of the run) to the checkpoint of a run of a study; None without a folder."""
-        if self.folder is None:
+        """Return (name, more of the run) to the checkpoint of a run of a study; None without a place."""
+        if self.checkpoints is None:
             return None
-        every = Checkpoints(self.folder / study.folder)
+        every = Checkpoints(files_at(self.checkpoints).within(study.folder))
         return lambda name, **more: every.of(name, {"study": study.uuid, **of, **more})
 
     def _of_trunks(self, study: StoredStudy, of: Mapping[str, Any]) -> Kept | None:

@@ -71,9 +71,11 @@ def work(study: StoredStudy, settings: Settings, leave: Leave, trainer: Trainer 
     )
     log.info("worker %d trains study %s on %s", worker, study.name, device)
     _compare(revision, study)
-    weights = KeptWeights(settings.checkpoints / study.folder)
+    files = settings.files(study)
+    weights = KeptWeights(files)
     if engines and study.engine is None:
         study = persistently(lambda: study.settle_engine(default_engine(study.spec, device)))
+    fits: int | None = None
     with borrowed(device), Heart(study, worker, settings, leave) as heart:
         while not leave.wanted.is_set():
             study = _reread(study)
@@ -84,14 +86,16 @@ def work(study: StoredStudy, settings: Settings, leave: Leave, trainer: Trainer 
                     leave.wanted.wait(min(1.0, settings.beat_seconds))
                 continue
             try:
-                tickets = persistently(lambda: queue.take(study, worker, revision))  # noqa: B023 - called at once
+                tickets = persistently(lambda: queue.take(study, worker, revision, most=fits))  # noqa: B023 - called at once
             except TicketLostError as error:
                 log.warning("%s", error)
                 continue
             if tickets:
-                Bracket(tickets, heart, trainer or own, weights).end()
+                bracket = Bracket(tickets, heart, trainer or own, weights)
+                bracket.end()
+                fits = bracket.fits or fits
             elif not persistently(lambda: _more_to_come(study)):  # noqa: B023 - called at once
-                Checkpoints(settings.checkpoints / study.folder).clear()
+                Checkpoints(files).clear()
                 return "all tickets are finished"
             else:
                 leave.wanted.wait(min(1.0, settings.beat_seconds))

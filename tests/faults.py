@@ -1,18 +1,21 @@
 """Real workers on a real database, a seeded schedule of faults, and what must hold afterwards.
 
     python -m tests.faults [--storage sqlite|postgresql] [--faults 200] [--workers 4] [--levels 51] [--seed 0]
+    python -m tests.faults --storage postgresql --only "server down" --faults 1 --outage 60
 
-Workers train a study; whoever ends is started again. Meanwhile, at moments that the seed draws, one fault
-after the other: a worker is killed (SIGKILL), asked to leave (SIGTERM), or stopped for longer than the grace
-(SIGSTOP, SIGCONT); connections are cut; PostgreSQL is shut down and started; a checkpoint is cut short or has
-a bit flipped. Then:
+Workers train a study, some of them under `floodsearch launch`; whoever ends is started again. Each has a time
+zone of its own. Meanwhile, at moments that the seed draws, one fault after the other: a worker is killed
+(SIGKILL), asked to leave (SIGTERM), or stopped for longer than the grace (SIGSTOP, SIGCONT); the launch is
+killed; a checkpoint is cut short or has a bit flipped; the disk is full (where a tmpfs can be mounted: SQLite
+and the checkpoints lie on it). With PostgreSQL also: connections are cut, all of them hang for longer than
+the grace, and the server is shut down and started. Then:
 
 - exactly one complete or pruned trial for each ticket, no running one, and no worker left that trains;
 - curves without gaps or doubles;
 - every value, and the answer, as of the same study left in peace;
 - as many lost trials as `status` shows, each with its reason.
 
-Printed: the epochs that were trained more than once; a checkpoint is saved every `INTERVAL` seconds.
+- on average a fault cost no more than what is trained between two checkpoints.
 """
 
 from __future__ import annotations
@@ -24,15 +27,19 @@ import multiprocessing
 import os
 import random
 import signal
+import subprocess
+import sys
 import tempfile
 import time
+import tomllib
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from sqlalchemy.engine import make_url
 
 from floodsearch import queue
 from floodsearch.analysis import latest
@@ -47,14 +54,18 @@ from floodsearch.storage.studies import StoredStudy, find_study, put_study, read
 from floodsearch.studyfile import parse
 from floodsearch.tasks.synthetic import two_gaussians
 from floodsearch.tasks.task import Task
-from floodsearch.training import checkpoint
 from floodsearch.worker import work
 from tests.conftest import private_postgres
+from tests.link import Link
+from tests.quick import GRACE, INTERVAL, hurry
 
-BEAT, GRACE, INTERVAL = 0.2, 1.5, 0.5
 STEP_SECONDS = 0.004
 """A step waits so long: the faults are to meet workers that train, not a machine that is busy."""
+ZONES = ("UTC", "America/New_York", "Asia/Tokyo", "Pacific/Apia")
+DISK_BYTES = 256 * 2**20
 CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(["floodsearch.worker", "floodsearch.tasks.synthetic", "tests.conftest"])
+"""So that whoever is killed is soon back."""
 
 
 def task(*, wait: float = STEP_SECONDS) -> Task:
@@ -68,35 +79,42 @@ def task(*, wait: float = STEP_SECONDS) -> Task:
     return Task(data=whole.data, model=whole.model, recipe=whole.recipe, loss=loss, correct=whole.correct)
 
 
+def study_file(levels: int, epochs: int, pruner: str, *, wait: float = STEP_SECONDS) -> str:
+    """Return the study file, named by its pruner."""
+    halving = f"[halving]\nlevels = {levels}\nfirst = 0.3\nbrackets = 4"
+    return f"""
+name = "faults-{pruner}"
+task = "tests.faults:task"
+[options]
+wait = {wait}
+[levels]
+high = 1.0
+count = {levels}
+[training]
+epochs = {epochs}
+seeds = 2
+validate_every = 2
+learning_rate = 0.02
+[search]
+pruner = "{pruner}"
+{halving if pruner == "halving" else ""}
+"""
+
+
 def spec_of(levels: int, epochs: int, pruner: str, *, wait: float = STEP_SECONDS) -> Spec:
-    """Return the study, by the name of its pruner."""
-    content: dict[str, Any] = {
-        "name": f"faults-{pruner}",
-        "task": "tests.faults:task",
-        "options": {"wait": wait},
-        "levels": {"high": 1.0, "count": levels},
-        "training": {"epochs": epochs, "seeds": 2, "validate_every": 2, "learning_rate": 0.02},
-        "search": {"pruner": pruner},
-    }
-    if pruner == "halving":
-        content["halving"] = {"levels": levels, "first": 0.3, "brackets": 4}
-    return parse(content, known())
+    """Return the study."""
+    return parse(tomllib.loads(study_file(levels, epochs, pruner, wait=wait)), known())
 
 
-def worker(url: str, name: str, folder: str) -> None:
+def worker(url: str, name: str, folder: str, checkpoints: str, zone: str) -> None:
     """Be a worker process."""
+    os.environ |= {"TZ": zone, "PGTZ": zone}
+    time.tzset()
     logging.basicConfig(filename=Path(folder, f"worker-{os.getpid()}.log"), level=logging.INFO)
-    torch.set_num_threads(1)
-    checkpoint.SECONDS, checkpoint.SHARE = INTERVAL, 1e9
+    hurry()
     leave = Leave()
     leave.on_signals(signal.SIGTERM, grace=20)
-    settings = Settings(
-        device="cpu",
-        threads=1,
-        beat_seconds=BEAT,
-        grace_seconds=GRACE,
-        checkpoints=Path(folder, "checkpoints"),
-    )
+    settings = Settings(device="cpu", threads=1, checkpoints=checkpoints)
     database = persistently(lambda: open_database(url))
     work(persistently(lambda: find_study(database, name)), settings, leave)
     database.close()
@@ -109,20 +127,37 @@ class Faults:
     Args:
         url: of the storage.
         spec: of the study.
-        folder: for checkpoints and logs.
-        server: stops and starts the database; None where that cannot be done.
+        folder: for logs.
+        disk: for checkpoints.
         seed: of the schedule.
+        server: stops and starts the database; None where that cannot be done.
+        link: to the database, for the workers; None where there is none.
+        full: whether the disk can be filled without harm to others.
+        launched: workers under a launch.
+        outage: seconds for which the server is down.
+        only: the kind of faults to choose from; all if empty.
     """
 
     url: str
     spec: Spec
     folder: Path
-    server: Callable[[str], None] | None
+    disk: Path
     seed: int
+    server: Callable[[str], None] | None = None
+    link: Link | None = None
+    full: bool = False
+    launched: int = 0
+    outage: float = 2 * GRACE
+    only: str = ""
     processes: list[Any] = field(default_factory=list)
+    launch: subprocess.Popen[bytes] | None = None
     done: Counter[str] = field(default_factory=Counter)
 
     def __post_init__(self) -> None:
+        url = make_url(self.url)
+        if self.link is not None:
+            url = url.set(port=self.link.port)
+        self.workers_url = url.render_as_string(hide_password=False)
         self.database = open_database(self.url, create=True)
         self.study = put_study(self.database, self.spec)
         queue.fill(self.study)
@@ -134,18 +169,36 @@ class Faults:
             "checkpoint cut": self.cut,
             "checkpoint flipped": self.flip,
         }
-        if self.database.engine.dialect.name == "postgresql":
-            self.kinds["connections cut"] = self.disconnect
+        if self.launched:
+            self.kinds["launch killed"] = self.kill_launch
+        if self.full:
+            self.kinds["disk full"] = self.fill_disk
+        if self.link is not None:
+            self.kinds |= {"connections cut": self.link.cut, "connections hang": self.hang}
         if self.server is not None:
             self.kinds["server down"] = self.restart
+        self.kinds = {kind: fault for kind, fault in self.kinds.items() if self.only in ("", kind)}
 
     def start(self, count: int) -> None:
-        """Let so many workers live."""
+        """Let so many workers live, and the launch."""
         self.processes = [one for one in self.processes if one.is_alive()]
-        for _ in range(count - len(self.processes)):
-            process = CONTEXT.Process(target=worker, args=(self.url, self.spec.name, str(self.folder)))
+        for _ in range(count - self.launched - len(self.processes)):
+            place, zone = str(self.disk / "checkpoints"), self.draw.choice(ZONES)
+            arguments = (self.workers_url, self.spec.name, str(self.folder), place, zone)
+            process = CONTEXT.Process(target=worker, args=arguments)
             process.start()
             self.processes.append(process)
+        if self.launched and (self.launch is None or self.launch.poll() is not None):
+            zone = self.draw.choice(ZONES)
+            command = [sys.executable, "-m", "tests.quick", "launch", str(self.folder / "study.toml")]
+            command += ["--workers", str(self.launched), "--checkpoints", str(self.disk / "checkpoints")]
+            with (self.folder / "launch.log").open("ab") as output:
+                self.launch = subprocess.Popen(
+                    command,
+                    env={**os.environ, "TZ": zone, "PGTZ": zone, "FLOODSEARCH_STORAGE": self.workers_url},
+                    stdout=output,
+                    stderr=subprocess.STDOUT,
+                )
 
     def victim(self) -> Any:
         """Return a worker that trains, as soon as there is one; any where there is none any more."""
@@ -176,23 +229,35 @@ class Faults:
         with contextlib.suppress(ProcessLookupError):
             os.kill(victim.pid, signal.SIGCONT)
 
-    def disconnect(self) -> None:
-        """Cut all connections to the database but ours, in mid-transaction or not."""
-        with self.database.write() as connection:
-            connection.exec_driver_sql(
-                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
-                "WHERE datname = current_database() AND pid <> pg_backend_pid()"
-            )
+    def kill_launch(self) -> None:
+        """Kill the launch; its workers see that it is gone."""
+        assert self.launch is not None
+        self.launch.kill()
+
+    def fill_disk(self) -> None:
+        """Leave no byte free for a while."""
+        ballast = self.disk / "ballast"
+        with contextlib.suppress(OSError), ballast.open("wb", buffering=0) as file:
+            while True:
+                file.write(bytes(2**16))
+        time.sleep(GRACE)  # the fault itself
+        ballast.unlink()
+
+    def hang(self) -> None:
+        """Let nothing pass between workers and database for longer than the grace."""
+        assert self.link is not None
+        with self.link.hanging():
+            time.sleep(2 * GRACE)  # the fault itself
 
     def restart(self) -> None:
         """Take the database away for a while that is longer than the grace."""
         assert self.server is not None
         self.server("stop")
-        time.sleep(2 * GRACE)  # the fault itself
+        time.sleep(self.outage)  # the fault itself
         self.server("start")
 
     def _file(self) -> Path | None:
-        found = sorted(self.folder.glob("checkpoints/**/*.pt"))
+        found = sorted(self.disk.glob("checkpoints/**/*.pt"))
         return self.draw.choice(found) if found else None
 
     def cut(self) -> None:
@@ -229,22 +294,18 @@ class Faults:
         for process in self.processes:
             process.join(60)
             assert process.exitcode is not None, "a worker did not leave a finished study"
+        if self.launch is not None:
+            assert self.launch.wait(60) == 0, (self.folder / "launch.log").read_text()
 
     def close(self) -> None:
         """End what is left."""
         for process in self.processes:
             process.kill()
             process.join()
+        if self.launch is not None:
+            self.launch.kill()
+            self.launch.wait()
         self.database.close()
-
-
-def undisturbed(spec: Spec, folder: Path) -> tuple[StoredStudy, Callable[[], None]]:
-    """Return the study of a spec that was trained in peace, and what closes it."""
-    database = open_database(f"sqlite:///{folder}/peace.db", create=True)
-    study = put_study(database, spec)
-    queue.fill(study)
-    work(study, Settings(device="cpu", threads=1, checkpoints=folder / "peace"), Leave())
-    return study, database.close
 
 
 def check(study: StoredStudy, peace: StoredStudy) -> int:
@@ -274,6 +335,52 @@ def check(study: StoredStudy, peace: StoredStudy) -> int:
     return now.epochs_run - status(peace).epochs_run
 
 
+@contextlib.contextmanager
+def small_disk(folder: Path) -> Iterator[bool]:
+    """Mount a small file system on a folder; give whether that can be done here."""
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", f"size={DISK_BYTES}", "tmpfs", folder]
+    mounted = os.geteuid() == 0 and subprocess.run(command, capture_output=True, check=False).returncode == 0
+    try:
+        yield mounted
+    finally:
+        if mounted:
+            subprocess.run(["umount", "--lazy", folder], check=True)
+
+
+@contextlib.contextmanager
+def made(
+    storage: str,
+    folder: Path,
+    levels: int,
+    epochs: int,
+    pruner: str,
+    *,
+    wait: float = STEP_SECONDS,
+    **options: Any,
+) -> Iterator[tuple[Faults, StoredStudy]]:
+    """Give a study with its faults, and the same study in peace."""
+    spec = spec_of(levels, epochs, pruner, wait=wait)
+    (folder / "study.toml").write_text(study_file(levels, epochs, pruner, wait=wait))
+    with contextlib.ExitStack() as stack:
+        disk = folder / "disk"
+        full = stack.enter_context(small_disk(disk))
+        if storage == "postgresql":
+            url, options["server"] = stack.enter_context(private_postgres())
+            options["link"] = Link(make_url(url).port or 5432)
+            stack.callback(options["link"].close)
+        else:
+            url = f"sqlite:///{disk}/floodsearch.db"
+        database = open_database(f"sqlite:///{folder}/peace.db", create=True)
+        stack.callback(database.close)
+        peace = put_study(database, spec_of(levels, epochs, pruner, wait=0.0))
+        queue.fill(peace)
+        work(peace, Settings(device="cpu", threads=1, checkpoints=folder / "peace"), Leave())
+        faults = Faults(url, spec, folder, disk, full=full, **options)
+        stack.callback(faults.close)
+        yield faults, peace
+
+
 def main() -> None:
     """Run the faults and print what they cost."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -284,29 +391,30 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=400)
     parser.add_argument("--pruner", choices=["none", "halving"], default="none")
     parser.add_argument("--seed", type=int, default=0)
-    arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory() as name, contextlib.ExitStack() as stack:
-        folder = Path(name)
-        url, server = f"sqlite:///{folder}/floodsearch.db", None
-        if arguments.storage == "postgresql":
-            url, server = stack.enter_context(private_postgres())
-        spec = spec_of(arguments.levels, arguments.epochs, arguments.pruner)
-        peace, close = undisturbed(
-            spec_of(arguments.levels, arguments.epochs, arguments.pruner, wait=0.0), folder
-        )
+    parser.add_argument("--launched", type=int, default=2, help="of the workers, those under a launch")
+    parser.add_argument("--wait", type=float, default=STEP_SECONDS, help="seconds of a step")
+    parser.add_argument("--outage", type=float, default=2 * GRACE, help="seconds that the server is down")
+    parser.add_argument("--only", default="", help="one kind of faults")
+    asked = parser.parse_args()
+    torch.set_num_threads(1)
+    names = ("seed", "launched", "outage", "only", "wait")
+    options = {name: getattr(asked, name) for name in names}
+    with (
+        tempfile.TemporaryDirectory() as name,
+        made(asked.storage, Path(name), asked.levels, asked.epochs, asked.pruner, **options) as (
+            faults,
+            peace,
+        ),
+    ):
         began = time.monotonic()
-        faults = Faults(url, spec, folder, server, arguments.seed)
-        try:
-            faults.run(arguments.faults, arguments.workers)
-            seconds = time.monotonic() - began
-            more = check(faults.study, peace)
-        finally:
-            faults.close()
-            close()
-    print(f"{arguments.storage}, {spec.search.pruner}: {dict(faults.done)} in {seconds:.0f} s")
-    interval = INTERVAL / STEP_SECONDS
-    print(f"{more:,} epochs more than in peace, {more / faults.done.total():.0f} a fault")
+        faults.run(asked.faults, asked.workers)
+        seconds = time.monotonic() - began
+        more = check(faults.study, peace)
+    print(f"{asked.storage}, {asked.pruner}: {dict(sorted(faults.done.items()))} in {seconds:.0f} s")
+    interval, each = INTERVAL / asked.wait, more / max(1, faults.done.total())
+    print(f"{more:,} epochs more than in peace, {each:.0f} a fault")
     print(f"a checkpoint at least every {INTERVAL} s: up to {interval:.0f} epochs of one run")
+    assert each <= interval, "a fault costs more than what is trained between two checkpoints"
 
 
 if __name__ == "__main__":

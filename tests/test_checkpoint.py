@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from floodsearch import queue
+from floodsearch.files import Folder
 from floodsearch.heart import Leave, Settings
 from floodsearch.records import EpochRecord
 from floodsearch.storage.studies import put_study
@@ -75,7 +76,7 @@ class Study:
 
     def cohort(self, levels: dict[int, float] | None = None, *, last: bool = True, room: int = 0) -> Cohort:
         """Return a cohort as of a new process."""
-        levels, every = levels or LEVELS, Checkpoints(self.folder)
+        levels, every = levels or LEVELS, Checkpoints(Folder(self.folder))
         kept = lambda seed, epoch: every.of(f"trunk-{seed}-{epoch}", {"epoch": epoch})  # noqa: E731
         return Cohort(
             self.task,
@@ -181,28 +182,28 @@ def test_any_checkpoint_may_be_lost_or_damaged(harm, tmp_path, caplog) -> None:
 
 
 def test_the_one_before_is_taken_where_the_last_is_damaged(tmp_path) -> None:
-    one = Checkpoint(tmp_path / "run.pt", {})
+    one = Checkpoint(Folder(tmp_path), "run.pt", {})
     one.save({"epoch": 1})
     one.save({"epoch": 2})
     one.save({"epoch": 3})
     assert one.load() == {"epoch": 3}
-    truncated(one.path)
+    truncated(tmp_path / one.name)
     assert one.load() == {"epoch": 2}
-    lost(one.path)  # as if killed between taking away the last and putting the new one there
+    lost(tmp_path / one.name)  # as if killed between taking away the last and putting the new one there
     assert one.load() == {"epoch": 2}
     one.remove()
-    assert not list(tmp_path.iterdir())
+    assert not tmp_path.exists()
 
 
 def test_any_flipped_byte_is_noticed(tmp_path) -> None:
     """Each byte of a file counts: of a weight too, which torch alone would load as another weight."""
-    one = Checkpoint(tmp_path / "run.pt", {})
+    one = Checkpoint(Folder(tmp_path), "run.pt", {})
     one.save({"weight": torch.arange(4.0)})
-    whole = one.path.read_bytes()
+    whole = (tmp_path / one.name).read_bytes()
     for index in range(len(whole)):
-        one.path.write_bytes(whole[:index] + bytes([whole[index] ^ 255]) + whole[index + 1 :])
+        (tmp_path / one.name).write_bytes(whole[:index] + bytes([whole[index] ^ 255]) + whole[index + 1 :])
         assert one.load() is None
-    one.path.write_bytes(whole)
+    (tmp_path / one.name).write_bytes(whole)
     loaded = one.load()
     assert loaded is not None
     assert torch.equal(loaded["weight"], torch.arange(4.0))
@@ -210,10 +211,10 @@ def test_any_flipped_byte_is_noticed(tmp_path) -> None:
 
 def test_no_more_than_there_is_room_for_is_saved(tmp_path) -> None:
     """A bound on the bytes of a folder holds."""
-    small = Checkpoint(tmp_path / "a.pt", {}, room=3000)
+    small = Checkpoint(Folder(tmp_path), "a.pt", {}, room=3000)
     small.save({"weight": torch.zeros(100)})
     with pytest.raises(OSError, match="would hold more than 3,000 bytes"):
-        Checkpoint(tmp_path / "b.pt", {}, room=3000).save({"weight": torch.zeros(400)})
+        Checkpoint(Folder(tmp_path), "b.pt", {}, room=3000).save({"weight": torch.zeros(400)})
     assert [path.name for path in tmp_path.iterdir()] == ["a.pt"]
 
 
@@ -282,7 +283,7 @@ def test_a_worker_leaves_no_checkpoint_behind(database, make_spec, tmp_path, mon
 
     def save(self: Checkpoint, content: Any) -> None:
         plain(self, content)
-        seen.add(self.path.name)
+        seen.add(self.name)
 
     monkeypatch.setattr(Checkpoint, "save", save)
     study = put_study(database, make_spec(levels={"high": 5.0}))

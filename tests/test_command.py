@@ -18,6 +18,7 @@ from floodsearch.analysis import latest
 from floodsearch.answers import answer
 from floodsearch.command import filled, placeholders, script_of
 from floodsearch.errors import DivergedError, LoopError, TaskError
+from floodsearch.files import Folder
 from floodsearch.heart import Leave, Settings
 from floodsearch.loops import Loops
 from floodsearch.storage import tables
@@ -118,7 +119,7 @@ class Alone:
     def __init__(self, folder, command, *, epochs=4, validate_every=1, level=0.3):
         self.folder, self.command, self.level, self.records = folder, command, level, []
         self.plan = Plan(epochs=epochs, validate_every=validate_every)
-        self.checkpoint = Checkpoint(folder / "run.pt", {})
+        self.checkpoint = Checkpoint(Folder(folder), "run.pt", {})
         self.leave = threading.Event()
 
     def train(self, until=10**9, note=lambda record: True):

@@ -22,6 +22,7 @@ from floodsearch import queue
 from floodsearch.answers import answer as best
 from floodsearch.catalog import known
 from floodsearch.errors import FloodsearchError
+from floodsearch.files import Folder
 from floodsearch.heart import Leave, Settings
 from floodsearch.storage import tables
 from floodsearch.storage.database import open_database
@@ -51,7 +52,7 @@ def test_level_0_trains_what_the_untouched_script_trains(tmp_path, monkeypatch, 
     loop = runpy.run_path(str(AFTER))
     expected = script["train"](seed=3).state_dict()
     assert "train" not in capsys.readouterr().err
-    checkpoint = Checkpoint(tmp_path / "run.pt", {})
+    checkpoint = Checkpoint(Folder(tmp_path), "run.pt", {})
     for until in (4, 17, 30):
         run = LoopRun(
             Plan(epochs=30),

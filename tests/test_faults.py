@@ -6,31 +6,38 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import private_postgres
-from tests.faults import Faults, check, spec_of, undisturbed
+from floodsearch.answers import status
+from tests.faults import check, made
 
 LEVELS, EPOCHS, FAULTS, WORKERS = 6, 100, 3, 2
 
 
 def test_faults_on_sqlite_change_nothing(tmp_path: Path) -> None:
-    """Workers killed, stopped and asked to leave, checkpoints damaged: as in peace."""
-    survive(f"sqlite:///{tmp_path}/floodsearch.db", tmp_path, "none", server=None)
+    """Workers killed, stopped and asked to leave, checkpoints damaged, the disk full: as in peace."""
+    survive("sqlite", tmp_path, "none")
 
 
 @pytest.mark.postgres
 def test_faults_on_postgresql_change_nothing(tmp_path: Path) -> None:
-    """The same, with connections cut and the server shut down and started."""
-    with private_postgres() as (url, server):
-        survive(url, tmp_path, "halving", server=server)
+    """The same, with connections that are cut or hang and the server shut down and started."""
+    survive("postgresql", tmp_path, "halving")
 
 
-def survive(url: str, folder: Path, pruner: str, server) -> None:
+def survive(storage: str, folder: Path, pruner: str) -> None:
     """Train a small study through a few faults and check what must hold."""
-    peace, close = undisturbed(spec_of(LEVELS, EPOCHS, pruner, wait=0.0), folder)
-    faults = Faults(url, spec_of(LEVELS, EPOCHS, pruner), folder, server, seed=1)
-    try:
+    with made(storage, folder, LEVELS, EPOCHS, pruner, seed=1) as (faults, peace):
         faults.run(FAULTS, WORKERS)
         check(faults.study, peace)
-    finally:
-        faults.close()
-        close()
+
+
+@pytest.mark.postgres
+def test_a_link_that_hangs_and_a_server_that_is_away_kill_nobody(tmp_path: Path) -> None:
+    """For longer than the grace, all workers at once: not one trial is lost or fails."""
+    for only in ("connections hang", "server down"):
+        folder = tmp_path / only
+        folder.mkdir()
+        with made("postgresql", folder, LEVELS, EPOCHS, "none", seed=1, only=only) as (faults, peace):
+            faults.run(1, WORKERS)
+            assert faults.done == {only: 1}
+            check(faults.study, peace)
+            assert not status(faults.study).interruptions

@@ -21,6 +21,7 @@ from floodsearch import queue
 from floodsearch.answers import answer, status
 from floodsearch.catalog import known
 from floodsearch.errors import FloodsearchError
+from floodsearch.files import Folder
 from floodsearch.heart import Leave, Settings
 from floodsearch.records import Attribute
 from floodsearch.report.export import curve_rows, trial_rows
@@ -184,12 +185,12 @@ def test_rows_of_the_workers(trained: Trained, column: str, value: str) -> None:
 @given(data=st.data())
 def test_bytes_of_a_checkpoint(tmp_path: Path, data: st.DataObject) -> None:
     """Anything in its file is as no checkpoint; so is what begins like one."""
-    one = Checkpoint(tmp_path / "run.pt", {})
+    one = Checkpoint(Folder(tmp_path), "run.pt", {})
     one.remove()
     one.save({"weight": torch.zeros(3)})
-    whole = one.path.read_bytes()
+    whole = (tmp_path / one.name).read_bytes()
     start, end = sorted(data.draw(st.tuples(st.integers(0, len(whole)), st.integers(0, len(whole)))))
     changed = whole[:start] + data.draw(st.binary(max_size=50)) + whole[end:]
-    one.path.write_bytes(changed)
+    (tmp_path / one.name).write_bytes(changed)
     loaded = one.load()
     assert (loaded is None) == (changed != whole)

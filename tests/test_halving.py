@@ -246,7 +246,7 @@ def enter(study):
 
 def train(study, tickets, worker, trainer=None, leave=None):
     heart = Heart(study, worker, HERE, leave or Leave())
-    weights = KeptWeights(HERE.checkpoints / study.folder)
+    weights = KeptWeights(HERE.files(study))
     Bracket(tickets, heart, trainer or Cohorts(torch.device("cpu")), weights).end()
 
 

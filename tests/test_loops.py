@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib
+import io
 import logging
 import math
 import os
@@ -10,6 +12,7 @@ import random
 import sys
 import uuid
 from collections import Counter
+from functools import partial
 
 import numpy as np
 import pytest
@@ -21,6 +24,7 @@ from floodsearch.analysis import count, latest
 from floodsearch.answers import answer, status
 from floodsearch.bracket import Bracket
 from floodsearch.errors import DivergedError, LoopError, TaskError
+from floodsearch.files import Folder
 from floodsearch.heart import Heart, Leave, Settings
 from floodsearch.loops import Loops
 from floodsearch.records import Attribute
@@ -147,7 +151,7 @@ class Alone:
 
     def __init__(self, folder, *, level=0.3, epochs=6, **plan):
         self.plan, self.level, self.records = Plan(epochs=epochs, **plan), level, []
-        self.checkpoint = Checkpoint(folder / "run.pt", {"level": level})
+        self.checkpoint = Checkpoint(Folder(folder), "run.pt", {"level": level})
 
     def train(self, function, until=10**9, stop_at=10**9):
         """Train one part; return what was wrong, or None."""
@@ -507,7 +511,7 @@ def test_ranks_decide_the_sign_together(crowd, tmp_path):
 
 def test_a_checkpoint_is_whole_or_not_there(tmp_path, monkeypatch):
     """A write that is cut short leaves the one before, and nothing else."""
-    one = Checkpoint(tmp_path / "deep" / "run.pt", {"level": 0.1})
+    one = Checkpoint(Folder(tmp_path / "deep"), "run.pt", {"level": 0.1})
     assert one.load() is None
     one.save({"epoch": 1, "state": {"w": torch.ones(2)}})
     monkeypatch.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(OSError("cut")))
@@ -520,29 +524,34 @@ def test_a_checkpoint_is_whole_or_not_there(tmp_path, monkeypatch):
 
 
 def test_a_checkpoint_of_another_run_or_a_damaged_one_is_as_none(tmp_path, caplog):
+    here = partial(Checkpoint, Folder(tmp_path), "run.pt")
+    here({"level": 0.1}).save({"epoch": 1})
+    assert here({"level": 0.2}).load() is None
     path = tmp_path / "run.pt"
-    Checkpoint(path, {"level": 0.1}).save({"epoch": 1})
-    assert Checkpoint(path, {"level": 0.2}).load() is None
     path.write_bytes(path.read_bytes()[:40])
-    assert Checkpoint(path, {"level": 0.1}).load() is None
+    assert here({"level": 0.1}).load() is None
     assert "is left out" in caplog.text
 
 
-def test_reading_a_checkpoint_runs_no_code(tmp_path):
+def test_reading_a_checkpoint_runs_no_code(tmp_path, caplog):
     """Whoever can write to the folder cannot make a worker run what they like."""
 
     class Attack:
         def __reduce__(self):
             return (os.mkdir, (str(tmp_path / "attacked"),))
 
-    path = tmp_path / "run.pt"
-    torch.save({"of": {}, "x": Attack()}, path)
-    assert Checkpoint(path, {}).load() is None
+    buffer = io.BytesIO()
+    torch.save({"of": {}, "x": Attack()}, buffer)
+    written = b"1\n" + buffer.getvalue()
+    digest = hashlib.sha256(written).hexdigest().encode()
+    (tmp_path / "run.pt").write_bytes(checkpoint_module.KIND + digest + b"\n" + written)
+    assert Checkpoint(Folder(tmp_path), "run.pt", {}).load() is None
+    assert "UnpicklingError" in caplog.text
     assert not (tmp_path / "attacked").exists()
 
 
 def test_a_ticket_leaves_no_file_and_the_last_no_folder(tmp_path):
-    every = Checkpoints(tmp_path / "name" / "study")
+    every = Checkpoints(Folder(tmp_path / "name" / "study"))
     every.remove(3)
     for ticket, seed in ((3, 0), (3, 1), (30, 0)):
         every.of(name_of(ticket, seed), {}).save({"epoch": 1})
@@ -619,7 +628,7 @@ def test_a_loop_that_is_cut_short_ends_alike(make_study, here, how, monkeypatch)
             tickets,
             heart,
             Loops(study.spec, CPU, here, Leave()),
-            KeptWeights(here.checkpoints / study.folder),
+            KeptWeights(here.files(study)),
         )
         if how == "killed":
             with pytest.raises(Killed):
@@ -660,7 +669,7 @@ def test_without_restore_finished_runs_are_kept(make_study, here):
     heart = Heart(study, worker, here, Leave())
     tickets, trainer = queue.take(study, worker), Loops(study.spec, CPU, here, Leave())
     heart.leave.wanted.is_set = lambda: heart.epochs_run >= 15
-    Bracket(tickets, heart, trainer, KeptWeights(here.checkpoints / study.folder)).end()
+    Bracket(tickets, heart, trainer, KeptWeights(here.files(study))).end()
     assert heart.epochs_run == 15
     assert files(here) == ["ticket-0-seed-0.pt"]
     work(study, here, Leave())
@@ -793,9 +802,9 @@ def test_a_checkpoint_from_which_nothing_can_be_trained_is_let_go(make_study, he
     whole = Loops(study.spec, CPU, here, Leave())
     whole.unflooded(study, 0).train(3, lambda step: True)
     [path] = here.checkpoints.rglob("*.pt")
-    content = checkpoint_module._read(path)
+    content = checkpoint_module._content(path.read_bytes())
     content["objects"]["model"] = {"other": torch.ones(1)}
-    Checkpoint(path, content.pop("of")).save(content)
+    Checkpoint(Folder(path.parent), path.name, content.pop("of")).save(content)
     work(study, here, Leave())
     first, *_, last = [one for one in read_trials(study) if one.ticket == 0]
     assert (first.state, last.state) == ("failed", "complete")

@@ -21,7 +21,6 @@ from floodsearch.catalog import task_of
 from floodsearch.errors import UsageError
 from floodsearch.heart import Heart, Leave, Settings
 from floodsearch.loops import Loops
-from floodsearch.report import weights as report_weights
 from floodsearch.report.weights import copy_weights
 from floodsearch.storage import tables
 from floodsearch.storage.studies import put_study, read_trials
@@ -62,8 +61,9 @@ def files(study, here):
 
 def loaded(study, here, ticket, seed, epochs=None):
     training = study.spec.training
-    kept = KeptWeights(here.checkpoints / study.folder)
-    return torch.load(kept.of(ticket, seed, epochs or training.epochs, training.keep), weights_only=True)
+    kept = KeptWeights(here.files(study))
+    name = kept.of(ticket, seed, epochs or training.epochs, training.keep)
+    return torch.load(kept.files.path / name, weights_only=True)
 
 
 # Tasks
@@ -227,7 +227,7 @@ def test_no_complete_level_lacks_its_weights(make_study, here, monkeypatch):
     from floodsearch.trainer import Cohorts
 
     with pytest.raises(Killed):
-        Bracket([ticket], heart, Cohorts(CPU), KeptWeights(here.checkpoints / study.folder)).end()
+        Bracket([ticket], heart, Cohorts(CPU), KeptWeights(here.files(study))).end()
     monkeypatch.setattr(queue, "complete", plain)
     queue.release(study, worker, "dead")
     work(study, here, Leave())
@@ -237,7 +237,7 @@ def test_no_complete_level_lacks_its_weights(make_study, here, monkeypatch):
 def test_where_there_is_no_room_it_is_said_once(make_study, here, monkeypatch, caplog):
     """The tickets are complete all the same, and there are files up to the bound."""
     caplog.set_level(logging.WARNING, logger="floodsearch.worker")
-    monkeypatch.setattr("floodsearch.worker.KeptWeights", lambda folder: KeptWeights(folder, room=9_000))
+    monkeypatch.setattr("floodsearch.worker.KeptWeights", lambda files: KeptWeights(files, room=9_000))
     study = make_study()
     work(study, here, Leave())
     assert set(states(study).values()) == {"complete"}
@@ -378,7 +378,7 @@ def test_a_loop_that_is_cut_short_keeps_the_same_weights(make_loops, here, how, 
 
         monkeypatch.setattr(Bracket, "_note", note)
         heart = Heart(study, worker, here, leave)
-        kept = KeptWeights(here.checkpoints / study.folder)
+        kept = KeptWeights(here.files(study))
         bracket = Bracket(queue.take(study, worker), heart, Loops(study.spec, CPU, here, Leave()), kept)
         if how == "killed":
             with pytest.raises(Killed):
@@ -474,7 +474,5 @@ def test_what_cannot_be_copied_is_one_clear_line(make_loops, here, tmp_path, mon
     assert not out.exists()
     copy_weights(study, found, here.checkpoints, out)
     assert "holds seed-0.pt already" in refused()
-    monkeypatch.setattr(
-        report_weights.shutil, "copyfile", lambda *_: (_ for _ in ()).throw(OSError(28, "full"))
-    )
+    monkeypatch.setattr(Path, "write_bytes", lambda *_: (_ for _ in ()).throw(OSError(28, "full")))
     assert refused(out=tmp_path / "disk").endswith("disk: full")

@@ -612,6 +612,74 @@ def test_a_task_that_always_fails_is_given_up(database, make_spec, user_task):
     assert len(read_trials(study)) == 6
 
 
+CRAMPED = (
+    GATED.replace(
+        "def task(*, folder",
+        """alive = weakref.WeakSet()
+
+class Model(nn.Linear):
+    room = 0
+
+    def __init__(self):
+        super().__init__(2, 2)
+        alive.add(self)
+
+    def forward(self, inputs):
+        gc.collect()
+        if len(alive) > Model.room:
+            raise torch.OutOfMemoryError("injected")
+        return super().forward(inputs)
+
+def task(*, room: int = 0, folder""",
+    )
+    .replace("import os,", "import gc, weakref, os,")
+    .replace("model=lambda: nn.Linear(2, 2)", "model=(setattr(Model, 'room', room), Model)[1]")
+)
+"""Models for which there is room for so many at once."""
+
+
+@pytest.fixture
+def put_cramped(database, make_spec, user_task):
+    """Put a study of four levels in one bracket, with room for so many models."""
+
+    def make(room):
+        options = {"label_noise": None, "width": None, "depth": None, "room": room}
+        spec = make_spec(
+            task=user_task(CRAMPED),
+            options=options,
+            levels={**HIGH, "count": 4},
+            training={"seeds": 1},
+            search={"pruner": "halving"},
+            halving={"levels": 4, "first": 0.5},
+        )
+        return put(database, spec)
+
+    return make
+
+
+def test_what_has_no_memory_waits_for_a_smaller_cohort(put_cramped, caplog):
+    """Too many models at once: some wait, which is no attempt, and all are trained in the end."""
+    study = put_cramped(room=3)  # the trunk and two levels above 0, of three
+    assert run_here(study) == "all tickets are finished"
+    trials = read_trials(study)
+    assert len(trials) == 4
+    assert {trial.state for trial in trials} <= {"complete", "pruned"}
+    assert {trial.attempt for trial in trials} == {1}
+    assert sum(trial.out_of_memory for trial in trials) > 0
+    assert set(status(study).interruptions) == {"out of memory"}
+    assert "waits to be trained with fewer others" in caplog.text
+
+
+def test_what_has_no_memory_by_itself_failed(put_cramped):
+    """A single ticket that does not fit is an error like any other."""
+    study = put_cramped(room=1)  # the trunk, from which no level can fork
+    run_here(study)
+    failed = [trial for trial in read_trials(study) if trial.state == "failed"]
+    assert failed
+    assert {trial.reason for trial in failed} == {"OutOfMemoryError: injected"}
+    assert latest(read_trials(study))[0].state == "complete"
+
+
 def test_a_loss_that_becomes_nan_is_a_divergence(database, make_spec, user_task):
     """A training whose loss is not finite is pruned as diverged, with level, epoch and step, for good."""
     nan = """if outputs.requires_grad:

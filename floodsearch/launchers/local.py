@@ -24,6 +24,7 @@ from floodsearch.catalog import known
 from floodsearch.defaults import CHECKPOINTS, LOGS, STORAGE
 from floodsearch.devices import devices, find_device
 from floodsearch.errors import UsageError, WorkersFailedError
+from floodsearch.files import check_place
 from floodsearch.records import BestLevel, StudyStatus
 from floodsearch.retry import persistently
 from floodsearch.spec import Spec
@@ -32,6 +33,8 @@ from floodsearch.storage.database import open_database
 from floodsearch.storage.studies import StoredStudy, put_study
 from floodsearch.studyfile import parse, read
 
+FLOODSEARCH = (sys.executable, "-m", "floodsearch")
+"""The command line, as processes of our own are started."""
 RESTARTS = 3
 """How often a worker that died is started again."""
 POLL_SECONDS = 0.5
@@ -96,7 +99,8 @@ def launch(
         workers: local processes; one a GPU or core by default.
         devices: `auto`, `cpu`, `mps`, or a list such as `cuda:0,cuda:1`.
         workers_per_device: instead of `workers`: processes on each device, for models that do not fill a GPU.
-        checkpoints: the folder from which workers go on; one that other machines see lets them do so too.
+        checkpoints: the folder or URL from which workers go on; one that other machines see lets them do so
+            too.
 
     Raises:
         UsageError: for bad input, before anything is created.
@@ -108,11 +112,12 @@ def launch(
     else:
         spec = study if isinstance(study, Spec) else read(Path(study), known())
     crew = Crew.of(devices, workers, workers_per_device, available_cores(), queue.portions(spec))
+    check_place(checkpoints)
     database = open_database(storage, create=True)
     try:
         stored = put_study(database, spec)
         queue.fill(stored)
-        with Launch(stored, storage, crew, checkpoints=Path(checkpoints)) as launched:
+        with Launch(stored, storage, crew, checkpoints=checkpoints) as launched:
             for _ in launched.watch():
                 pass
         return answer(stored)
@@ -145,14 +150,14 @@ class Launch:
         storage: the URL, handed to the workers through their environment: arguments show in `ps`.
         crew: how many and where.
         logs: the folder for one log file a worker.
-        checkpoints: the folder of those of all studies.
+        checkpoints: the folder or URL of those of all studies.
     """
 
     study: StoredStudy
     storage: str
     crew: Crew
     logs: Path = LOGS
-    checkpoints: Path = CHECKPOINTS
+    checkpoints: Path | str = CHECKPOINTS
     slots: list[Slot] = field(default_factory=list)
 
     def __enter__(self) -> Launch:
@@ -171,7 +176,7 @@ class Launch:
         self.stop()
 
     def _start(self, device: str, log: Path) -> subprocess.Popen[bytes]:
-        command = [sys.executable, "-m", "floodsearch", "work", self.study.name, "--leave-on-eof"]
+        command = [*FLOODSEARCH, "work", self.study.name, "--leave-on-eof"]
         command += ["--device", device, "--checkpoints", str(self.checkpoints)]
         if (trust := self.study.spec.trust) is not None:  # whoever launches a study file trusts what it names
             command += ["--trust", trust]
@@ -279,7 +284,7 @@ def detach(arguments: Sequence[str], name: str, storage: str, logs: Path = LOGS)
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "launch.log").open("ab") as output:
         process = subprocess.Popen(  # noqa: S603 - our own interpreter and module
-            [sys.executable, "-m", "floodsearch", "launch", *arguments],
+            [*FLOODSEARCH, "launch", *arguments],
             env={**os.environ, "FLOODSEARCH_STORAGE": storage},
             stdin=subprocess.DEVNULL,
             stdout=output,

@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
 from floodsearch.errors import UsageError
+from floodsearch.files import files_at
 from floodsearch.records import BestLevel, TrialRecord
 from floodsearch.storage import tables
 from floodsearch.storage.studies import StoredStudy, read_trials
 from floodsearch.training.weights import KeptWeights
 
 
-def copy_weights(study: StoredStudy, best: BestLevel, checkpoints: Path, out: Path) -> list[Path]:
+def copy_weights(study: StoredStudy, best: BestLevel, checkpoints: Path | str, out: Path) -> list[Path]:
     """Copy the weights of a study's answer to a folder, as `seed-0.pt` and so on; return the files.
 
     Args:
         study: which study.
         best: its answer.
-        checkpoints: the folder of those of all studies.
+        checkpoints: the folder or URL of those of all studies.
         out: is made if it is missing; must hold no weights yet, which could be of another level.
 
     Raises:
@@ -33,27 +33,28 @@ def copy_weights(study: StoredStudy, best: BestLevel, checkpoints: Path, out: Pa
         )
     trials = read_trials(study, results=False)
     trial = next(one for one in trials if one.number == best.trial)
-    kept = KeptWeights(checkpoints / study.folder)
+    kept = KeptWeights(files_at(checkpoints).within(study.folder))
     seeds = study.spec.training.seeds[: trial.seeds]
     files = {seed: kept.of(trial.ticket, seed, trial.epochs, keep) for seed in seeds}
-    if missing := [str(seed) for seed, path in files.items() if not path.is_file()]:
+    there = kept.files.names("*")
+    if missing := [str(seed) for seed, name in files.items() if name not in there]:
         hosts = _hosts(study, [one for one in trials if one.ticket == trial.ticket])
         raise UsageError(
-            f"{kept.folder} has no weights of ticket {trial.ticket} for seeds {', '.join(missing)}; give "
+            f"{kept.files} has no weights of ticket {trial.ticket} for seeds {', '.join(missing)}; give "
             f"--checkpoints as its workers had it (on {hosts}), or copy the files here; if there are none, "
             f'keep = "{keep}" came too late for this ticket, or the log of its worker says why'
         )
-    copied = {out / f"seed-{seed}.pt": path for seed, path in files.items()}
+    copied = {out / f"seed-{seed}.pt": name for seed, name in files.items()}
     try:
-        if there := sorted(out.glob("seed-*.pt")):
+        if others := sorted(out.glob("seed-*.pt")):
             raise UsageError(
-                f"{out} holds {there[0].name} already, maybe of another level; give a new folder"
+                f"{out} holds {others[0].name} already, maybe of another level; give a new folder"
             )
         out.mkdir(parents=True, exist_ok=True)
-        for to, path in copied.items():
-            shutil.copyfile(path, to)
+        for to, name in copied.items():
+            to.write_bytes(kept.files.read(name))
     except OSError as error:
-        raise UsageError(f"the weights cannot be copied to {out}: {error.strerror}") from None
+        raise UsageError(f"the weights cannot be copied to {out}: {error.strerror or error}") from None
     return list(copied)
 
 

@@ -30,6 +30,15 @@ NETWORK_FILESYSTEMS = frozenset(
     | {"fuse.sshfs", "fuse.glusterfs", "fuse.beegfs", "fuse.ceph", "fuse.s3fs"}
 )
 SCHEMA_ATTEMPTS = 20
+POSTGRESQL = {
+    "connect_timeout": 10,
+    # A link that is cut without a word is an error after half a minute, not after TCP's quarter of an hour.
+    "tcp_user_timeout": 30_000,
+    "keepalives_idle": 10,
+    "keepalives_interval": 5,
+    "keepalives_count": 4,
+}
+"""Of libpq: times in seconds, but `tcp_user_timeout` in milliseconds."""
 
 
 @dataclass(frozen=True)
@@ -162,7 +171,7 @@ def _connect(url: str) -> RDBStorage:
 
 
 def _connect_arguments(url: str) -> dict[str, Any]:
-    return {"connect_args": {"timeout": 60} if url.startswith("sqlite") else {"connect_timeout": 10}}
+    return {"connect_args": {"timeout": 60} if url.startswith("sqlite") else POSTGRESQL}
 
 
 def _check_tables(url: str, name: str, *, create: bool) -> None:

@@ -11,7 +11,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import optuna
@@ -76,9 +75,9 @@ class StoredStudy:
         )
 
     @property
-    def folder(self) -> Path:
+    def folder(self) -> str:
         """Where its files lie below a folder for those of all studies; a name may come again elsewhere."""
-        return Path(self.name, self.uuid[:8])
+        return f"{self.name}/{self.uuid[:8]}"
 
     def reread(self) -> StoredStudy:
         """Return the study with its spec as it is now: someone may have extended it."""
@@ -304,6 +303,7 @@ def _record(trial: FrozenTrial, study: str) -> TrialRecord | None:
         cause=told(Attribute.CAUSE),
         reason=told(Attribute.REASON),
         handed_back=count(Attribute.HANDED_BACK, 0, 0),
+        out_of_memory=count(Attribute.OUT_OF_MEMORY, 0, 0),
     )
 
 

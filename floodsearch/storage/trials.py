@@ -73,7 +73,12 @@ def add(
 
 
 def claim(
-    connection: Connection, study_id: int, signature: Mapping[Attribute, Any], *, most: int = 1
+    connection: Connection,
+    study_id: int,
+    signature: Mapping[Attribute, Any],
+    *,
+    most: int = 1,
+    fits: int | None = None,
 ) -> list[int]:
     """Let the first waiting tickets of a study run, signed by a worker; return their trials.
 
@@ -86,6 +91,7 @@ def claim(
         study_id: Optuna's id of the study.
         signature: who signs, with WORKER; attributes that stay until the ticket is put back.
         most: of tickets without a bracket.
+        fits: of all; None if there is no bound.
     """
     first = _waiting(study_id, Attribute.TICKET).limit(most)
     claimed: list[int] = list(connection.execute(first).scalars())
@@ -95,6 +101,7 @@ def claim(
         if bracket is not None:
             same = _waiting(study_id, Attribute.BRACKET).where(ATTRIBUTE.value_json == bracket)
             claimed = list(connection.execute(same).scalars())
+        claimed = claimed[:fits]
         started = update(TRIAL).where(TRIAL.trial_id.in_(claimed))
         connection.execute(started.values(state=TrialState.RUNNING, datetime_start=_now()))
         signed = [row for one in claimed for row in _attribute_rows(one, signature)]
@@ -189,15 +196,15 @@ def finish(connection: Connection, trial_id: int, state: TrialState, value: floa
     connection.execute(ended.values(state=state, datetime_complete=_now()))
 
 
-def put_back(connection: Connection, trial_id: int) -> None:
+def put_back(connection: Connection, trial_id: int, counter: Attribute) -> None:
     """Let a locked trial wait again, nobody's, and count that.
 
     What it has reported stays, and is reported again: a worker may not delete rows.
     """
-    counted = (ATTRIBUTE.trial_id == trial_id) & (ATTRIBUTE.key == Attribute.HANDED_BACK.value)
+    counted = (ATTRIBUTE.trial_id == trial_id) & (ATTRIBUTE.key == counter.value)
     before = connection.execute(select(ATTRIBUTE.value_json).where(counted)).scalar_one_or_none()
     nobody = {Attribute.WORKER: None, Attribute.REVISION: None}
-    annotate(connection, trial_id, {**nobody, Attribute.HANDED_BACK: json.loads(before or "0") + 1})
+    annotate(connection, trial_id, {**nobody, counter: json.loads(before or "0") + 1})
     again = update(TRIAL).where(TRIAL.trial_id == trial_id)
     connection.execute(again.values(state=TrialState.WAITING, datetime_start=None))
 

@@ -38,12 +38,13 @@ RESNETS: Mapping[str, Callable[[int, int], nn.Module]] = {
 }
 
 
-def _task_of(name: str, default: Model) -> Callable[..., Task]:
+def _task_of(name: str, default: Model, what: str) -> Callable[..., Task]:
     """Return the function that makes the task of an image set.
 
     Args:
         name: of `SOURCES`.
         default: the paper's model for it.
+        what: its images are.
     """
 
     def task(
@@ -56,15 +57,17 @@ def _task_of(name: str, default: Model) -> Callable[..., Task]:
     ) -> Task:
         return _images(name, model, augment, label_noise, data_dir, download)
 
+    task.__name__ = task.__qualname__ = name
+    task.__doc__ = f"Return the task of {what}."
     return task
 
 
-mnist = _task_of("mnist", "mlp")  # 70,000 handwritten digits
-kmnist = _task_of("kmnist", "mlp")  # 70,000 cursive Japanese characters of ten kinds
-fashion_mnist = _task_of("fashion_mnist", "mlp")  # 70,000 pieces of clothing of ten kinds
-svhn = _task_of("svhn", "resnet18")  # 99,289 digits of house numbers, without the "extra" part
-cifar10 = _task_of("cifar10", "resnet34")  # 60,000 photographs of ten kinds of things
-cifar100 = _task_of("cifar100", "resnet34")  # 60,000 photographs of a hundred kinds of things
+mnist = _task_of("mnist", "mlp", "MNIST: 70,000 handwritten digits")
+kmnist = _task_of("kmnist", "mlp", "Kuzushiji-MNIST: 70,000 cursive Japanese characters of ten kinds")
+fashion_mnist = _task_of("fashion_mnist", "mlp", "Fashion-MNIST: 70,000 pieces of clothing of ten kinds")
+svhn = _task_of("svhn", "resnet18", 'SVHN: 99,289 digits of house numbers, without the "extra" part')
+cifar10 = _task_of("cifar10", "resnet34", "CIFAR-10: 60,000 photographs of ten kinds of things")
+cifar100 = _task_of("cifar100", "resnet34", "CIFAR-100: 60,000 photographs of a hundred kinds of things")
 
 
 def _images(

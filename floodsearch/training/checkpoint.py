@@ -7,25 +7,26 @@ begins with its kind and the SHA-256 of the rest; the one before is kept beside 
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import io
 import logging
-import os
+import re
 import time
 from collections import Counter, OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from operator import attrgetter
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from floodsearch.files import ROOM, Files
 from floodsearch.records import EpochRecord
 
 KIND = b"floodsearch checkpoint 1\n"
+HEAD = re.compile(re.escape(KIND) + rb"(?P<digest>[0-9a-f]{64})\n(?P<epoch>[0-9]{1,9})\n")
+"""The digest is that of all behind it."""
 PLAIN = (bool, int, float, str, bytes, type(None))
 MAPPINGS, SEQUENCES = (dict, OrderedDict, Counter), (list, tuple)
 """What a checkpoint may hold beside tensors; exactly these, as NumPy's numbers are subclasses of some."""
@@ -33,8 +34,6 @@ SECONDS = 60.0
 """Between two checkpoints: what is lost at most when a worker is killed."""
 SHARE = 0.005
 """Of its time that a worker spends on them at most, where they take long."""
-ROOM = 16 * 2**30
-"""Bytes that the checkpoints of a study may have on disk."""
 FIELDS = tuple(field.name for field in fields(EpochRecord))
 
 log = logging.getLogger("floodsearch.worker")
@@ -61,19 +60,21 @@ class Checkpoint:
     """The checkpoint of one run.
 
     Args:
-        path: of its file.
+        files: among which it is.
+        name: of its file.
         of: what tells the run from others that had this file, in plain values.
-        room: bytes that all files of its folder may have.
+        room: bytes that all those files may have.
     """
 
-    path: Path
+    files: Files
+    name: str
     of: Mapping[str, Any]
     room: int = ROOM
 
     @property
-    def before(self) -> Path:
-        """The file before the last one."""
-        return self.path.with_suffix(".before")
+    def before(self) -> str:
+        """The name of the file before the last one."""
+        return f"{self.name}.before"
 
     def save(self, content: Mapping[str, Any]) -> None:
         """Write the file; whoever reads it finds this content or the one before, whole.
@@ -83,85 +84,57 @@ class Checkpoint:
         """
         buffer = io.BytesIO()
         torch.save({"of": dict(self.of), **content}, buffer)
-        written = buffer.getbuffer()
-        head = KIND + hashlib.sha256(written).hexdigest().encode() + b"\n"
-        write_whole(self.path, head, written, room=self.room, before=self.before)
+        epoch, written = b"%d\n" % content.get("epoch", 0), buffer.getbuffer()
+        digest = hashlib.sha256(epoch)
+        digest.update(written)
+        head = KIND + digest.hexdigest().encode() + b"\n" + epoch
+        self.files.write(self.name, head, written, room=self.room, before=self.before)
 
     def load(self) -> dict[str, Any] | None:
         """Return the newest content that is whole, its tensors on the CPU; None if this run has none."""
-        for path in (self.path, self.before):
+        for name in (self.name, self.before):
             try:
-                found = _read(path)
+                found = _content(self.files.read(name))
             except FileNotFoundError:
                 continue
-            except Exception as error:  # whatever a damaged file leads to
-                log.warning("%s is left out: %s: %s", path, type(error).__name__, error)
+            except Exception as error:  # whatever a damaged file or a server leads to
+                log.warning("%s in %s is left out: %s: %s", name, self.files, type(error).__name__, error)
                 continue
             if found.pop("of", None) == dict(self.of):
                 return found
         return None
 
+    def epoch(self) -> int:
+        """Return the epoch of the newest content, of which only the head is read; 0 if there is none.
+
+        Raises:
+            OSError: if it cannot be read.
+        """
+        try:
+            told = HEAD.match(self.files.head(self.name))
+        except FileNotFoundError:
+            return 0
+        return 0 if told is None else int(told["epoch"])
+
     def remove(self) -> None:
         """Remove the files."""
-        self.path.unlink(missing_ok=True)
-        self.before.unlink(missing_ok=True)
+        self.files.remove(self.name, self.before)
 
 
-def write_whole(path: Path, *parts: bytes | memoryview, room: int, before: Path | None = None) -> None:
-    """Write a file that is there whole or not at all, in a folder that is made if it is missing.
-
-    Args:
-        path: of the file, which takes the place of an earlier one.
-        parts: of its content.
-        room: bytes that all files of its folder may have.
-        before: where an earlier file is kept instead.
-
-    Raises:
-        OSError: if it cannot be written, as on a full disk or where there is no room.
-    """
-    folder = path.parent
-    folder.mkdir(parents=True, exist_ok=True)
-    if _bytes_beside(folder, before or path) + sum(map(len, parts)) > room:
-        raise OSError(f"{folder} would hold more than {room:,} bytes")
-    unfinished = path.with_name(f"{path.name}.{os.getpid()}.unfinished")
-    try:
-        with unfinished.open("wb") as file:
-            for part in parts:
-                file.write(part)
-            file.flush()
-            os.fsync(file.fileno())
-        if before is not None and path.exists():
-            path.replace(before)
-        unfinished.replace(path)
-    except BaseException:
-        unfinished.unlink(missing_ok=True)
-        raise
-
-
-def _read(path: Path) -> dict[str, Any]:
+def _content(whole: bytes) -> dict[str, Any]:
     """Return what a file holds.
 
     Raises:
         ValueError: if it is no checkpoint, or not as it was written.
     """
-    whole = path.read_bytes()
-    end = len(KIND) + 65
-    if not whole.startswith(KIND):
+    told = HEAD.match(whole)
+    if told is None:
         raise ValueError("it is no checkpoint of this version")
-    written = memoryview(whole)[end:]
-    if whole[len(KIND) : end] != hashlib.sha256(written).hexdigest().encode() + b"\n":
+    if told["digest"] != hashlib.sha256(memoryview(whole)[told.start("epoch") :]).hexdigest().encode():
         raise ValueError("it is damaged")
-    content: dict[str, Any] = torch.load(io.BytesIO(written), map_location="cpu", weights_only=True)
+    written = io.BytesIO(memoryview(whole)[told.end() :])
+    content: dict[str, Any] = torch.load(written, map_location="cpu", weights_only=True)
     return content
-
-
-def _bytes_beside(folder: Path, replaced: Path) -> int:
-    """Return the bytes of a folder without a file that is replaced."""
-    total = 0
-    for path in folder.iterdir():
-        with contextlib.suppress(FileNotFoundError):  # others replace and remove theirs
-            total += path.stat().st_size if path != replaced else 0
-    return total
 
 
 def name_of(ticket: int, seed: int) -> str:
@@ -174,14 +147,14 @@ class Checkpoints:
     """The checkpoints of a study, one for each run of a ticket, and one for each trunk.
 
     Args:
-        folder: that holds them; made when the first is saved, and gone with the last.
+        files: among which they are.
     """
 
-    folder: Path
+    files: Files
 
     def of(self, name: str, run: Mapping[str, Any]) -> Checkpoint:
         """Return the checkpoint of a run, by its name, which only these plain values fit."""
-        return Checkpoint(self.folder / f"{name}.pt", run)
+        return Checkpoint(self.files, f"{name}.pt", run)
 
     def remove(self, ticket: int) -> None:
         """Remove what there is of a ticket, unfinished files of workers that died included."""
@@ -193,11 +166,10 @@ class Checkpoints:
         self._remove("trunk-*")
 
     def _remove(self, pattern: str) -> None:
-        for path in self.folder.glob(pattern):
-            path.unlink(missing_ok=True)
-        with contextlib.suppress(OSError):  # there are others in them, or they were never made
-            self.folder.rmdir()
-            self.folder.parent.rmdir()
+        try:
+            self.files.remove(*self.files.names(pattern))
+        except OSError as error:  # they are in nobody's way
+            log.warning("checkpoints stay: %s", error)
 
 
 def rows(records: Sequence[EpochRecord]) -> list[tuple[Any, ...]]:

@@ -122,13 +122,13 @@ class Cohort:
             if saved is None:
                 continue
             try:
-                run = self.trunks.engine.start(seed, self.levels[member])
+                run, shown = self.trunks.engine.start(seed, self.levels[member]), read_rows(saved["records"])
                 run.restore(unpacked(saved["state"]))
             except Exception as error:  # whatever a model says against weights of another
                 log.warning("%s starts again: %s", name_of(member, seed), error)
                 continue
             self.runs[member, seed], self._left[member, seed] = run, saved["left"]
-            self._shown[member, seed] = read_rows(saved["records"])
+            self._shown[member, seed] = shown
 
     def save(self) -> None:
         """Save what another process needs to go on from here; where that fails, less can be taken up."""
@@ -139,7 +139,7 @@ class Cohort:
                 shown, left = self._shown[member, seed], self._left[member, seed]
                 if self.checkpoint is not None and run.epoch == len(shown) == self.epoch:
                     content = {"left": left, "records": rows(shown), "state": packed(run.state())}
-                    self.checkpoint(member, seed).save(content)
+                    self.checkpoint(member, seed).save({"epoch": self.epoch, **content})
             for seed in sorted({seed for member, seed in self._shown if (member, seed) not in self.runs}):
                 self.trunks.of(seed).save()
         except (OSError, RuntimeError) as error:

@@ -73,17 +73,17 @@ class Trunk:
         if saved is None or self.kept is None:
             return
         try:
+            records, lowest, past = read_rows(saved["records"]), list(saved["lowest"]), list(saved["past"])
             self.run.restore(unpacked(saved["state"]))
         except Exception as error:  # whatever a model says against weights of another
             log.warning("the unflooded run of seed %d starts again: %s", self.seed, error)
             self.run = self.engine.start(self.seed, 0.0)
             return
-        self.records, self._lowest = read_rows(saved["records"]), list(saved["lowest"])
-        self._saved = len(self.records)
-        for epoch in saved["past"] if self.room > 0 else ():
-            past = self.kept(self.seed, epoch).load()
-            if past is not None:
-                self._kept[epoch] = unpacked(past["state"])
+        self.records, self._lowest, self._saved = records, lowest, len(records)
+        for epoch in past if self.room > 0 else ():
+            kept = self.kept(self.seed, epoch).load()
+            if kept is not None:
+                self._kept[epoch] = unpacked(kept["state"])
                 self._on_disk.add(epoch)
         if self._kept:
             self._make_room()
@@ -97,11 +97,10 @@ class Trunk:
         if self.kept is None or self.error is not None or len(self.records) == self._saved:
             return
         last = self.kept(self.seed, None)
-        there = last.load()
-        if there is not None and there["epoch"] >= len(self.records):
+        if last.epoch() >= len(self.records):
             return  # another worker has come further
         for epoch in self._kept.keys() - self._on_disk:
-            self.kept(self.seed, epoch).save({"state": packed(self._kept[epoch])})
+            self.kept(self.seed, epoch).save({"epoch": epoch, "state": packed(self._kept[epoch])})
             self._on_disk.add(epoch)
         last.save(
             {

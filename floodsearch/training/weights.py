@@ -10,15 +10,15 @@ from __future__ import annotations
 import io
 import logging
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
+from floodsearch.files import ROOM, Files
 from floodsearch.spec import Keep
-from floodsearch.training.checkpoint import ROOM, name_of, strange, write_whole
+from floodsearch.training.checkpoint import name_of, strange
 
 log = logging.getLogger("floodsearch.worker")
 
@@ -27,37 +27,36 @@ class KeptWeights:
     """The kept weights of a study.
 
     Args:
-        folder: of the study's checkpoints; they lie in one of their own in it.
+        files: of the study; they lie in a folder of their own in it.
         room: bytes that they may have.
     """
 
-    def __init__(self, folder: Path, room: int = ROOM) -> None:
-        self.folder, self.room = folder / "weights", room
+    def __init__(self, files: Files, room: int = ROOM) -> None:
+        self.files, self.room = files.within("weights"), room
         self._warned = False
 
-    def of(self, ticket: int, seed: int, epochs: int | str, keep: Keep) -> Path:
+    def of(self, ticket: int, seed: int, epochs: int | str, keep: Keep) -> str:
         """Return the file of a run, whose name says which weights: a study may grow, and ask for others."""
-        return self.folder / f"{name_of(ticket, seed)}-epochs-{epochs}-{keep}.pt"
+        return f"{name_of(ticket, seed)}-epochs-{epochs}-{keep}.pt"
 
     def save(self, ticket: int, seed: int, epochs: int, keep: Keep, weights: Mapping[str, Any]) -> None:
         """Write the file of a run, in the place of the one of when it was shorter.
 
         Where that fails it is said, the first time: the ticket is complete without.
         """
-        path = self.of(ticket, seed, epochs, keep)
+        name = self.of(ticket, seed, epochs, keep)
         try:
             if (found := strange(weights, "weights")) is not None:
                 raise ValueError(f"torch would not load {found}")
             buffer = io.BytesIO()
             torch.save(tree_map(_on_cpu, dict(weights)), buffer)
-            write_whole(path, buffer.getbuffer(), room=self.room)
+            self.files.write(name, buffer.getbuffer(), room=self.room)
             # Also what a worker that died has left unfinished.
-            for earlier in self.folder.glob(f"{self.of(ticket, seed, '*', keep).name}*"):
-                if earlier != path:
-                    earlier.unlink(missing_ok=True)
+            earlier = self.files.names(f"{self.of(ticket, seed, '*', keep)}*")
+            self.files.remove(*(one for one in earlier if one != name))
         except Exception as error:  # of the disk, or of whatever a user's model holds
             if not self._warned:
-                log.warning("the weights are not kept in %s, nor maybe others: %s", path, error)
+                log.warning("%s is not kept in %s, nor maybe others: %s", name, self.files, error)
             self._warned = True
 
 
