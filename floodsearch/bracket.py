@@ -237,9 +237,11 @@ class Bracket:
             log.warning("%s", error)
             ending = "lost"
         log.info("ticket %d: %s", number, ending)
-        if ending in ("complete", "pruned", "diverged"):
+        ticket = self.alive.pop(number, None)
+        # After an error that came again the next attempt begins anew: it may be in what was gone on from.
+        again = ending == "failed" and ticket is not None and ticket.attempt > 1
+        if again or ending in ("complete", "pruned", "diverged"):
             self.checkpoints.remove(number)
-        self.alive.pop(number, None)
         self._say_what_trains()
 
     def _say_what_trains(self) -> None:

@@ -24,7 +24,7 @@ from floodsearch.storage.studies import StoredStudy
 from floodsearch.trainer import first_choices, plan_of
 from floodsearch.training.checkpoint import Checkpoint, Checkpoints, name_of
 from floodsearch.training.cohort import Note, Step
-from floodsearch.training.loop import LoopRun, read_kept, read_records
+from floodsearch.training.loop import PARTS, LoopRun, read_kept
 from floodsearch.training.progress import Plan
 from floodsearch.training.randomness import seed_everything
 from floodsearch.training.script import Script
@@ -180,7 +180,7 @@ class LoopMembers:
             number, run = self._training
             if (number, run.seed) == (member, seed):
                 return run.weights
-        saved = self.checkpoint(member, seed).load()
+        saved = self.checkpoint(member, seed).load(*PARTS)
         if saved is None or saved["epoch"] < self.plan.epochs:
             return None
         kept = read_kept(saved, self.plan)
@@ -208,10 +208,10 @@ class LoopMembers:
         if member not in self.levels or known >= until:
             return True
         checkpoint = self.checkpoint(member, seed)
-        saved = checkpoint.load()
+        saved = checkpoint.load(*PARTS)
         if saved is not None and saved["epoch"] > known:
             self._reached[member, seed] = saved["epoch"]
-            if not self._note(member, seed, read_records(saved), note, trained=0):
+            if not self._note(member, seed, saved["records"], note, trained=0):
                 return False
             if member not in self.levels or saved["epoch"] >= until:
                 return True

@@ -10,6 +10,7 @@ import logging
 import os
 import platform
 import socket
+from functools import partial
 
 import torch
 
@@ -61,7 +62,8 @@ def work(study: StoredStudy, settings: Settings, leave: Leave, trainer: Trainer 
     revision = code_revision(study.spec)
     if engines:
         choose_kernels(study.spec.arithmetic)
-    worker = tables.enter_worker(
+    enter = partial(
+        tables.enter_worker,
         study.database,
         study.uuid,
         host=socket.gethostname(),
@@ -69,6 +71,7 @@ def work(study: StoredStudy, settings: Settings, leave: Leave, trainer: Trainer 
         device=str(device),
         versions=versions() | {"platform": platform.platform()} | ({"code": revision} if revision else {}),
     )
+    worker = persistently(enter)
     log.info("worker %d trains study %s on %s", worker, study.name, device)
     _compare(revision, study)
     files = settings.files(study)

@@ -315,6 +315,23 @@ def test_postgresql_sessions_are_in_utc(postgres_url, crowd):
 
 
 @pytest.mark.postgres
+def test_a_database_without_an_encoding_can_be_used(postgres_url):
+    """SQL_ASCII is what initdb makes of the locale C; there texts are bytes, unless one asks otherwise."""
+    server = sqlalchemy.make_url(postgres_url).set(drivername="postgresql+psycopg")
+    engine = sqlalchemy.create_engine(server, isolation_level="AUTOCOMMIT")
+    with engine.connect() as connection:
+        connection.exec_driver_sql(
+            "CREATE DATABASE ascii_only ENCODING 'SQL_ASCII' LC_COLLATE 'C' LC_CTYPE 'C' TEMPLATE template0"
+        )
+    try:
+        url = server.set(drivername="postgresql", database="ascii_only").render_as_string(hide_password=False)
+        open_database(url, create=True).close()
+    finally:
+        with engine.connect() as connection:
+            connection.exec_driver_sql("DROP DATABASE ascii_only WITH (FORCE)")
+        engine.dispose()
+
+
 def test_closing_leaves_no_connection(postgres_url):
     """A closed database holds no connection of the server."""
     database = open_database(postgres_url, create=True)

@@ -5,9 +5,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
+import io
 import json
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,20 +24,40 @@ from hypothesis import strategies as st
 from floodsearch import queue
 from floodsearch.answers import answer, status
 from floodsearch.catalog import known
-from floodsearch.errors import FloodsearchError
-from floodsearch.files import Folder
+from floodsearch.errors import FloodsearchError, UsageError
+from floodsearch.files import Files, Folder
+from floodsearch.forecast import plan
 from floodsearch.heart import Leave, Settings
 from floodsearch.records import Attribute
 from floodsearch.report.export import curve_rows, trial_rows
 from floodsearch.report.text import best_text, notes_text, status_text
+from floodsearch.search.space import ticket_count
 from floodsearch.storage.database import open_database
 from floodsearch.storage.studies import find_study, put_study
-from floodsearch.studyfile import parse
-from floodsearch.training.checkpoint import Checkpoint
+from floodsearch.studyfile import parse, read
+from floodsearch.tasks.synthetic import two_gaussians
+from floodsearch.training.checkpoint import KIND, Checkpoint, Checkpoints, name_of, rows
+from floodsearch.training.cohort import Cohort
+from floodsearch.training.engine import Loop
+from floodsearch.training.progress import Plan
+from floodsearch.training.trunk import Trunks
 from floodsearch.worker import work
 from tests.conftest import TINY, merged
 
 EXAMPLES = int(os.environ.get("FLOODSEARCH_FUZZ", "25"))
+EXAMPLE = Path(__file__).parents[1] / "studies" / "two_gaussians_10.toml"
+STUDY = merged(
+    TINY,
+    {
+        "levels": {"low": 0.1, "high": 0.9, "count": 5},
+        "training": {"schedule": "adaptive", "weight_decay": {"choices": [0.0, 1e-4]}},
+        "adaptive": {"alpha": {"low": 0.01, "high": 0.02}},
+        "search": {"sampler": "tpe", "trials": 4, "pruner": "halving", "metric": "val_loss"},
+        "halving": {"levels": 4},
+        "budget": {"epochs": 100, "hours": 1.5},
+        "arithmetic": {"precision": "bf16"},
+    },
+)
 fuzzed = settings(
     max_examples=EXAMPLES,
     derandomize=True,
@@ -181,6 +205,111 @@ def test_rows_of_the_workers(trained: Trained, column: str, value: str) -> None:
         put_back()
 
 
+def inner_keys(content: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """Yield the way to each part of nested containers."""
+    parts = content.items() if isinstance(content, dict) else enumerate(content)
+    for key, part in parts:
+        yield (*path, key)
+        if isinstance(part, dict | list | tuple):
+            yield from inner_keys(part, (*path, key))
+
+
+def changed(content: Any, path: tuple[Any, ...], value: Any) -> Any:
+    """Return nested containers with one part replaced, or taken out if the value is `...`."""
+    key, *rest = path
+    items = dict(content) if isinstance(content, dict) else dict(enumerate(content))
+    if not rest and value is ...:
+        del items[key]
+    else:
+        items[key] = changed(items[key], tuple(rest), value) if rest else value
+    return items if isinstance(content, dict) else type(content)(items.values())
+
+
+TASK = two_gaussians(label_noise=0.1, width=4, depth=1)
+DRAWN = TASK.drawn(0)
+
+
+def cohort(files: Files) -> Cohort:
+    """Return a cohort with checkpoints, as of a new process: one level that has forked, and one trunk."""
+    every, task = Checkpoints(files), replace(TASK, data=lambda seed: DRAWN)
+    plan = Plan(epochs=4, validate_every=1)
+    trunks = Trunks(
+        Loop(task, plan, torch.device("cpu")),
+        kept=lambda seed, epoch: every.of(f"trunk-{seed}-{epoch}", {}),
+        room=10**6,
+    )
+    return Cohort(
+        task,
+        plan,
+        levels={0: 0.0, 1: 5.0},
+        seeds={0: (0,), 1: (0,)},
+        device=torch.device("cpu"),
+        trunks=trunks,
+        last=False,
+        checkpoint=lambda member, seed: every.of(name_of(member, seed), {}),
+    )
+
+
+def forge(one: Checkpoint, content: Any) -> None:
+    """Write the file of a checkpoint with any content, and the sum that goes with it."""
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    written = b"2\n" + buffer.getvalue()
+    one.remove()
+    digest = hashlib.sha256(written).hexdigest().encode()
+    one.files.write(one.name, KIND, digest, b"\n", written, room=10**9)
+
+
+@fuzzed
+@given(data=st.data())
+def test_content_of_a_checkpoint(tmp_path: Path, data: st.DataObject) -> None:
+    """Whatever is in a file whose sum is right, runs are trained or fail: nothing else comes out."""
+    files = Folder(tmp_path / "checkpoints")
+    files.clear()  # of the input before
+    first = cohort(files)
+    first.train(2, lambda _: True)
+    first.save()
+    names = files.names("*.pt")
+    assert len(names) > 1
+    one = Checkpoint(files, data.draw(st.sampled_from(names)), {})
+    content = one.load()
+    assert content is not None
+    if "records" in content:
+        content["records"] = [list(row) for row in rows(content["records"])]
+    path = data.draw(st.sampled_from(sorted(inner_keys(content), key=repr)))
+    value = data.draw(st.one_of(values, st.just(...), st.builds(torch.zeros, st.integers(0, 3))))
+    forge(one, changed({"of": {}, **content}, path, value))
+    again = cohort(files)
+    again.train(4, lambda _: True)
+    for member in again.levels:
+        with contextlib.suppress(Exception):  # of torch; a worker calls that the ticket's error
+            again.tested(member)
+
+
+@fuzzed
+@given(data=st.data())
+def test_content_of_a_study_file(tmp_path: Path, data: st.DataObject) -> None:
+    """A file with anything in any place is a study, or has problems that are told."""
+    path = data.draw(st.sampled_from(sorted(inner_keys(STUDY), key=repr)))
+    content = changed(STUDY, path, data.draw(st.one_of(values, st.just(...))))
+    if data.draw(st.booleans()):
+        content[data.draw(st.text(max_size=8))] = data.draw(values)
+    with contextlib.suppress(UsageError):
+        spec = parse(content, known())
+        ticket_count(spec), plan(spec)
+
+
+@fuzzed
+@given(data=st.data())
+def test_bytes_of_a_study_file(tmp_path: Path, data: st.DataObject) -> None:
+    whole = EXAMPLE.read_bytes()
+    start, end = sorted(data.draw(st.tuples(st.integers(0, len(whole)), st.integers(0, len(whole)))))
+    path = tmp_path / "study.toml"
+    path.write_bytes(whole[:start] + data.draw(st.binary(max_size=20)) + whole[end:])
+    with contextlib.suppress(UsageError):
+        read(path, known())
+
+
 @fuzzed
 @given(data=st.data())
 def test_bytes_of_a_checkpoint(tmp_path: Path, data: st.DataObject) -> None:
@@ -190,7 +319,7 @@ def test_bytes_of_a_checkpoint(tmp_path: Path, data: st.DataObject) -> None:
     one.save({"weight": torch.zeros(3)})
     whole = (tmp_path / one.name).read_bytes()
     start, end = sorted(data.draw(st.tuples(st.integers(0, len(whole)), st.integers(0, len(whole)))))
-    changed = whole[:start] + data.draw(st.binary(max_size=50)) + whole[end:]
-    (tmp_path / one.name).write_bytes(changed)
+    written = whole[:start] + data.draw(st.binary(max_size=50)) + whole[end:]
+    (tmp_path / one.name).write_bytes(written)
     loaded = one.load()
-    assert (loaded is None) == (changed != whole)
+    assert (loaded is None) == (written != whole)

@@ -31,6 +31,7 @@ NETWORK_FILESYSTEMS = frozenset(
 )
 SCHEMA_ATTEMPTS = 20
 POSTGRESQL = {
+    "client_encoding": "utf8",  # of a database in SQL_ASCII, psycopg would give bytes
     "connect_timeout": 10,
     # A link that is cut without a word is an error after half a minute, not after TCP's quarter of an hour.
     "tcp_user_timeout": 30_000,

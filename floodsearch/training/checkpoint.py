@@ -90,11 +90,15 @@ class Checkpoint:
         head = KIND + digest.hexdigest().encode() + b"\n" + epoch
         self.files.write(self.name, head, written, room=self.room, before=self.before)
 
-    def load(self) -> dict[str, Any] | None:
-        """Return the newest content that is whole, its tensors on the CPU; None if this run has none."""
+    def load(self, *parts: str) -> dict[str, Any] | None:
+        """Return the newest content that is whole, its tensors on the CPU; None if this run has none.
+
+        Args:
+            parts: without which a content is of no use.
+        """
         for name in (self.name, self.before):
             try:
-                found = _content(self.files.read(name))
+                found = _content(self.files.read(name), parts)
             except FileNotFoundError:
                 continue
             except Exception as error:  # whatever a damaged file or a server leads to
@@ -117,15 +121,22 @@ class Checkpoint:
         return 0 if told is None else int(told["epoch"])
 
     def remove(self) -> None:
-        """Remove the files."""
-        self.files.remove(self.name, self.before)
+        """Remove the files; those that stay are in nobody's way."""
+        _remove(self.files, self.name, self.before)
 
 
-def _content(whole: bytes) -> dict[str, Any]:
-    """Return what a file holds.
+def _remove(files: Files, *names: str) -> None:
+    try:
+        files.remove(*names)
+    except OSError as error:
+        log.warning("checkpoints stay: %s", error)
+
+
+def _content(whole: bytes, parts: Sequence[str] = ()) -> dict[str, Any]:
+    """Return what a file holds, with its `records` as such.
 
     Raises:
-        ValueError: if it is no checkpoint, or not as it was written.
+        Exception: if it is no checkpoint, or not as it was written, or not of a run.
     """
     told = HEAD.match(whole)
     if told is None:
@@ -134,6 +145,15 @@ def _content(whole: bytes) -> dict[str, Any]:
         raise ValueError("it is damaged")
     written = io.BytesIO(memoryview(whole)[told.end() :])
     content: dict[str, Any] = torch.load(written, map_location="cpu", weights_only=True)
+    if missing := [name for name in parts if name not in content]:
+        raise ValueError(f"it has no {missing[0]}")
+    epoch = content.get("epoch", 0)
+    if type(epoch) is not int or epoch < 0:
+        raise ValueError("its epoch is no number")
+    if "records" in content:
+        content["records"] = read_rows(content["records"])
+        if [one.epoch for one in content["records"]] != list(range(1, epoch + 1)):
+            raise ValueError(f"its records are not those of the epochs 1 to {epoch}")
     return content
 
 
@@ -167,9 +187,11 @@ class Checkpoints:
 
     def _remove(self, pattern: str) -> None:
         try:
-            self.files.remove(*self.files.names(pattern))
-        except OSError as error:  # they are in nobody's way
+            names = self.files.names(pattern)
+        except OSError as error:
             log.warning("checkpoints stay: %s", error)
+        else:
+            _remove(self.files, *names)
 
 
 def rows(records: Sequence[EpochRecord]) -> list[tuple[Any, ...]]:
@@ -178,8 +200,18 @@ def rows(records: Sequence[EpochRecord]) -> list[tuple[Any, ...]]:
 
 
 def read_rows(saved: Sequence[Sequence[Any]]) -> list[EpochRecord]:
-    """Return the records of `rows`."""
-    return [EpochRecord(**dict(zip(FIELDS, row, strict=True))) for row in saved]
+    """Return the records of `rows`.
+
+    Raises:
+        ValueError, TypeError: if they are not such rows.
+    """
+    found = [EpochRecord(**dict(zip(FIELDS, row, strict=True))) for row in saved]
+    for row, record in zip(saved, found, strict=True):
+        if type(record.seed) is not int or type(record.epoch) is not int:
+            raise ValueError("a seed or an epoch of its records is no number")
+        if any(type(one) not in (int, float, type(None)) for one in row):
+            raise ValueError(f"its record of epoch {record.epoch} holds what is no number")
+    return found
 
 
 def strange(value: Any, name: str) -> str | None:

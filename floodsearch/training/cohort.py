@@ -22,7 +22,7 @@ from floodsearch.errors import DivergedError
 from floodsearch.records import EpochRecord
 from floodsearch.schedules import forks
 from floodsearch.tasks.task import Task
-from floodsearch.training.checkpoint import Checkpoint, Pace, name_of, read_rows, rows
+from floodsearch.training.checkpoint import Checkpoint, Pace, name_of, rows
 from floodsearch.training.engine import AnyRun, Loop, Outcome
 from floodsearch.training.progress import Plan, packed, unpacked
 from floodsearch.training.trunk import Trunk, Trunks, train
@@ -118,17 +118,17 @@ class Cohort:
         if self.checkpoint is None:
             return
         for member, seed in self._shown:
-            saved = self.checkpoint(member, seed).load()
+            saved = self.checkpoint(member, seed).load("epoch", "records", "left", "state")
             if saved is None:
                 continue
             try:
-                run, shown = self.trunks.engine.start(seed, self.levels[member]), read_rows(saved["records"])
+                run, left = self.trunks.engine.start(seed, self.levels[member]), int(saved["left"])
                 run.restore(unpacked(saved["state"]))
             except Exception as error:  # whatever a model says against weights of another
                 log.warning("%s starts again: %s", name_of(member, seed), error)
                 continue
-            self.runs[member, seed], self._left[member, seed] = run, saved["left"]
-            self._shown[member, seed] = shown
+            self.runs[member, seed], self._left[member, seed] = run, left
+            self._shown[member, seed] = saved["records"]
 
     def save(self) -> None:
         """Save what another process needs to go on from here; where that fails, less can be taken up."""

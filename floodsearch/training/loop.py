@@ -21,10 +21,12 @@ from floodsearch.errors import DivergedError, LoopError
 from floodsearch.flooding import flood, mean_over_ranks
 from floodsearch.records import REPORTED, EpochRecord, field_of
 from floodsearch.training import randomness
-from floodsearch.training.checkpoint import Checkpoint, Pace, read_rows, rows, strange
+from floodsearch.training.checkpoint import Checkpoint, Pace, rows, strange
 from floodsearch.training.progress import Plan
 from floodsearch.training.run import copied, read
 
+PARTS = ("epoch", "records", "objects", "random")
+"""What a checkpoint of a run holds at least."""
 UNREAD = 1024
 """Losses that are left on their device before they are read in one transfer."""
 
@@ -180,7 +182,7 @@ class LoopRun:
                 f"the checkpoint also holds {', '.join(sorted(missing))}; give it to run.restore()"
             )
         self.epoch = self._saved["epoch"]
-        self._records = read_records(self._saved)
+        self._records = list(self._saved["records"])
         self._kept = read_kept(self._saved, self._plan)
         # Whatever the function has drawn until here, it goes on where it paused.
         randomness.set_states(self._saved["random"], self.device)
@@ -367,15 +369,10 @@ class LoopRun:
         return self._error
 
 
-def read_records(saved: Mapping[str, Any]) -> list[EpochRecord]:
-    """Return the epochs that a checkpoint holds."""
-    return read_rows(saved["records"])
-
-
 def read_kept(saved: Mapping[str, Any], plan: Plan) -> Mapping[str, Any] | None:
     """Return the weights that a checkpoint holds, with their epoch; None if it has none that a plan keeps."""
-    kept: Mapping[str, Any] | None = saved.get("kept")
-    return kept if kept is not None and kept["keep"] == plan.keep else None
+    kept = saved.get("kept")
+    return kept if isinstance(kept, Mapping) and kept.get("keep") == plan.keep else None
 
 
 def _set_state(one: Any, state: Any) -> None:

@@ -16,6 +16,7 @@ from floodsearch.flooding import check_level
 from floodsearch.records import EpochRecord
 from floodsearch.schedules import SCHEDULES, ScheduleState, start
 from floodsearch.spec import PLAIN, Arithmetic, Keep
+from floodsearch.training.checkpoint import read_rows, rows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,11 +157,18 @@ class Progress:
 
 def packed(state: Mapping[str, Any]) -> dict[str, Any]:
     """Return the state of a run with plain values in the place of our records, as a checkpoint holds it."""
-    last, best = (None if state[name] is None else asdict(state[name]) for name in ("last", "best"))
+    last, best = (None if state[name] is None else rows([state[name]]) for name in ("last", "best"))
     return {**state, "schedule": asdict(state["schedule"]), "last": last, "best": best}
 
 
 def unpacked(state: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the state of a run from what `packed` made of it."""
-    last, best = (None if state[name] is None else EpochRecord(**state[name]) for name in ("last", "best"))
+    """Return the state of a run from what `packed` made of it.
+
+    Raises:
+        Exception: if it is none.
+    """
+    last, best = (None if state[name] is None else read_rows(state[name])[0] for name in ("last", "best"))
+    numbers = (state["epoch"], *state["schedule"].values())
+    if any(type(one) not in (int, float, bool) for one in numbers):
+        raise ValueError("its epoch or its schedule holds what is no number")
     return {**state, "schedule": ScheduleState(**state["schedule"]), "last": last, "best": best}

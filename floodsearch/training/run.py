@@ -178,8 +178,17 @@ class Run:
         }
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Go on from a `state`, which stays as it is."""
+        """Go on from a `state`, which stays as it is.
+
+        Raises:
+            Exception: if it is none of this model and optimizer.
+        """
         self._load(state)
+        for parameter, kept in self.optimizer.state.items():
+            for name, one in kept.items():
+                # A fused optimizer writes where it believes the memory of a parameter's shape to be.
+                if isinstance(one, Tensor) and one.shape not in (parameter.shape, (), (1,)):
+                    raise ValueError(f"{name} of the optimizer has the shape {tuple(one.shape)}")
         self.progress.restore(state)
 
     def _load(self, state: dict[str, Any]) -> None:

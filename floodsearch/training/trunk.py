@@ -6,6 +6,7 @@ from the last state that is kept before their level was crossed.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,7 +15,7 @@ from typing import Any
 from torch import Tensor
 
 from floodsearch.records import EpochRecord
-from floodsearch.training.checkpoint import Checkpoint, read_rows, rows
+from floodsearch.training.checkpoint import Checkpoint, rows
 from floodsearch.training.engine import AnyRun, Engine, Outcome
 from floodsearch.training.progress import packed, unpacked
 
@@ -69,20 +70,25 @@ class Trunk:
 
     def _go_on(self) -> None:
         """Go on from the checkpoints, if there are any."""
-        saved = None if self.kept is None else self.kept(self.seed, None).load()
-        if saved is None or self.kept is None:
+        if self.kept is None:
+            return
+        saved = self.kept(self.seed, None).load("epoch", "records", "lowest", "past", "state")
+        if saved is None:
             return
         try:
-            records, lowest, past = read_rows(saved["records"]), list(saved["lowest"]), list(saved["past"])
+            records, lowest = saved["records"], list(map(float, saved["lowest"]))
+            past = sorted(map(int, saved["past"]))
             self.run.restore(unpacked(saved["state"]))
+            if not len(lowest) == len(records) == self.run.epoch:
+                raise ValueError("its parts are not of one epoch")
         except Exception as error:  # whatever a model says against weights of another
             log.warning("the unflooded run of seed %d starts again: %s", self.seed, error)
             self.run = self.engine.start(self.seed, 0.0)
             return
         self.records, self._lowest, self._saved = records, lowest, len(records)
         for epoch in past if self.room > 0 else ():
-            kept = self.kept(self.seed, epoch).load()
-            if kept is not None:
+            kept = self.kept(self.seed, epoch).load("state") or {}
+            with contextlib.suppress(Exception):  # a level that forks there repeats more epochs
                 self._kept[epoch] = unpacked(kept["state"])
                 self._on_disk.add(epoch)
         if self._kept:
@@ -126,6 +132,8 @@ class Trunk:
         """Take in what the epoch came to."""
         if isinstance(outcome, BaseException):
             self.error = outcome
+            if self.kept is not None:  # the next one begins anew: it may be what this one went on from
+                self.kept(self.seed, None).remove()
             return
         keeps, so_far = self._keeps(), min(self._lowest, default=math.inf)
         self.records.append(outcome)
