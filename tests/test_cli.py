@@ -11,6 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tomllib
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -22,11 +23,13 @@ import sqlalchemy
 import torch
 
 from floodsearch import queue
+from floodsearch.catalog import known
 from floodsearch.heart import Leave, Settings
 from floodsearch.spec import Spec
 from floodsearch.storage import tables
 from floodsearch.storage.database import open_database
-from floodsearch.storage.studies import find_study, put_study
+from floodsearch.storage.studies import StoredStudy, find_study, put_study
+from floodsearch.studyfile import parse
 from floodsearch.tasks.synthetic import two_gaussians
 from floodsearch.worker import work
 
@@ -70,6 +73,23 @@ def refused(*arguments: str | Path, cwd: Path, **environment: str) -> str:
     created = {path.name for path in cwd.iterdir()} - set(before) - {"__pycache__"}
     assert not created, f"{created} was created"
     return ended.stderr
+
+
+def put(folder: Path, content: str = FILE) -> StoredStudy:
+    """Write a study file and put its study into the folder's database, as `create` does, but quickly."""
+    spec = parse(tomllib.loads(content), known())
+    (folder / f"{spec.name}.toml").write_text(content)
+    study = put_study(open_database(f"sqlite:///{folder}/floodsearch.db", create=True), spec)
+    queue.fill(study)
+    return study
+
+
+def train(folder: Path, content: str = FILE) -> None:
+    """Write a study file and train its study, as `launch` does, but quickly."""
+    study = put(folder, content)
+    settings = Settings(device="cpu", threads=1, checkpoints=folder / "floodsearch-checkpoints")
+    assert work(study, settings, Leave()) == "all tickets are finished"
+    study.database.close()
 
 
 @pytest.fixture(scope="module")
@@ -164,10 +184,10 @@ def test_a_changed_file_is_refused_with_its_differences(finished: Path, tmp_path
 
 def test_more_seeds_extend_a_finished_study(tmp_path: Path) -> None:
     """Growing `seeds` trains the new seeds only, and the answer covers all of them."""
-    (tmp_path / "tiny.toml").write_text(FILE)
-    assert floodsearch("launch", "tiny.toml", "--devices", "cpu", cwd=tmp_path).returncode == 0
+    train(tmp_path)
     (tmp_path / "tiny.toml").write_text(FILE.replace("seeds = 2", "seeds = 3"))
-    assert floodsearch("launch", "tiny.toml", "--devices", "cpu", cwd=tmp_path).returncode == 0
+    launched = floodsearch("launch", "tiny.toml", "--devices", "cpu", "--workers", "1", cwd=tmp_path)
+    assert launched.returncode == 0
     answer = json.loads(floodsearch("best", "tiny", "--json", cwd=tmp_path).stdout)
     assert answer["seeds"] == 3
     assert answer["epochs_run"] <= 3 * 3 * 10
@@ -192,12 +212,7 @@ def test_export_has_a_column_for_each_searched_setting(tmp_path: Path) -> None:
     """What is searched of the recipe and of the schedule has a column each; level 0 has no settings."""
     searched = 'seeds = 2\nschedule = "backward"\nweight_decay = {choices = [0.0, 0.1]}'
     content = FILE.replace("seeds = 2", searched) + "[backward]\nuntil_accuracy = {choices = [0.9, 1.0]}\n"
-    (tmp_path / "tiny.toml").write_text(content)
-    spec = floodsearch("check", "tiny.toml", "--json", cwd=tmp_path).stdout
-    fields = {k: v for k, v in json.loads(spec).items() if k in Spec.model_fields}
-    database = open_database(f"sqlite:///{tmp_path}/floodsearch.db", create=True)
-    queue.fill(put_study(database, Spec.model_validate_json(json.dumps(fields))))
-    database.close()
+    put(tmp_path, content).database.close()
     rows = json.loads(floodsearch("export", "tiny", "--format", "json", cwd=tmp_path).stdout)
     assert [list(row)[4:7] for row in rows] == [["level", "weight_decay", "until_accuracy"]] * 10
     found = {(row["weight_decay"], row["until_accuracy"]) for row in rows if row["level"] == 0}
@@ -389,26 +404,21 @@ def test_work_by_name_with_trust_and_by_file(own_task: Path) -> None:
 
 def test_stop_keeps_the_queue_and_launch_goes_on(tmp_path: Path) -> None:
     """A stopped study hands out no ticket and says so; launching it again finishes it."""
-    (tmp_path / "tiny.toml").write_text(FILE)
-    database = open_database(f"sqlite:///{tmp_path}/floodsearch.db", create=True)
-    content = json.loads(floodsearch("check", "tiny.toml", "--json", cwd=tmp_path).stdout)
-    spec = Spec.model_validate_json(json.dumps({k: v for k, v in content.items() if k in Spec.model_fields}))
-    study = put_study(database, spec)
-    queue.fill(study)
+    study = put(tmp_path)
     assert floodsearch("stop", "tiny", cwd=tmp_path).returncode == 0
     assert work(study, Settings(device="cpu"), Leave()) == "stopped by floodsearch stop"
     assert "stopped by floodsearch stop" in floodsearch("status", cwd=tmp_path).stdout
     asked = floodsearch("best", "tiny", cwd=tmp_path)
     assert asked.returncode == 1
     assert "no complete ticket yet: 0 running, 3 waiting" in asked.stderr
-    assert floodsearch("launch", "tiny.toml", "--devices", "cpu", cwd=tmp_path).returncode == 0
-    database.close()
+    launched = floodsearch("launch", "tiny.toml", "--devices", "cpu", "--workers", "1", cwd=tmp_path)
+    assert launched.returncode == 0
+    study.database.close()
 
 
 def test_weights_of_the_answer_are_fetched_by_one_command(tmp_path: Path, finished: Path) -> None:
     """One file a seed, which torch alone loads; what is kept goes with the study; with none, it is said."""
-    (tmp_path / "tiny.toml").write_text(FILE.replace("[training]", '[training]\nkeep = "best"'))
-    assert floodsearch("launch", "tiny.toml", "--devices", "cpu", cwd=tmp_path).returncode == 0
+    train(tmp_path, FILE.replace("[training]", '[training]\nkeep = "best"'))
     level = json.loads(floodsearch("best", "tiny", "--json", cwd=tmp_path).stdout)["level"]
     fetched = floodsearch("weights", "tiny", "--out", "models", cwd=tmp_path)
     said = f"tiny: weights of level {level:g}{' (no flooding)' * (level == 0)}, best validation of each seed"
@@ -429,9 +439,7 @@ def test_weights_of_the_answer_are_fetched_by_one_command(tmp_path: Path, finish
 def test_delete_leaves_nothing_of_a_study(tmp_path: Path) -> None:
     """Trials, curves, workers and checkpoints are gone, other studies stay, and the name is free again."""
     for name in ("tiny", "other"):
-        (tmp_path / f"{name}.toml").write_text(FILE.replace('"tiny"', f'"{name}"'))
-        launched = floodsearch("launch", f"{name}.toml", "--devices", "cpu", cwd=tmp_path)
-        assert launched.returncode == 0, launched.stderr
+        train(tmp_path, FILE.replace('"tiny"', f'"{name}"'))
     database = open_database(f"sqlite:///{tmp_path}/floodsearch.db")
     folder = tmp_path / "floodsearch-checkpoints" / find_study(database, "tiny").folder
     folder.mkdir(parents=True)
@@ -448,15 +456,13 @@ def test_delete_leaves_nothing_of_a_study(tmp_path: Path) -> None:
             found = connection.execute(sqlalchemy.select(table.c.study).distinct()).scalars().all()
             assert found == [other.uuid]
     database.close()
-    assert floodsearch("launch", "tiny.toml", "--devices", "cpu", cwd=tmp_path).returncode == 0
+    assert floodsearch("create", "tiny.toml", cwd=tmp_path).returncode == 0
 
 
 def test_a_study_that_is_trained_is_not_deleted(tmp_path: Path) -> None:
     """While a worker lives the data stay, and the answer says how to end it."""
-    (tmp_path / "tiny.toml").write_text(FILE)
-    assert floodsearch("launch", "tiny.toml", "--devices", "cpu", cwd=tmp_path).returncode == 0
-    database = open_database(f"sqlite:///{tmp_path}/floodsearch.db")
-    study = find_study(database, "tiny")
+    study = put(tmp_path)
+    database = study.database
     worker = tables.enter_worker(database, study.uuid, host="here", pid=1, device="cpu", versions={})
     tables.beat(database, worker, epochs_run=0, training=())
     message = refused("delete", "tiny", "--yes", cwd=tmp_path)

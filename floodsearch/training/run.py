@@ -27,6 +27,10 @@ from floodsearch.training.randomness import seed_global
 EVALUATION_BATCH = 1024  # samples; bounds the memory of an evaluation: 1 GB for ResNet-34 on 32 x 32 pixels
 
 
+MOMENTS = {"exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer"}
+"""Of an optimizer, of each parameter; it writes to memory that it believes to be of the parameter's shape."""
+
+
 class Run:
     """One training: iterate over it for its records, then ask for the `tested` ones.
 
@@ -184,16 +188,15 @@ class Run:
             Exception: if it is none of this model and optimizer.
         """
         self._load(state)
-        for parameter, kept in self.optimizer.state.items():
-            for name, one in kept.items():
-                # A fused optimizer writes where it believes the memory of a parameter's shape to be.
-                if isinstance(one, Tensor) and one.shape not in (parameter.shape, (), (1,)):
-                    raise ValueError(f"{name} of the optimizer has the shape {tuple(one.shape)}")
         self.progress.restore(state)
 
     def _load(self, state: dict[str, Any]) -> None:
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))  # it keeps what it is given
+        for parameter, kept in self.optimizer.state.items():
+            for name in MOMENTS & kept.keys():
+                if isinstance(kept[name], Tensor) and kept[name].shape != parameter.shape:
+                    raise ValueError(f"{name} of the optimizer is not of its parameter's shape")
         self.best_weights = state["best_weights"]
 
 
