@@ -22,6 +22,7 @@ BASE = os.environ.get("FLOODSEARCH_TEST_BASE", "")
 BUILD = os.environ.get("FLOODSEARCH_TEST_BUILD", "").split()
 """More options of `build`, such as `--network=host`."""
 ROOT = Path(__file__).parents[1]
+PROJECT = "floodsearch-test"
 
 pytestmark = [
     pytest.mark.skipif(
@@ -71,6 +72,7 @@ def compose(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., 
     subprocess.run([*build, "-t", "floodsearch-test", "-f", ROOT / "docker" / "Dockerfile", ROOT], check=True)
     images = {"IMAGE": "localhost/floodsearch-test", "DATABASE_IMAGE": "localhost/floodsearch-test-database"}
     command = [f"{ENGINE}-compose"] if ENGINE == "podman" else [ENGINE, "compose"]
+    command += ["--project-name", PROJECT]  # a study of somebody's own stays what it is
 
     def run(*arguments: str, check: bool = True) -> str:
         done = subprocess.run(
@@ -85,7 +87,7 @@ def compose(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., 
         return done.stdout
 
     yield run
-    run("down", "--volumes", check=False)
+    run("down", "--volumes")
 
 
 def best(compose: Callable[..., str]) -> dict[str, Any] | None:
@@ -98,7 +100,7 @@ def best(compose: Callable[..., str]) -> dict[str, Any] | None:
 def test_compose_finishes_a_study(compose: Callable[..., str], eventually: Callable[..., Any]) -> None:
     """`up --scale worker=2` trains the study on the database, one worker is killed, and `best` answers."""
     compose("up", "--detach", "--scale", "worker=2")
-    running = [ENGINE, "ps", "--filter", "name=worker", "--format", "{{.Names}}"]
+    running = [ENGINE, "ps", "--filter", f"name={PROJECT}.worker", "--format", "{{.Names}}"]
 
     def names() -> list[str]:
         return subprocess.run(running, capture_output=True, text=True, check=True).stdout.split()
