@@ -71,6 +71,8 @@ def options(
     """Find the flood level b of |J - b| + b for your model and data."""
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.WARNING)
     log.setLevel(logging.DEBUG if debug else logging.WARNING)
+    # Where its storage fails we say so in a line; Optuna would add the whole statement.
+    logging.getLogger("optuna.storages").setLevel(logging.DEBUG if debug else logging.ERROR)
 
 
 @app.command()

@@ -18,8 +18,9 @@ from floodsearch.defaults import CHECKPOINTS, LOGS
 from floodsearch.errors import HANDED_BACK
 from floodsearch.files import Files, files_at
 from floodsearch.queue import Reaper
-from floodsearch.retry import attempt, first_line
+from floodsearch.retry import attempt
 from floodsearch.storage import tables
+from floodsearch.storage.database import cause
 from floodsearch.storage.studies import StoredStudy
 
 log = logging.getLogger("floodsearch.worker")
@@ -160,7 +161,7 @@ class Heart:
             except Exception as error:  # whatever it is, the next beat may work
                 due = time.monotonic() + self.settings.beat_seconds
                 reaper.forget()
-                log.warning("no beat: %s: %s", type(error).__name__, first_line(error))
+                log.warning("no beat: %s: %s", type(error).__name__, cause(error))
 
     def _leave_at_once(self) -> None:
         """Hand the tickets back without the epoch that takes too long, and end the process."""

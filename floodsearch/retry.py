@@ -11,6 +11,8 @@ from typing import TypeVar
 from optuna.exceptions import StorageInternalError
 from sqlalchemy.exc import SQLAlchemyError
 
+from floodsearch.storage.database import cause
+
 PATIENCE = 900.0
 """Seconds for which a call that must not be lost is repeated: a database may be away for minutes."""
 LONGEST_WAIT = 10.0
@@ -42,7 +44,7 @@ def persistently(call: Callable[[], Result], *, patience: float = PATIENCE) -> R
         except STORAGE_ERRORS as error:
             if time.monotonic() - began + wait > patience:
                 raise
-            log.warning("the storage failed and is asked again: %s", first_line(error))
+            log.warning("the storage failed and is asked again: %s", cause(error))
         # The waits differ between workers, so that they do not come back all at once.
         time.sleep(wait * random.uniform(0.5, 1.5))  # noqa: S311 - not for security
         wait = min(2 * wait, LONGEST_WAIT)
@@ -53,7 +55,7 @@ def attempt(call: Callable[[], Result]) -> Result | None:
     try:
         return persistently(call, patience=0.5)
     except STORAGE_ERRORS as error:
-        log.warning("the storage failed, going on without it: %s", first_line(error))
+        log.warning("the storage failed, going on without it: %s", cause(error))
         return None
 
 

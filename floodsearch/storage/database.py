@@ -96,7 +96,7 @@ def open_database(url: str, *, create: bool = False, mounts: Path = Path("/proc/
     except RuntimeError as error:  # Optuna's own word on a schema that it does not know
         raise StorageError(f"{name} cannot be used: {error}") from None
     except (SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
-        raise StorageError(f"{name} cannot be opened: {_cause(error)}") from None
+        raise StorageError(f"{name} cannot be opened: {cause(error)}") from None
     return Database(name, storage.engine, optuna.storages.get_storage(storage))
 
 
@@ -250,7 +250,7 @@ def _configure_postgresql(connection: Any, record: Any) -> None:
     connection.commit()
 
 
-def _cause(error: BaseException) -> str:
+def cause(error: BaseException) -> str:
     """Return the database's own words, which hold no password, in one line."""
     while error.__cause__ is not None:
         error = error.__cause__
