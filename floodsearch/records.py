@@ -14,6 +14,9 @@ from typing import Literal
 Parameter = float | int | str | bool
 """The value of one searched parameter."""
 
+LARGEST = 1e50
+"""A number beyond this counts as infinite: single precision ends before, and its square is finite."""
+
 REPORTED = ("val_accuracy", "val_loss", "test_accuracy", "test_loss", "train_accuracy", "train_loss")
 """The fields of `EpochRecord` that are numbers of the user's own; any other has room in `metric` alone."""
 

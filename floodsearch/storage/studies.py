@@ -345,6 +345,9 @@ def _with_seeds(
 ) -> TrialRecord:
     """Add to an ended trial what its seeds came to; a curve that was deleted by hand leaves its seed out."""
     question, complete = study.question, trial.state == "complete"
+    if complete and trial.epoch != trial.epochs:
+        where = f"attribute 'epochs' of trial {trial.number}"
+        raise DamagedError(where, trial.epochs, f"{trial.epoch}, which is the last epoch that it reported")
     curves = [by_seed.get((trial.ticket, seed), []) for seed in study.spec.training.seeds[: trial.seeds]]
     whole = [curve for curve in curves if any(record.epoch == trial.epoch for record in curve)]
     reached = [rung for rung in rungs if rung <= trial.epoch] if len(whole) == trial.seeds else []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Collection, Sequence
 from dataclasses import fields
 from operator import attrgetter
@@ -28,7 +29,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects import postgresql, sqlite
 
 from floodsearch.errors import DamagedError
-from floodsearch.records import EpochRecord, WorkerRecord
+from floodsearch.records import LARGEST, EpochRecord, WorkerRecord
 from floodsearch.storage.rows import number, parsed, whole
 
 if TYPE_CHECKING:
@@ -173,6 +174,8 @@ def read_curves(
         for ticket, *values in connection.execute(query):
             if not NUMBERS.issuperset(map(type, values)):  # SQLite keeps whatever is put into a column
                 raise DamagedError(f"a curve of ticket {ticket}", values, "numbers")
+            if LARGEST < max(map(abs, filter(None, values)), default=0) < math.inf:
+                raise DamagedError(f"a curve of ticket {ticket}", values, "numbers that a training comes to")
             record = EpochRecord(**dict(zip(CURVE_FIELDS, values, strict=True)))
             found.setdefault(ticket, []).append(record)
     return found

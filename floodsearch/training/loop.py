@@ -19,7 +19,7 @@ from torch import Tensor
 
 from floodsearch.errors import DivergedError, LoopError
 from floodsearch.flooding import flood, mean_over_ranks
-from floodsearch.records import REPORTED, EpochRecord, field_of
+from floodsearch.records import LARGEST, REPORTED, EpochRecord, field_of
 from floodsearch.training import randomness
 from floodsearch.training.checkpoint import Checkpoint, Pace, rows, strange
 from floodsearch.training.progress import Plan
@@ -318,7 +318,7 @@ class LoopRun:
         if plain is not None:
             values.setdefault("train_loss", plain)
         for name, value in values.items():
-            if not math.isfinite(value):
+            if not abs(value) <= LARGEST:
                 what = f"the reported {name}" if name in metrics else "the loss"
                 self._error = DivergedError(
                     level=self.level, epoch=epoch, step=None, seed=self.seed, what=what

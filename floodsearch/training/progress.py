@@ -13,7 +13,7 @@ from typing import Any
 
 from floodsearch.errors import DivergedError
 from floodsearch.flooding import check_level
-from floodsearch.records import EpochRecord
+from floodsearch.records import LARGEST, EpochRecord
 from floodsearch.schedules import SCHEDULES, ScheduleState, start
 from floodsearch.spec import PLAIN, Arithmetic, Keep
 from floodsearch.training.checkpoint import read_rows, rows
@@ -101,7 +101,7 @@ class Progress:
         """
         level = self.level
         for step, loss in enumerate(losses, start=1):
-            if not math.isfinite(loss):
+            if not abs(loss) <= LARGEST:
                 raise DivergedError(level=level, epoch=self.epoch + 1, step=step, seed=self.seed)
         self.epoch += 1
         self.lowest = min(losses)
@@ -122,7 +122,7 @@ class Progress:
         Raises:
             DivergedError: when the loss is NaN or infinite: the last `step` broke the weights.
         """
-        if not math.isfinite(validation.loss):
+        if not abs(validation.loss) <= LARGEST:
             raise DivergedError(level=record.level, epoch=record.epoch, step=step, seed=self.seed)
         record = replace(record, val_loss=validation.loss, val_accuracy=validation.accuracy)
         new = getattr(record, self.plan.metric)
