@@ -34,7 +34,11 @@ Ending = Literal["complete", "pruned", "diverged", "failed", "lost", "handed bac
 
 
 class Bracket:
-    """Tickets on their way to their ends, in lockstep; those with other parameters beside follow later."""
+    """Tickets on their way to their ends, in lockstep; those with other parameters beside follow later.
+
+    Attributes:
+        fits: how many may be taken at once from now on, where these were too many for the device's memory.
+    """
 
     def __init__(
         self, tickets: Sequence[Ticket], heart: Heart, trainer: Trainer, weights: KeptWeights
@@ -45,10 +49,8 @@ class Bracket:
         self.checkpoints = Checkpoints(heart.settings.files(self.study))
         self.curves = {ticket.number: Curve(ticket) for ticket in tickets}
         self.flushed = time.monotonic()
-        self.together = 0
-        """How many are trained at once."""
+        self.together = 0  # how many are trained at once
         self.fits: int | None = None
-        """How many may be taken at once from now on, where these were too many for the device's memory."""
 
     def end(self) -> None:
         """Train the tickets and write down how each ended."""

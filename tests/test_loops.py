@@ -371,7 +371,7 @@ def test_what_a_loop_does_wrong_is_one_clear_line(alone, case):
 
 
 @pytest.mark.parametrize("name", ["val_accuracy", "val_loss", "test_accuracy"])
-@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, 1e60])
 def test_a_number_that_is_not_finite_has_diverged(alone, name, value):
     error = alone().train(reports(**{"val_accuracy": 0.5, name: value}))
     assert isinstance(error, DivergedError)
