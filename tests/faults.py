@@ -15,7 +15,8 @@ the grace, and the server is shut down and started. Then:
 - every value, and the answer, as of the same study left in peace;
 - as many lost trials as `status` shows, each with its reason.
 
-- on average a fault cost no more than what is trained between two checkpoints.
+- on average a fault cost no more than what is trained between two checkpoints; where no worker was killed,
+  stopped or asked to leave, no trial was lost.
 """
 
 from __future__ import annotations
@@ -61,6 +62,8 @@ from tests.quick import GRACE, INTERVAL, hurry
 
 STEP_SECONDS = 0.004
 """A step waits so long: the faults are to meet workers that train, not a machine that is busy."""
+HARMLESS = {"disk full", "connections cut", "connections hang", "server down"}
+"""Faults after which no trial may be lost: no worker is killed."""
 ZONES = ("UTC", "America/New_York", "Asia/Tokyo", "Pacific/Apia")
 DISK_BYTES = 256 * 2**20
 CONTEXT = multiprocessing.get_context("forkserver")
@@ -410,11 +413,16 @@ def main() -> None:
         faults.run(asked.faults, asked.workers)
         seconds = time.monotonic() - began
         more = check(faults.study, peace)
+        interruptions = status(faults.study).interruptions
     print(f"{asked.storage}, {asked.pruner}: {dict(sorted(faults.done.items()))} in {seconds:.0f} s")
+    # In peace one worker trained it: several have more than one unflooded start, which no fault has lost.
     interval, each = INTERVAL / asked.wait, more / max(1, faults.done.total())
     print(f"{more:,} epochs more than in peace, {each:.0f} a fault")
     print(f"a checkpoint at least every {INTERVAL} s: up to {interval:.0f} epochs of one run")
-    assert each <= interval, "a fault costs more than what is trained between two checkpoints"
+    if faults.done.keys() <= HARMLESS:
+        assert not interruptions, "a trial ended that nobody had killed"
+    else:
+        assert each <= interval, "a fault costs more than what is trained between two checkpoints"
 
 
 if __name__ == "__main__":
