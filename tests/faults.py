@@ -13,8 +13,7 @@ the grace, and the server is shut down and started. Then:
 - exactly one complete or pruned trial for each ticket, no running one, and no worker left that trains;
 - curves without gaps or doubles;
 - every value, and the answer, as of the same study left in peace;
-- as many lost trials as `status` shows, each with its reason.
-
+- as many lost trials as `status` shows, each with its reason;
 - on average a fault cost no more than what is trained between two checkpoints; where no worker was killed,
   stopped or asked to leave, no trial was lost.
 """
