@@ -33,11 +33,11 @@ def survive(storage: str, folder: Path, pruner: str) -> None:
 @pytest.mark.postgres
 def test_a_link_that_hangs_and_a_server_that_is_away_kill_nobody(tmp_path: Path) -> None:
     """For longer than the grace, all workers at once: not one trial is lost or fails."""
-    for only in ("connections hang", "server down"):
-        folder = tmp_path / only
-        folder.mkdir()
-        with made("postgresql", folder, LEVELS, EPOCHS, "none", seed=1, only=only) as (faults, peace):
-            faults.run(1, WORKERS)
-            assert faults.done == {only: 1}
-            check(faults.study, peace)
-            assert not status(faults.study).interruptions
+    with made("postgresql", tmp_path, LEVELS, 3 * EPOCHS, "none", seed=1) as (faults, peace):
+        faults.start(WORKERS)
+        for fault in (faults.hang, faults.restart):
+            faults.victim()
+            fault()
+        faults.run(0, WORKERS)
+        check(faults.study, peace)
+        assert not status(faults.study).interruptions

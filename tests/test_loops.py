@@ -804,6 +804,7 @@ def test_a_checkpoint_from_which_nothing_can_be_trained_is_let_go(make_study, he
     [path] = here.checkpoints.rglob("*.pt")
     content = checkpoint_module._content(path.read_bytes())
     content["objects"]["model"] = {"other": torch.ones(1)}
+    content["records"] = checkpoint_module.rows(content["records"])
     Checkpoint(Folder(path.parent), path.name, content.pop("of")).save(content)
     work(study, here, Leave())
     first, *_, last = [one for one in read_trials(study) if one.ticket == 0]
