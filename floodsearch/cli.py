@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from floodsearch.defaults import CHECKPOINTS, LEAVE_SECONDS, LOOPBACK, STORAGE
+from floodsearch.defaults import CHECKPOINTS, LEAVE_SECONDS, LOOPBACK, REPRODUCIBLE, STORAGE
 from floodsearch.errors import HANDED_BACK, FloodsearchError, UsageError
 
 if TYPE_CHECKING:
@@ -167,6 +167,7 @@ def work(
     ] = LEAVE_SECONDS,
 ) -> None:
     """Join a study as one worker, on this machine."""
+    os.environ.setdefault(*REPRODUCIBLE)  # before torch multiplies anything
     from floodsearch.files import check_place, is_url
     from floodsearch.heart import Leave, Settings
     from floodsearch.worker import work as train
@@ -347,6 +348,7 @@ def _timed(spec: Spec, stages: list[Stage] | None, speed: str | None, measure: s
         raise UsageError("the speed of a training loop of your own cannot be told beforehand; leave it out")
     if stages is None:
         raise UsageError("the time is not known before the pilot has found the levels; give levels.count")
+    os.environ.setdefault(*REPRODUCIBLE)  # as workers do
     from floodsearch.speed import measured, samples_of
 
     if measure is not None:

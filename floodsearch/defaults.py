@@ -12,3 +12,8 @@ LEAVE_SECONDS = 25.0
 """How long a worker may take to leave after a signal: Kubernetes and a launch give it 30 seconds."""
 LOOPBACK = "127.0.0.1"
 """Where the dashboard listens: it has no access control and can delete studies."""
+REPRODUCIBLE = ("MKL_CBWR", "AUTO,STRICT")
+"""A variable of the environment and its value, read by MKL when torch first multiplies on an x86 CPU: what a
+product comes to then does not depend on where in memory its factors begin. Without, it does on AMD's CPUs, so
+that a run of a stack depended on its place there (Intel, oneMKL Developer Guide, "Obtaining Numerically
+Reproducible Results"). What it costs is in tests/benchmarks/RESULTS.md."""

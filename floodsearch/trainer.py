@@ -26,7 +26,7 @@ from floodsearch.training.cohort import Cohort, Note
 from floodsearch.training.engine import Engine, Loop
 from floodsearch.training.progress import Plan
 from floodsearch.training.stack import Stack
-from floodsearch.training.stackable import obstacle
+from floodsearch.training.stackable import depends_on_place, obstacle
 from floodsearch.training.trunk import Kept, Trunks
 
 ROOM = 2**30
@@ -165,6 +165,11 @@ def engine_of(kind: str, task: Task, plan: Plan, device: torch.device, seed: int
         log.info("runs are trained one after the other, not as a stack: %s", reason)
         return Loop(task, plan, device)
     log.info("runs are trained as stacks")
+    if depends_on_place(task, device, seed):
+        log.warning(
+            "on this machine the last digits of a run depend on its place in a stack, so that results hold "
+            'to rounding only; a study with training.engine = "loop" is exact'
+        )
     return Stack(task, plan, device)
 
 

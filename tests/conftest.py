@@ -23,11 +23,13 @@ import pytest
 import sqlalchemy
 
 from floodsearch.catalog import known
+from floodsearch.defaults import REPRODUCIBLE
 from floodsearch.spec import Spec
 from floodsearch.storage.database import Database, open_database
 from floodsearch.studyfile import parse
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported: tests run side by side
+os.environ.setdefault(*REPRODUCIBLE)  # as workers do
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell's background: commands would inherit it
     signal.signal(signal.SIGINT, signal.default_int_handler)
 

@@ -5,6 +5,9 @@ from __future__ import annotations
 import gc
 import logging
 import math
+import os
+import subprocess
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -13,8 +16,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from typer.testing import CliRunner
 
 from floodsearch import queue
+from floodsearch.cli import app
+from floodsearch.defaults import REPRODUCIBLE
 from floodsearch.errors import DivergedError
 from floodsearch.heart import Leave, Settings
 from floodsearch.records import EpochRecord
@@ -28,7 +34,7 @@ from floodsearch.training.engine import Loop
 from floodsearch.training.lanes import WIDTH
 from floodsearch.training.progress import Plan
 from floodsearch.training.stack import Stack
-from floodsearch.training.stackable import obstacle
+from floodsearch.training.stackable import depends_on_place, obstacle
 from floodsearch.training.trunk import Trunks
 from floodsearch.worker import work
 from tests.test_cohort import Together, first_flooded
@@ -115,6 +121,51 @@ def test_stacked_is_trained_alone_to_the_bit(name):
             left.add(first_flooded(expected[0]))
     assert len(left) > 3  # levels left the trunk at once, in several epochs, and never
     assert {1, math.inf} <= left
+
+
+OTHER_MAKE = """
+import sys
+from tests.other_make import pretend
+if not pretend():
+    sys.exit("no such library")
+from tests.test_stack import CPU, TASKS, depends_on_place
+print([depends_on_place(TASKS[name], CPU, 0) for name in ("adam", "batch norm")])
+"""
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_equal_runs_are_equal_on_every_place_here(name):
+    """The machine that this runs on rounds a run alike wherever in a stack it lies."""
+    assert not depends_on_place(TASKS[name], CPU, 0)
+
+
+@pytest.mark.parametrize("told", [True, False])
+def test_on_a_cpu_of_another_make_places_are_alike_only_where_its_library_is_told(told):
+    """With kernels of AMD's CPUs equal runs differ by place, which is found out; as workers set them, not.
+
+    The lanes of these models do not begin at multiples of 64 bytes.
+    """
+    name, value = REPRODUCIBLE
+    environment = {key: text for key, text in os.environ.items() if key != name} | (
+        {name: value} if told else {}
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", OTHER_MAKE], env=environment, capture_output=True, text=True, check=False
+    )
+    if "no such library" in done.stderr:
+        pytest.skip("this torch has no MKL whose CPU could be of another make")
+    assert done.stdout.split() == (["[False,", "False]"] if told else ["[True,", "True]"]), done.stderr
+
+
+def test_a_worker_tells_the_library_before_it_computes(monkeypatch, tmp_path):
+    """`floodsearch work` sets the variable, unless its user has."""
+    name, value = REPRODUCIBLE
+    for mine, expected in ((None, value), ("AVX2", "AVX2")):
+        monkeypatch.delenv(name, raising=False)
+        if mine is not None:
+            monkeypatch.setenv(name, mine)
+        CliRunner().invoke(app, ["work", "unknown", "--storage", f"sqlite:///{tmp_path}/none.db"])
+        assert os.environ[name] == expected
 
 
 @pytest.mark.parametrize("schedule", SCHEDULED)

@@ -7,6 +7,9 @@ index. What a run comes to depends neither on how many others there are nor on w
   body and the tail of a tensor, where the last numbers do not fill a vector. Measured on a CPU with AVX-512:
   without this, stacks of 2 and 3, or of 16 and 32 with BatchNorm over seven features, differ in rounding.
   With a multiple of 32 lanes there is no tail.
+- A product's kernel may differ also with where in memory a lane begins, as MKL's do on AMD's CPUs. Processes
+  that train tell it not to (`defaults.REPRODUCIBLE`), and each worker looks whether places are alike on its
+  machine (`stackable.depends_on_place`). Measured on Intel and AMD: with it, they are.
 - Runs of all seeds share a stack, each with its own batch: measured, that costs what one batch for all does,
   and the few trunks that a search begins with fill one stack instead of one for each seed.
 
@@ -37,6 +40,8 @@ from floodsearch.training.run import EVALUATION_BATCH
 
 NARROWEST = 2
 """Fewer lanes are not computed at once: the kernels for a single matrix round differently from all others."""
+CHUNK = max(1, EVALUATION_BATCH // WIDTH)
+"""Samples of each lane that are evaluated at once."""
 log = logging.getLogger("floodsearch.worker")
 
 
@@ -196,12 +201,7 @@ class Stack:
     def _evaluate(self, lanes: Lanes) -> dict[Lane, Evaluation]:
         """Return how each run does on its validation split, in eval mode."""
         by_seat = lanes.by_seat()
-        parts = {
-            lane.start.seed: chunks(
-                lane.start.validation, max(1, EVALUATION_BATCH // WIDTH), self.task.prepare
-            )
-            for lane in by_seat
-        }
+        parts = {lane.start.seed: chunks(lane.start.validation, CHUNK, self.task.prepare) for lane in by_seat}
         self.model.eval()
         loss = torch.zeros(WIDTH, dtype=torch.float64, device=self.device)
         right = torch.zeros(WIDTH, dtype=torch.int64, device=self.device)

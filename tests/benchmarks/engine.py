@@ -6,7 +6,8 @@ Stack against loop: the same runs, flooded from the first step on, by the one en
 epoch of one batch each in turn, so that what disturbs on a shared machine meets both alike. A ratio is that
 of the process's processor time per run and step, the median over the repeats. A stack costs the same however
 few runs are in it, so the ratio is given for several numbers of runs. With several threads processor time
-holds waiting for each other too, which on a busy machine is most of it.
+holds waiting for each other too, which on a busy machine is most of it. It computes as workers do; with
+`MKL_CBWR=OFF` in its environment as they would if MKL were told nothing.
 
 Loop against bare: one run in the loop, and the step as one would write it, with its loss and accuracy, an
 epoch of the one after an epoch of the other. Epochs have ten batches here, as the overhead of an epoch is
@@ -26,6 +27,7 @@ from dataclasses import replace
 
 import torch
 
+from floodsearch.defaults import REPRODUCIBLE
 from floodsearch.tasks.synthetic import two_gaussians
 from floodsearch.tasks.task import Data, Split, Task
 from floodsearch.training.engine import Engine, Loop
@@ -111,9 +113,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--repeats", type=int, default=40)
     parser.add_argument("--threads", type=int, default=1)
+    os.environ.setdefault(*REPRODUCIBLE)
     arguments = parser.parse_args()
     measure(arguments.threads, arguments.repeats)
-    print(f"torch {torch.__version__}, Python {platform.python_version()}, {os.cpu_count()} cores")
+    told = os.environ[REPRODUCIBLE[0]]
+    print(
+        f"torch {torch.__version__}, Python {platform.python_version()}, {os.cpu_count()} cores, MKL {told}"
+    )
 
 
 def measure(threads: int, repeats: int) -> None:
@@ -125,10 +131,10 @@ def measure(threads: int, repeats: int) -> None:
             sides = [epochs(kind(task, NEVER, CPU), runs) for kind in (Stack, Loop)]
             often = max(8, repeats // (runs if width > 100 else 1))
             stack, loop = in_turn(sides, often)
-            alone = statistics.median(loop) / runs
+            in_stack, alone = (statistics.median(side) / runs for side in (stack, loop))
             print(
                 f"{threads} threads, {shape}, {runs:>2} runs: stack / loop {ratio(stack, loop):.2f}"
-                f"   a run's step in the loop {alone:.2f} ms",
+                f"   a run's step in the stack {in_stack:.3f} ms, in the loop {alone:.3f} ms",
                 flush=True,
             )
         many = task_of(width, depth, batches=10)
