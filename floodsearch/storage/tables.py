@@ -35,7 +35,7 @@ from floodsearch.storage.rows import number, parsed, whole
 if TYPE_CHECKING:
     from floodsearch.storage.database import Database
 
-VERSION = 2
+VERSION = 3
 """Raised whenever a table changes; a database with another one is refused."""
 
 metadata = MetaData()
