@@ -1,5 +1,6 @@
 #!/bin/sh
-# Runs once, when the database is made: a role for workers, which may neither delete nor change tables.
+# Runs once, when the database is made: a role for workers, which may neither delete nor change tables. What a
+# study is, its name, spec and uuid, only the owner may change: floodsearch makes triggers for that with its tables.
 set -eu
 psql --no-psqlrc --set ON_ERROR_STOP=1 --username "$POSTGRES_USER" --dbname "$POSTGRES_DB" \
     --set password="$(cat "${WORKER_PASSWORD_FILE:-/run/secrets/worker_password}")" --set owner="$POSTGRES_USER" --set database="$POSTGRES_DB" <<'SQL'

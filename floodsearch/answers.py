@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from floodsearch import queue
 from floodsearch.analysis import best_level, best_of, comparable, count, latest, revisions
 from floodsearch.defaults import STORAGE
 from floodsearch.errors import NoAnswerError
 from floodsearch.forecast import epochs_a_second, epochs_left
-from floodsearch.records import BestLevel, StudyStatus, TicketNote, TrialRecord, WorkerRecord
+from floodsearch.records import BY_HAND, BestLevel, StudyStatus, TicketNote, TrialRecord, WorkerRecord
 from floodsearch.search.space import ticket_count
 from floodsearch.spec import AUTO
 from floodsearch.storage import tables
@@ -50,13 +51,14 @@ def answer(study: StoredStudy) -> BestLevel:
 def _answer(
     study: StoredStudy, trials: Sequence[TrialRecord], workers: Sequence[WorkerRecord], finished: bool
 ) -> BestLevel:
-    return best_level(
+    found = best_level(
         trials,
         study.question,
         epochs_run=sum(worker.epochs_run for worker in workers),
         epochs_exhaustive=epochs_exhaustive(study),
         finished=finished,
     )
+    return replace(found, changed=study.changed())
 
 
 def status(study: StoredStudy, *, with_answer: bool = False) -> StudyStatus:
@@ -97,6 +99,7 @@ def status(study: StoredStudy, *, with_answer: bool = False) -> StudyStatus:
         revisions=revisions(trials),
         interruptions=_interruptions(trials),
         notes=tuple(_notes(trials)),
+        changed=study.changed(),
     )
 
 
@@ -127,6 +130,7 @@ def _interruptions(trials: Sequence[TrialRecord]) -> dict[str, int]:
     counts = {
         "lost": sum(trial.cause == "lost" for trial in trials),
         "error": sum(trial.cause in ("error", "forgiven") for trial in trials),
+        BY_HAND: sum(trial.cause == BY_HAND for trial in trials),
         "handed back": sum(trial.handed_back for trial in trials),
         "out of memory": sum(trial.out_of_memory for trial in trials),
     }

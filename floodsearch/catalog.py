@@ -24,6 +24,7 @@ from floodsearch.search.space import Space
 from floodsearch.spec import Choices, Range, Setting, Spec
 from floodsearch.studyfile import Field, Fields, Known, TaskFields, fields_of
 from floodsearch.tasks import TASKS
+from floodsearch.trust import TrustedSpec
 
 if TYPE_CHECKING:
     from floodsearch.tasks.task import Task
@@ -119,10 +120,11 @@ def describe_task(reference: str, chosen: Mapping[str, Any]) -> TaskFields:
     return TaskFields(options, recipe, metrics, build)
 
 
-def task_of(spec: Spec, beside: Mapping[str, Any]) -> Task:
+def task_of(trusted: TrustedSpec, beside: Mapping[str, Any]) -> Task:
     """Return the task of a study with the recipe fields that a ticket searches beside the level."""
     from floodsearch.tasks.task import build_task
 
+    spec = trusted.spec
     if spec.task is None:
         raise ValueError(f"study {spec.name!r} trains the loop {spec.objective!r}, which has no task")
     searched = spec.searched
@@ -140,6 +142,31 @@ def find_loop(reference: str) -> Callable[..., object]:
     return find_code(reference, "a training loop, a function of one argument")
 
 
+def loop_of(trusted: TrustedSpec) -> Callable[..., object]:
+    """Return the training loop of the user's own that a study names.
+
+    Raises:
+        TaskError: if it cannot be imported, saying which import failed, or is not callable.
+    """
+    spec = trusted.spec
+    if spec.objective is None:
+        raise ValueError(f"study {spec.name!r} trains the task {spec.task!r}, not a loop")
+    return find_loop(spec.objective)
+
+
+def command_of(trusted: TrustedSpec) -> str:
+    """Return the command of the user's own that a study runs.
+
+    Raises:
+        TaskError: if its program is not there.
+    """
+    spec = trusted.spec
+    if spec.command is None:
+        raise ValueError(f"study {spec.name!r} runs no command")
+    find_program(spec.command)
+    return spec.command
+
+
 def find_program(command: str) -> None:
     """Look for the program of a command of the user's own.
 
@@ -151,8 +178,12 @@ def find_program(command: str) -> None:
         raise TaskError(f"{program!r} is no program that can be found from here; give its path")
 
 
-def code_revision(spec: Spec) -> str | None:
-    """Return the revision of the user's own code that a study trains; None where it has no file."""
+def code_revision(trusted: TrustedSpec) -> str | None:
+    """Return the revision of the user's own code that a study trains; None where it has no file.
+
+    To find the file of a module imports the packages that it lies in.
+    """
+    spec = trusted.spec
     if spec.command is not None:
         file = script_of(spec.command)
     else:
@@ -160,8 +191,9 @@ def code_revision(spec: Spec) -> str | None:
     return None if file is None else revision_of(file)
 
 
-def loop_settings(spec: Spec, beside: Mapping[str, Parameter]) -> dict[str, Setting | None]:
+def loop_settings(trusted: TrustedSpec, beside: Mapping[str, Parameter]) -> dict[str, Setting | None]:
     """Return what a loop of the user's own is handed: all settings, with those that a ticket searches."""
+    spec = trusted.spec
     every = {**spec.options, **spec.training.recipe}
     fixed = {name: value for name, value in every.items() if not isinstance(value, Choices)}
     return fixed | {name: value for name, value in beside.items() if name in spec.searched}

@@ -26,6 +26,7 @@ from floodsearch.errors import HANDED_BACK, FloodsearchError, UsageError
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from floodsearch.files import Files
     from floodsearch.forecast import Stage, Timed
     from floodsearch.launchers.local import Launch
     from floodsearch.records import Pilot, StudyStatus
@@ -142,6 +143,8 @@ def create(study: StudyFile, storage: Storage = STORAGE) -> None:
         stored = put_study(database, spec)
         queue.fill(stored)
         print(status_text(status_of(stored)))  # noqa: T201
+        for token in stored.trusts.tokens:
+            print(f"  trust     work {spec.name} --trust {shlex.quote(token)}, or work {study}")  # noqa: T201
 
 
 @app.command()
@@ -156,7 +159,10 @@ def work(
     ] = None,
     trust: Annotated[
         list[str] | None,
-        typer.Option(metavar="MODULE", help="Import this module, or run this command, if the study asks."),
+        typer.Option(
+            metavar="TOKEN",
+            help="Run this code with these arguments: MODULE:FUNCTION@DIGEST, as check tells.",
+        ),
     ] = None,
     leave_on_eof: Annotated[
         bool, typer.Option("--leave-on-eof", help="Leave when standard input ends, as when ssh is cut.")
@@ -170,6 +176,8 @@ def work(
     os.environ.setdefault(*REPRODUCIBLE)  # before torch multiplies anything
     from floodsearch.files import check_place, is_url
     from floodsearch.heart import Leave, Settings
+    from floodsearch.storage.studies import find_study, find_study_of
+    from floodsearch.trust import trust_by
     from floodsearch.worker import work as train
 
     log.setLevel(min(log.level, logging.INFO))
@@ -178,19 +186,11 @@ def work(
     leave.on_signals(signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, grace=grace)
     if leave_on_eof:
         leave.on_end_of(sys.stdin.buffer)
-    trusted: set[str | None] = {None, *(trust or ())}
-    if name.endswith(".toml"):
-        spec = _read(Path(name))
-        name = spec.name
-        trusted.add(spec.trust)
+    trusts = trust_by(trust or ())
+    spec = _read(Path(name)) if name.endswith(".toml") else None
     check_place(checkpoints)
-    with _found(storage, name) as study:
-        if (wanted := study.spec.trust) is not None and wanted not in trusted:
-            does = "runs the command" if study.spec.command else "trains code of"
-            raise UsageError(
-                f"study {name!r} {does} {wanted!r}, which only the database names; if you trust it, "
-                f"add --trust {shlex.quote(wanted)}, or give the study file instead of the name"
-            )
+    with _opened(storage) as database:
+        study = find_study(database, name, trusts) if spec is None else find_study_of(database, spec)
         place = checkpoints if is_url(checkpoints) else Path(checkpoints).absolute()
         reason = train(study, Settings(device=device, threads=threads, checkpoints=place), leave)
         log.info("leaving: %s", reason)
@@ -307,6 +307,7 @@ def check(
     from floodsearch.forecast import plan
     from floodsearch.report.text import forecast_text
     from floodsearch.search.space import ticket_count
+    from floodsearch.trust import token_of
 
     spec = _read(study)
     count, stages = ticket_count(spec), plan(spec)
@@ -317,10 +318,11 @@ def check(
     if seconds is None and storage is not None and expected is not None:
         pilot = _pilot_of(storage, spec.name)
         seconds = None if pilot is None else expected * pilot.seconds_per_epoch
-    content = spec.model_dump(mode="json")
+    content, trust = spec.model_dump(mode="json"), token_of(spec)
     if as_json:
         extra = {
             "fingerprint": spec.fingerprint(),
+            "trust": trust,
             "tickets": count,
             "epochs_exhaustive": exhaustive,
             "epochs_expected": expected,
@@ -334,6 +336,8 @@ def check(
         return
     print("\n".join(f"{key} = {json.dumps(value)}" for key, value in _flattened(content)))  # noqa: T201
     print(forecast_text(spec, count, expected, seconds, times))  # noqa: T201
+    if trust is not None:
+        print(f"other machines trust its code by: floodsearch work {spec.name} --trust {shlex.quote(trust)}")  # noqa: T201
 
 
 def _timed(spec: Spec, stages: list[Stage] | None, speed: str | None, measure: str | None) -> list[Timed]:
@@ -374,6 +378,7 @@ def stop(name: Name, storage: Storage = STORAGE) -> None:
     from floodsearch.queue import STOPPED_BY_COMMAND
 
     with _found(storage, name) as study:
+        study.require_unchanged()
         study.stop(STOPPED_BY_COMMAND)
         print(f"{name}: no more tickets are handed out; workers leave within a few seconds")  # noqa: T201
 
@@ -410,8 +415,8 @@ def delete(
 
     check_place(checkpoints)
     with _found(storage, name) as study:
-        now = status_of(study)
-        if now.workers:
+        now, copied = status_of(study), study.others()
+        if now.workers and not (copied and study.name != study.spec.name):  # which train the original
             trains = f"{now.workers} worker{'s' * (now.workers > 1)}"
             raise UsageError(
                 f"study {name!r} is trained by {trains} now; end that with floodsearch stop {name}"
@@ -419,12 +424,22 @@ def delete(
         if not yes:
             trained = f"{now.trials.total} tickets, {now.epochs_run:,} epochs trained"
             typer.confirm(f"delete study {name} ({trained}) from {study.database.name}?", abort=True)
-        delete_study(study)
-        try:
-            files_at(checkpoints).within(study.folder).clear()
-        except OSError as error:
-            _say(f"its checkpoints stay: {error}")
+        if copied := delete_study(study):
+            _say(f"its curves and files stay: {', '.join(copied)} has them too, as somebody copied the study")
+        else:
+            _remove_files(files_at(checkpoints).within(study.folder))
     print(f"{name}: deleted")  # noqa: T201
+
+
+def _remove_files(files: Files) -> None:
+    """Remove the files of a study that is gone, and say what stays of them."""
+    from floodsearch.training.names import remove_files
+
+    try:
+        if left := remove_files(files):
+            _say(f"{files} stays, with what is not ours: {', '.join(left)}")
+    except OSError as error:
+        _say(f"its checkpoints stay: {error}")
 
 
 @app.command()

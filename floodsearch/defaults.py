@@ -8,6 +8,8 @@ STORAGE = "sqlite:///floodsearch.db"
 """In the current folder, as the two folders are."""
 CHECKPOINTS = Path("floodsearch-checkpoints")
 LOGS = Path("floodsearch-logs")
+DATA_DIR = "~/.cache/floodsearch"
+"""Of the data sets that built-in tasks read, and download to."""
 LEAVE_SECONDS = 25.0
 """How long a worker may take to leave after a signal: Kubernetes and a launch give it 30 seconds."""
 LOOPBACK = "127.0.0.1"

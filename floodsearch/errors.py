@@ -6,6 +6,7 @@ FloodsearchError
 │   ├── StudyChangedError    a study file that differs from the stored study of that name
 │   ├── UnknownStudyError    no study of that name in the storage
 │   ├── TaskError            a task or a training loop that cannot be imported or built
+│   ├── UntrustedError       a stored study whose code nobody has trusted here
 │   ├── StorageError         a storage URL that cannot be used
 │   └── DamagedError         a row of the database that floodsearch has not written so
 ├── NoAnswerError            nothing has finished yet, so there is no best level
@@ -55,10 +56,16 @@ class StudyFileError(UsageError):
 
 
 class StudyChangedError(UsageError):
-    """A study file whose name is taken by a study with other settings."""
+    """A study file whose name is taken by a study with other settings, or a study that got others by hand."""
 
-    def __init__(self, name: str, differences: Sequence[str]) -> None:
+    def __init__(self, name: str, differences: Sequence[str], *, by_hand: bool = False) -> None:
         self.differences = tuple(differences)
+        if by_hand:
+            changed = "; ".join(self.differences)
+            super().__init__(
+                f"study {name!r} was changed by hand in the database: {changed}; set it right again"
+            )
+            return
         changed = "\n".join(f"  {difference}" for difference in self.differences)
         super().__init__(
             f"study {name!r} exists with other settings; undo the changes or choose another name\n{changed}"
@@ -75,6 +82,22 @@ class UnknownStudyError(UsageError):
 
 class TaskError(UsageError):
     """A task that cannot be imported or built with the given options, or a loop that cannot be imported."""
+
+
+class UntrustedError(UsageError):
+    """A study in a database that names code, or a folder, which nobody has trusted on this machine.
+
+    Args:
+        name: of the study.
+        asks: what it names, with the arguments.
+        token: that would trust it, as a shell takes it.
+    """
+
+    def __init__(self, name: str, asks: str, token: str) -> None:
+        super().__init__(
+            f"study {name!r} asks for what only the database names: {asks}; if you trust exactly that, add "
+            f"--trust {token}, or give the study file instead of the name"
+        )
 
 
 class StorageError(UsageError):

@@ -9,17 +9,19 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import shutil
+import stat
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
-from typing import Any, Protocol
+from typing import IO, Any, Protocol
 
 from floodsearch.errors import UsageError
 
 ROOM = 16 * 2**30
 """Bytes that the files of a study may have in one folder, beside those in other folders."""
+PRIVATE_FILE, PRIVATE_FOLDER = 0o600, 0o700
+"""Permissions of what is made: weights, logs and databases are their owner's."""
 HEAD = 128
 """Bytes that `head` returns at most."""
 
@@ -52,8 +54,8 @@ class Files(Protocol):
     def remove(self, *names: str) -> None:
         """Remove files that may be gone already; with the last one goes what held them."""
 
-    def clear(self) -> None:
-        """Remove all files, also those of folders in this one."""
+    def entries(self) -> list[str]:
+        """Return the names of all that is here, also of folders and of links, sorted."""
 
     def check(self) -> None:
         """Raise OSError if nothing can be written here."""
@@ -87,62 +89,83 @@ def is_url(where: Path | str) -> bool:
 
 
 class Folder:
-    """The files of a folder, which is made when the first is written."""
+    """The files of a folder, which is made when the first is written, for its owner only.
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    Args:
+        root: a folder of the user's choice, which may be a link.
+        inside: the way from there. No link is followed on it, nor one in the place of a file: others may have
+            put it there.
+    """
+
+    def __init__(self, root: Path, inside: tuple[str, ...] = ()) -> None:
+        if any(part in ("", ".", "..") or "/" in part for part in inside):
+            raise ValueError(f"{inside} leaves {root}")
+        self.root, self.inside, self.path = root, inside, root.joinpath(*inside)
 
     def __str__(self) -> str:
         return str(self.path)
 
     def within(self, name: str) -> Folder:
         """Return the files of a folder in this one."""
-        return Folder(self.path / name)
+        return Folder(self.root, (*self.inside, *name.split("/")))
 
     def read(self, name: str) -> bytes:
         """Return what a file holds."""
-        return (self.path / name).read_bytes()
+        with self._file(name, os.O_RDONLY) as file:
+            return file.read()
 
     def head(self, name: str) -> bytes:
         """Return the first bytes of a file."""
-        with (self.path / name).open("rb") as file:
+        with self._file(name, os.O_RDONLY) as file:
             return file.read(HEAD)
+
+    def append(self, name: str) -> IO[bytes]:
+        """Open a file to add to its end."""
+        self._make()
+        return self._file(name, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
 
     def write(self, name: str, *parts: bytes | memoryview, room: int, before: str | None = None) -> None:
         """Write a file; whoever reads it finds this content or the one before, also after a power cut."""
-        self.path.mkdir(parents=True, exist_ok=True)
+        self._make()
         _check_room(self, self._bytes_beside(before or name), parts, room)
-        path = self.path / name
-        unfinished = path.with_name(f"{name}.{os.getpid()}.unfinished")
-        try:
-            with unfinished.open("wb") as file:
-                for part in parts:
-                    file.write(part)
-                file.flush()
-                os.fsync(file.fileno())
-            if before is not None and path.exists():
-                path.replace(self.path / before)
-            unfinished.replace(path)
-        except BaseException:
-            unfinished.unlink(missing_ok=True)
-            raise
+        unfinished = f"{name}.{os.getpid()}.unfinished"
+        with self._opened() as here:
+            try:
+                with self._file(unfinished, os.O_WRONLY | os.O_CREAT | os.O_TRUNC) as file:
+                    for part in parts:
+                        file.write(part)
+                    file.flush()
+                    os.fsync(file.fileno())
+                    if (earlier := _mode_of(name, here)) is not None:
+                        os.fchmod(file.fileno(), earlier)
+                if before is not None and earlier is not None:
+                    os.replace(name, before, src_dir_fd=here, dst_dir_fd=here)
+                os.replace(unfinished, name, src_dir_fd=here, dst_dir_fd=here)
+            except BaseException:
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(unfinished, dir_fd=here)
+                raise
 
     def names(self, pattern: str) -> list[str]:
         """Return the names of the files that fit a pattern, sorted."""
-        return sorted(path.name for path in self.path.glob(pattern) if path.is_file())
+        files = self._listed(lambda entry: entry.is_file(follow_symlinks=False))
+        return sorted(name for name in files if fnmatch(name, pattern))
+
+    def entries(self) -> list[str]:
+        """Return the names of all that is here, also of folders and of links, sorted."""
+        return sorted(self._listed(lambda entry: True))
 
     def remove(self, *names: str) -> None:
-        """Remove files that may be gone already, and the folder and the one around it if they are empty."""
-        for name in names:
-            (self.path / name).unlink(missing_ok=True)
-        with contextlib.suppress(OSError):  # there are others in them, or they were never made
-            self.path.rmdir()
-            self.path.parent.rmdir()
-
-    def clear(self) -> None:
-        """Remove all files, also those of folders in this one."""
-        shutil.rmtree(self.path, ignore_errors=True)
-        self.remove()
+        """Remove files that may be gone already, and those folders below the root that are empty then."""
+        with contextlib.suppress(FileNotFoundError), self._opened() as here:
+            for name in names:
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(name, dir_fd=here)
+        around = Folder(self.root, self.inside[:-1])
+        with contextlib.suppress(OSError), around._opened() as outside:  # others in it, or never made
+            if self.inside:
+                os.rmdir(self.inside[-1], dir_fd=outside)
+                around.remove()
 
     def check(self) -> None:
         """Raise OSError if the folder is none or may not be written, or could not be made."""
@@ -155,10 +178,70 @@ class Folder:
     def _bytes_beside(self, replaced: str) -> int:
         """Return the bytes of this folder without a file that is replaced."""
         total = 0
-        for path in self.path.iterdir():
-            with contextlib.suppress(FileNotFoundError):  # others replace and remove theirs
-                total += path.stat().st_size if path.name != replaced else 0
+        with self._opened() as here:
+            for name in os.listdir(here):  # noqa: PTH208 - a number, not a path
+                with contextlib.suppress(FileNotFoundError):  # others replace and remove theirs
+                    size = os.stat(name, dir_fd=here, follow_symlinks=False).st_size
+                    total += size if name != replaced else 0
         return total
+
+    def _make(self) -> None:
+        """Make what is missing of the folder and those around it, for their owner only."""
+        for path in reversed([one for one in (self.root, *self.root.parents) if not one.exists()]):
+            _make_private(path)
+        for depth in range(len(self.inside)):
+            with Folder(self.root, self.inside[:depth])._opened() as around:
+                _make_private(self.inside[depth], around)
+
+    @contextlib.contextmanager
+    def _opened(self) -> Iterator[int]:
+        """Open the folder, to name what is in it by the number of this."""
+        here = os.open(self.root, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            for part in self.inside:
+                inner = os.open(part, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=here)
+                os.close(here)
+                here = inner
+            yield here
+        finally:
+            os.close(here)
+
+    def _file(self, name: str, flags: int) -> IO[bytes]:
+        """Open a file, which is made for its owner only, whatever the umask."""
+        with self._opened() as here:
+            new = _mode_of(name, here) is None
+            number = os.open(name, flags | os.O_NOFOLLOW, PRIVATE_FILE, dir_fd=here)
+        if new:
+            os.fchmod(number, PRIVATE_FILE)
+        return os.fdopen(number, "rb" if flags == os.O_RDONLY else "wb")
+
+    def _listed(self, wanted: Callable[[os.DirEntry[str]], bool]) -> list[str]:
+        with contextlib.suppress(FileNotFoundError), self._opened() as here, os.scandir(here) as found:
+            return [entry.name for entry in found if wanted(entry)]
+        return []
+
+
+def _make_private(path: Path | str, around: int | None = None) -> None:
+    """Make a folder for its owner only, whatever the umask; one that is there stays as it is."""
+    with contextlib.suppress(FileExistsError):
+        os.mkdir(path, PRIVATE_FOLDER, dir_fd=around)
+        os.chmod(path, PRIVATE_FOLDER, dir_fd=around)
+
+
+def _mode_of(name: str, here: int) -> int | None:
+    """Return the permissions of a file; None if it is not there."""
+    try:
+        return stat.S_IMODE(os.stat(name, dir_fd=here, follow_symlinks=False).st_mode)
+    except FileNotFoundError:
+        return None
+
+
+def make_private(path: Path) -> None:
+    """Make an empty file for its owner only, whatever the umask, unless there is one; as far as possible."""
+    with contextlib.suppress(OSError):
+        number = os.open(path.resolve(), os.O_WRONLY | os.O_CREAT | os.O_EXCL, PRIVATE_FILE)
+        os.fchmod(number, PRIVATE_FILE)
+        os.close(number)
 
 
 class Bucket:
@@ -222,10 +305,12 @@ class Bucket:
                 with contextlib.suppress(FileNotFoundError):  # others remove them too
                     self.system.rm_file(self._path(name))
 
-    def clear(self) -> None:
-        """Remove all files, also those of folders in this one."""
+    def entries(self) -> list[str]:
+        """Return the names of all that is here, also of folders, sorted."""
         with self._told(), contextlib.suppress(FileNotFoundError):
-            self.system.rm(str(self.root), recursive=True)
+            self.system.invalidate_cache()
+            return sorted(PurePosixPath(path).name for path in self.system.ls(str(self.root), detail=False))
+        return []
 
     def check(self) -> None:
         """Raise OSError if nothing can be written here, by writing something."""

@@ -15,19 +15,20 @@ from typing import Any
 
 import torch
 
-from floodsearch.catalog import find_loop, find_program, loop_settings
+from floodsearch.catalog import command_of, loop_of, loop_settings
 from floodsearch.heart import Leave, Settings
 from floodsearch.queue import Ticket
 from floodsearch.records import EpochRecord, Parameter
-from floodsearch.spec import Spec
 from floodsearch.storage.studies import StoredStudy
 from floodsearch.trainer import first_choices, plan_of
-from floodsearch.training.checkpoint import Checkpoint, Checkpoints, name_of
+from floodsearch.training.checkpoint import Checkpoint, Checkpoints
 from floodsearch.training.cohort import Note, Step
 from floodsearch.training.loop import PARTS, LoopRun, read_kept
+from floodsearch.training.names import name_of
 from floodsearch.training.progress import Plan
 from floodsearch.training.randomness import seed_everything
 from floodsearch.training.script import Script
+from floodsearch.trust import TrustedSpec
 
 log = logging.getLogger("floodsearch.worker")
 
@@ -38,7 +39,7 @@ class Loops:
     """Makes members that a loop or a command of the user's own trains.
 
     Args:
-        spec: of the study, which names the function or the command.
+        trusted: what the study names, a function or a command.
         device: where it trains.
         settings: of the worker.
         leave: why the worker may be asked to leave; a loop is asked at the end of an epoch, a script at once.
@@ -50,15 +51,13 @@ class Loops:
         TaskError: if the function cannot be imported, or the command's program is not there.
     """
 
-    def __init__(self, spec: Spec, device: torch.device, settings: Settings, leave: Leave) -> None:
+    def __init__(self, trusted: TrustedSpec, device: torch.device, settings: Settings, leave: Leave) -> None:
+        spec = trusted.spec
         self.starts_again = spec.command is not None
         if spec.command is not None:
-            find_program(spec.command)
-            self.loop: Loop = Script(spec.command, settings.logs / spec.name, leave.wanted.is_set)
-        elif spec.objective is not None:
-            self.loop = find_loop(spec.objective)
+            self.loop: Loop = Script(command_of(trusted), settings.logs / spec.name, leave.wanted.is_set)
         else:
-            raise ValueError(f"study {spec.name!r} trains the task {spec.task!r}, not a loop")
+            self.loop = loop_of(trusted)
         self.device, self.settings = device, settings
         self._said: set[str] = set()
         if device.type == "cuda":
@@ -85,7 +84,7 @@ class Loops:
         beside: Mapping[str, Parameter],
         epochs: int,
     ) -> LoopMembers:
-        settings = loop_settings(study.spec, beside)
+        settings = loop_settings(study.trusted, beside)
         kept = Checkpoints(self.settings.files(study))
 
         def checkpoint(member: int, seed: int) -> Checkpoint:

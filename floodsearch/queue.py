@@ -6,25 +6,36 @@ training is lost and done again under another trial. This is the only module tha
 
 from __future__ import annotations
 
+import logging
 import math
 import traceback
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import optuna
-from optuna.trial import TrialState
+from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import Connection
 
 from floodsearch.analysis import latest, unconfirmed, worth_more_seeds
 from floodsearch.catalog import pruner_of, sampler_of
 from floodsearch.errors import DivergedError, TicketLostError
-from floodsearch.records import Attribute, Decision, EpochRecord, Parameter, TrialRecord, WorkerRecord
+from floodsearch.records import (
+    BY_HAND,
+    Attribute,
+    Decision,
+    EpochRecord,
+    Parameter,
+    TrialRecord,
+    WorkerRecord,
+    ended_by_us,
+)
 from floodsearch.search.halving import Standing
 from floodsearch.search.pruners import HalvingPruner
 from floodsearch.search.space import Space, ticket_count, tickets
 from floodsearch.spec import AUTO, MOST_LEVELS, Spec
 from floodsearch.storage import tables, trials
-from floodsearch.storage.studies import StoredStudy, lease, read_trials
+from floodsearch.storage.rows import read_by_optuna
+from floodsearch.storage.studies import STATES, StoredStudy, Wanted, lease, read_trials, record_of
 from floodsearch.storage.trials import NewTrial
 
 ATTEMPTS = 3
@@ -39,6 +50,8 @@ ROUND = 4
 SECONDS_PER_HOUR = 3600
 TRACEBACK_CHARACTERS = 4000
 
+
+log = logging.getLogger("floodsearch.worker")
 
 PILOT = "pilot"
 """The lease of the worker that finds the highest level."""
@@ -257,37 +270,58 @@ def _take(study: StoredStudy, worker: int, revision: str | None, fits: int | Non
     if not claimed:
         return []
     try:
-        found = [study.database.optuna.get_trial(trial_id) for trial_id in claimed]
-        if any(one.user_attrs[Attribute.SEEDS] > len(study.spec.training.seeds) for one in found):
-            study = study.reread()  # it has grown since this worker looked
+        found = _records(study, claimed)
+        if any(one.cause == BY_HAND for _, one in found):
+            study = study.reread()  # if it has grown since this worker looked, nothing is wrong
+            found = _records(study, claimed)
         asked = study.optuna(sampler_of(study.spec), pruner_of(study.spec))
-        return [_ticket(study, asked, trial, worker) for trial in found]
+        for trial, record in found:
+            if record.cause == BY_HAND:
+                _discard(study, trial._trial_id, worker, record)
+        sound = [(trial, record) for trial, record in found if record.cause != BY_HAND]
+        return [_ticket(study, asked, trial, record, worker) for trial, record in sound]
     except BaseException:
         for trial_id in claimed:
             _put_back(study, trial_id, worker)
         raise
 
 
-def _ticket(study: StoredStudy, asked: optuna.Study, trial: optuna.trial.FrozenTrial, worker: int) -> Ticket:
-    attributes = trial.user_attrs
-    parameters = dict(trial.params) or _propose(study, asked, trial, worker)
+def _records(study: StoredStudy, trial_ids: Iterable[int]) -> list[tuple[FrozenTrial, TrialRecord]]:
+    """Return trials of tickets, with what they may be in the study as it was read."""
+    wanted = Wanted.of(study.spec)
+    with read_by_optuna(f"a trial of study {study.name!r}"):
+        found = [study.database.optuna.get_trial(trial_id) for trial_id in trial_ids]
+    records = [(trial, record_of(trial, study, wanted)) for trial in found]
+    return [(trial, record) for trial, record in records if record is not None]
+
+
+def _discard(study: StoredStudy, trial_id: int, worker: int, record: TrialRecord) -> None:
+    """End a trial that was changed by hand, so that its ticket is queued again as it was."""
+    log.warning("ticket %d is queued again: %s", record.ticket, record.reason)
+    _lose(study, trial_id, worker, str(record.reason), BY_HAND)
+
+
+def _ticket(
+    study: StoredStudy, asked: optuna.Study, trial: FrozenTrial, record: TrialRecord, worker: int
+) -> Ticket:
+    parameters = dict(record.parameters) or _propose(study, asked, trial, worker)
     return Ticket(
-        number=attributes[Attribute.TICKET],
+        number=record.ticket,
         study=study,
         asked=asked,
         trial_id=trial._trial_id,
         level=float(parameters.pop("level")),
         beside=parameters,
-        epochs=attributes[Attribute.EPOCHS],
-        seeds=study.spec.training.seeds[: attributes[Attribute.SEEDS]],
-        attempt=attributes[Attribute.ATTEMPT],
+        epochs=record.epochs,
+        seeds=study.spec.training.seeds[: record.seeds],
+        attempt=record.attempt,
         worker=worker,
-        confirms=bool(attributes.get(Attribute.CONFIRMS)),
+        confirms=bool(trial.user_attrs.get(Attribute.CONFIRMS)),
     )
 
 
 def _propose(
-    study: StoredStudy, asked: optuna.Study, trial: optuna.trial.FrozenTrial, worker: int
+    study: StoredStudy, asked: optuna.Study, trial: FrozenTrial, worker: int
 ) -> dict[str, Parameter]:
     """Ask the sampler for the level of an open ticket and write it down."""
     distributions = Space.of(study.spec).distributions()
@@ -410,6 +444,8 @@ def _rivals(first: Ticket, together: Collection[int], epoch: int) -> dict[int, S
     chosen = {name: value for name, value in first.beside.items() if name not in ranges}
     rivals = {}
     for trial in ended:
+        if not ended_by_us(STATES[trial.state], trial.user_attrs.get(Attribute.CAUSE)):
+            continue
         number, parameters = trial.user_attrs.get(Attribute.TICKET), dict(trial.params)
         level = parameters.pop("level", None)
         its = {name: value for name, value in parameters.items() if name not in ranges}
@@ -428,7 +464,7 @@ def complete(ticket: Ticket, value: float, attributes: Mapping[Attribute, float 
     known = {
         key: number for key, number in attributes.items() if number is not None and math.isfinite(number)
     }
-    _end(ticket, TrialState.COMPLETE, known, value)
+    _end(ticket, TrialState.COMPLETE, {Attribute.CAUSE: "complete", **known}, value)
 
 
 def prune(ticket: Ticket, decision: Decision) -> None:
@@ -456,7 +492,8 @@ def _end(
 ) -> None:
     with ticket.study.database.write() as connection:
         found = trials.lock(connection, ticket.trial_id)
-        if found == (state, ticket.worker):
+        cause = trials.cause(connection, ticket.trial_id)
+        if found == (state, ticket.worker) and cause == attributes[Attribute.CAUSE]:
             return  # it worked the last time, and only the answer was lost
         if found != (TrialState.RUNNING, ticket.worker):
             raise _lost(ticket.number)
@@ -465,15 +502,16 @@ def _end(
 
 
 def _lost(number: int) -> TicketLostError:
-    return TicketLostError(f"ticket {number} was taken from this worker, which was thought dead")
+    return TicketLostError(f"ticket {number} was taken from this worker: thought dead, or ended by hand")
 
 
 def _failing(study: StoredStudy) -> bool:
-    """Return whether the last trials that ended, lost ones aside, are errors of different tickets."""
+    """Return whether the last trials that ended are errors of different tickets; lost ones do not count."""
     ended = [
         trial
         for trial in study.database.optuna.get_all_trials(study.id, deepcopy=False)
-        if trial.datetime_complete is not None and trial.user_attrs.get(Attribute.CAUSE) != "lost"
+        if trial.datetime_complete is not None
+        and trial.user_attrs.get(Attribute.CAUSE) not in (None, "lost", BY_HAND)
     ]
     ended.sort(key=lambda trial: (trial.datetime_complete, trial.number))
     last = ended[-FAILURES_IN_A_ROW:]
@@ -524,21 +562,21 @@ def release(study: StoredStudy, worker: int, reason: str) -> list[int]:
     return lost
 
 
-def _running(study: StoredStudy) -> list[optuna.trial.FrozenTrial]:
+def _running(study: StoredStudy) -> list[FrozenTrial]:
     states = (TrialState.RUNNING,)
     return study.database.optuna.get_all_trials(study.id, deepcopy=False, states=states)
 
 
-def _held_by(study: StoredStudy, worker: int) -> list[optuna.trial.FrozenTrial]:
+def _held_by(study: StoredStudy, worker: int) -> list[FrozenTrial]:
     return [trial for trial in _running(study) if trial.user_attrs.get(Attribute.WORKER) == worker]
 
 
-def _lose(study: StoredStudy, trial_id: int, worker: int | None, reason: str) -> bool:
-    """Mark a running trial as lost, unless it has just ended or changed hands."""
+def _lose(study: StoredStudy, trial_id: int, worker: int | None, reason: str, cause: str = "lost") -> bool:
+    """End a running trial that is lost, or for another cause, unless it has just ended or changed hands."""
     with study.database.write() as connection:
         if trials.lock(connection, trial_id) != (TrialState.RUNNING, worker):
             return False
-        trials.annotate(connection, trial_id, {Attribute.CAUSE: "lost", Attribute.REASON: reason})
+        trials.annotate(connection, trial_id, {Attribute.CAUSE: cause, Attribute.REASON: reason})
         trials.finish(connection, trial_id, TrialState.FAIL, None)
     return True
 

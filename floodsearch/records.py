@@ -52,6 +52,22 @@ class Attribute(StrEnum):
     TEST_LOSS = "test_loss"
 
 
+BY_HAND = "by hand"
+"""The cause of a trial that somebody else has ended or changed: its ticket is trained again."""
+
+ENDINGS: Mapping[str, frozenset[str]] = {
+    "complete": frozenset({"complete"}),
+    "pruned": frozenset({"pruned", "diverged"}),
+    "failed": frozenset({"error", "forgiven", "lost", BY_HAND}),
+}
+"""By state, what we write as the cause when we end a trial; one that ended without it was ended by hand."""
+
+
+def ended_by_us(state: str, cause: object) -> bool:
+    """Return whether a finished trial of a ticket says why we ended it so."""
+    return isinstance(cause, str) and cause in ENDINGS.get(state, ())
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EpochRecord:
     """One epoch of one run. `train_loss` is the plain loss, never the flooded one."""
@@ -114,7 +130,7 @@ class TrialRecord:
     revision: str | None = None
     """Of the user's own code that trained it; None for a built-in task, and until it was taken up."""
     cause: str | None = None
-    """Why it did not complete: `pruned`, `diverged`, `lost` or `error`."""
+    """Why it did not complete: `pruned`, `diverged`, `lost`, `error`, or ended or changed `by hand`."""
     reason: str | None = None
     """The cause in a sentence."""
     handed_back: int = 0
@@ -245,6 +261,8 @@ class BestLevel:
     """Distinct tickets x seeds x epochs."""
     cost: float | None
     finished: bool
+    changed: str | None = None
+    """What somebody changed of the study as a whole, and how to set it right; None if nothing."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -327,7 +345,9 @@ class StudyStatus:
     revisions: tuple[str, ...] = ()
     """Of the user's own code, all with which its tickets were trained; several may not be comparable."""
     interruptions: Mapping[str, int] = field(default_factory=dict)
-    """How often trials were `lost`, ended by an `error`, `handed back`, or `out of memory`, each as often as
-    it was."""
+    """How often trials were `lost`, ended by an `error` or `by hand`, `handed back`, or `out of memory`, each
+    as often as it was."""
     notes: tuple[TicketNote, ...] = ()
     """One for each ticket that was pruned, diverged or failed, or was taken up more than once."""
+    changed: str | None = None
+    """What somebody changed of the study as a whole, and how to set it right; None if nothing."""

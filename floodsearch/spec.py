@@ -290,11 +290,6 @@ class Spec(Section):
         return self.objective or self.command or own_task
 
     @property
-    def trust(self) -> str | None:
-        """What a worker has to trust: the module of the user's own code, or the whole command, or None."""
-        return self.command if self.code is None else self.command or self.code.partition(":")[0]
-
-    @property
     def searched(self) -> dict[str, tuple[Scalar, ...]]:
         """What is searched beside the level, of the recipe or of a loop's options, and the choices."""
         every = {**self.options, **self.training.recipe}

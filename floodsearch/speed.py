@@ -14,6 +14,7 @@ from floodsearch.trainer import default_engine, engine_of, first_choices, plan_o
 from floodsearch.training.arithmetic import choose_kernels
 from floodsearch.training.engine import AnyRun, Engine
 from floodsearch.training.randomness import borrowed
+from floodsearch.trust import given
 
 SECONDS = 3.0
 """How long each number of runs is measured, after as much time to warm up."""
@@ -23,12 +24,12 @@ BATCHES = 10
 
 
 def samples_of(spec: Spec) -> int:
-    """Return the training samples of one epoch of a run.
+    """Return the training samples of one epoch of a run of a study file's spec.
 
     Raises:
         TaskError: if the task's data cannot be drawn.
     """
-    task = task_of(spec, first_choices(spec))
+    task = task_of(given(spec), first_choices(spec))
     if task.samples is not None:
         return task.samples
     return len(task.drawn(spec.training.seeds[0]).train.inputs)
@@ -38,7 +39,7 @@ def measured(spec: Spec, device: str, at_once: Sequence[int]) -> dict[int, float
     """Return training samples a second of all runs together, by how many train at once.
 
     Args:
-        spec: of the study.
+        spec: of a study file.
         device: as torch names it, or `auto`.
         at_once: numbers of runs.
 
@@ -49,9 +50,9 @@ def measured(spec: Spec, device: str, at_once: Sequence[int]) -> dict[int, float
     where = find_device(device)
     choose_kernels(spec.arithmetic)
     choices, seed = first_choices(spec), spec.training.seeds[0]
-    task = _short(task_of(spec, choices), seed)
+    task = _short(task_of(given(spec), choices), seed)
     samples = len(task.drawn(seed).train.inputs)
-    kind = default_engine(spec, where) if spec.training.engine == AUTO else spec.training.engine
+    kind = default_engine(given(spec), where) if spec.training.engine == AUTO else spec.training.engine
     engine = engine_of(kind, task, plan_of(spec, choices, spec.training.epochs), where, seed)
     with borrowed(where):
         return {

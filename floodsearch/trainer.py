@@ -21,13 +21,15 @@ from floodsearch.search.space import Space
 from floodsearch.spec import AUTO, Spec
 from floodsearch.storage.studies import StoredStudy
 from floodsearch.tasks.task import Task
-from floodsearch.training.checkpoint import Checkpoint, Checkpoints, name_of
+from floodsearch.training.checkpoint import Checkpoint, Checkpoints
 from floodsearch.training.cohort import Cohort, Note
 from floodsearch.training.engine import Engine, Loop
+from floodsearch.training.names import name_of, trunk_name
 from floodsearch.training.progress import Plan
 from floodsearch.training.stack import Stack
 from floodsearch.training.stackable import depends_on_place, obstacle
 from floodsearch.training.trunk import Kept, Trunks
+from floodsearch.trust import TrustedSpec
 
 ROOM = 2**30
 """Bytes for the past of all trunks together, from which later cohorts fork."""
@@ -93,7 +95,7 @@ class Cohorts:
         of = {"epochs": epochs, "beside": dict(beside), "engine": type(trunks.engine).__name__}
         kept = self._checkpoints(study, of)
         return Cohort(
-            task_of(study.spec, beside),
+            task_of(study.trusted, beside),
             plan_of(study.spec, beside, epochs),
             levels=levels,
             seeds=seeds,
@@ -107,7 +109,7 @@ class Cohorts:
         """Return the trunk of a seed as a cohort; later cohorts fork from it."""
         beside, epochs = first_choices(study.spec), study.spec.training.epochs
         return Cohort(
-            task_of(study.spec, beside),
+            task_of(study.trusted, beside),
             plan_of(study.spec, beside, epochs),
             levels={0: 0.0},
             seeds={0: (seed,)},
@@ -145,15 +147,14 @@ class Cohorts:
         digest = hashlib.sha256(json.dumps(of, sort_keys=True).encode()).hexdigest()[:8]
 
         def kept(seed: int, epoch: int | None) -> Checkpoint:
-            past = "" if epoch is None else f"-epoch-{epoch}"
-            return every(f"trunk-{digest}-seed-{seed}{past}", seed=seed, epoch=epoch)
+            return every(trunk_name(digest, seed, epoch), seed=seed, epoch=epoch)
 
         return kept
 
     def _engine(self, study: StoredStudy, beside: Mapping[str, Parameter], epochs: int) -> Engine:
         spec = study.spec
-        kind = study.engine or default_engine(spec, self.device)
-        task, plan = task_of(spec, beside), plan_of(spec, beside, epochs)
+        kind = study.engine or default_engine(study.trusted, self.device)
+        task, plan = task_of(study.trusted, beside), plan_of(spec, beside, epochs)
         return engine_of(kind, task, plan, self.device, spec.training.seeds[0])
 
 
@@ -173,15 +174,16 @@ def engine_of(kind: str, task: Task, plan: Plan, device: torch.device, seed: int
     return Stack(task, plan, device)
 
 
-def default_engine(spec: Spec, device: torch.device) -> str:
+def default_engine(trusted: TrustedSpec, device: torch.device) -> str:
     """Return the engine of a study that leaves it open and whose first worker is on a device.
 
     A GPU waits for launches on models of matrices. Convolutions fill it by themselves, and a stack would
     compute its empty lanes too. A CPU gains on small models only, if many train.
     """
+    spec = trusted.spec
     if device.type != "cuda" or next(spec.arithmetic.problems("stack"), None) is not None:
         return "loop"
-    model = task_of(spec, first_choices(spec)).model()
+    model = task_of(trusted, first_choices(spec)).model()
     return "loop" if any(isinstance(part, _ConvNd) for part in model.modules()) else "stack"
 
 

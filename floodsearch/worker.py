@@ -19,7 +19,7 @@ from floodsearch.analysis import revisions
 from floodsearch.bracket import Bracket
 from floodsearch.catalog import code_revision
 from floodsearch.devices import find_device
-from floodsearch.errors import TicketLostError, UsageError
+from floodsearch.errors import TicketLostError
 from floodsearch.heart import Heart, Leave, Settings
 from floodsearch.loops import Loops
 from floodsearch.pilot import pilot
@@ -52,14 +52,17 @@ def work(study: StoredStudy, settings: Settings, leave: Leave, trainer: Trainer 
         Why it left.
 
     Raises:
-        UsageError: if the device does not exist, or a loop or command of the user's own cannot be found.
+        UsageError: if the device does not exist, a loop or command of the user's own cannot be found or is
+            not trusted here, or somebody changed the study by hand.
     """
+    study.require_unchanged()
+    trusted = study.trusted
     device = find_device(settings.device)
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
     engines = study.spec.task is not None
-    own = Cohorts(device, settings.checkpoints) if engines else Loops(study.spec, device, settings, leave)
-    revision = code_revision(study.spec)
+    own = Cohorts(device, settings.checkpoints) if engines else Loops(trusted, device, settings, leave)
+    revision = code_revision(trusted)
     if engines:
         choose_kernels(study.spec.arithmetic)
     enter = partial(
@@ -77,11 +80,11 @@ def work(study: StoredStudy, settings: Settings, leave: Leave, trainer: Trainer 
     files = settings.files(study)
     weights = KeptWeights(files)
     if engines and study.engine is None:
-        study = persistently(lambda: study.settle_engine(default_engine(study.spec, device)))
+        study = persistently(lambda: study.settle_engine(default_engine(trusted, device)))
     fits: int | None = None
     with borrowed(device), Heart(study, worker, settings, leave) as heart:
         while not leave.wanted.is_set():
-            study = _reread(study)
+            study = persistently(study.reread)
             if (reason := persistently(lambda: _closed(study))) is not None:  # noqa: B023 - called at once
                 return reason
             if study.spec.levels.high == AUTO:
@@ -103,18 +106,6 @@ def work(study: StoredStudy, settings: Settings, leave: Leave, trainer: Trainer 
             else:
                 leave.wanted.wait(min(1.0, settings.beat_seconds))
     return leave.reason or "asked to leave"
-
-
-def _reread(study: StoredStudy) -> StoredStudy:
-    """Return the study as it is now: it may have grown, but trains what it trained.
-
-    Whoever started this worker has trusted the code of one task or loop; the database cannot name another.
-    """
-    now = persistently(study.reread)
-    before, after = (one.spec.task or one.spec.code for one in (study, now))
-    if before != after:
-        raise UsageError(f"study {study.name!r} trained {before!r}, but now names {after!r}")
-    return now
 
 
 def _compare(revision: str | None, study: StoredStudy) -> None:

@@ -34,7 +34,7 @@ import time
 import tomllib
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +54,7 @@ from floodsearch.storage.studies import StoredStudy, find_study, put_study, read
 from floodsearch.studyfile import parse
 from floodsearch.tasks.synthetic import two_gaussians
 from floodsearch.tasks.task import Task
+from floodsearch.trust import trust_in
 from floodsearch.worker import work
 from tests.conftest import private_postgres
 from tests.link import Link
@@ -118,7 +119,8 @@ def worker(url: str, name: str, folder: str, checkpoints: str, zone: str) -> Non
     leave.on_signals(signal.SIGTERM, grace=20)
     settings = Settings(device="cpu", threads=1, checkpoints=checkpoints)
     database = persistently(lambda: open_database(url))
-    work(persistently(lambda: find_study(database, name)), settings, leave)
+    study = persistently(lambda: find_study(database, name))
+    work(replace(study, trusts=trust_in(study.spec)), settings, leave)
     database.close()
 
 

@@ -20,9 +20,10 @@ from floodsearch.tasks.streams import stream
 from floodsearch.tasks.synthetic import two_gaussians
 from floodsearch.tasks.task import Data, Recipe, Split, Task
 from floodsearch.training import checkpoint as checkpoint_module
-from floodsearch.training.checkpoint import Checkpoint, Checkpoints, name_of
+from floodsearch.training.checkpoint import Checkpoint, Checkpoints
 from floodsearch.training.cohort import Cohort, Step
 from floodsearch.training.engine import Loop
+from floodsearch.training.names import name_of
 from floodsearch.training.progress import Plan
 from floodsearch.training.stack import Stack
 from floodsearch.training.trunk import Trunks

@@ -6,7 +6,6 @@ import csv
 import io
 import json
 import os
-import shlex
 import signal
 import socket
 import subprocess
@@ -31,6 +30,7 @@ from floodsearch.storage.database import open_database
 from floodsearch.storage.studies import StoredStudy, find_study, put_study
 from floodsearch.studyfile import parse
 from floodsearch.tasks.synthetic import two_gaussians
+from floodsearch.trust import token_of
 from floodsearch.worker import work
 
 FILE = """
@@ -367,34 +367,36 @@ def test_work_refuses_code_that_only_the_database_names(own_task: Path, what: st
     queue.fill(put_study(database, Spec.model_validate(content)))
     database.close()
     message = refused("work", "tiny", "--device", "cpu", cwd=own_task)
-    assert "add --trust evil" in message
+    token = token_of(Spec.model_validate(content))
+    assert f'{what} "evil:code"; if you trust exactly that, add --trust {token}, or give the study' in message
     assert not (own_task / "executed").exists()
 
 
 def test_work_runs_no_command_that_only_the_database_names(tmp_path: Path) -> None:
-    """Without `--trust COMMAND` or the study file; the message says what to add, quoted for a shell."""
+    """Without `--trust` or the study file; the message shows the whole command, and what to add."""
     command = f"{sys.executable} -c \"open('executed', 'w')\" {{level}} {{seed}}"
     database = open_database(f"sqlite:///{tmp_path}/floodsearch.db", create=True)
     content = {"name": "tiny", "command": command, "levels": {"high": 0.5, "count": 3}}
     queue.fill(put_study(database, Spec.model_validate(content)))
     database.close()
     message = refused("work", "tiny", "--device", "cpu", cwd=tmp_path)
-    assert f"add --trust {shlex.quote(command)}" in message
-    other = refused("work", "tiny", "--device", "cpu", "--trust", sys.executable, cwd=tmp_path)
-    assert "which only the database names" in other
+    token = token_of(Spec.model_validate(content))
+    assert f"command {json.dumps(command)}; if you trust exactly that, add --trust {token}" in message
+    other = refused("work", "tiny", "--device", "cpu", "--trust", "command", cwd=tmp_path)
+    assert "--trust command does not say which function with which arguments" in other
     assert not (tmp_path / "executed").exists()
-    floodsearch("work", "tiny", "--device", "cpu", "--trust", command, cwd=tmp_path)
+    floodsearch("work", "tiny", "--device", "cpu", "--trust", str(token), cwd=tmp_path)
     assert (tmp_path / "executed").exists()
 
 
 def test_work_by_name_with_trust_and_by_file(own_task: Path) -> None:
-    """`work NAME --trust MODULE` and `work STUDY.toml` both train a study of the user's own code."""
-    spec = floodsearch("check", "mine.toml", "--json", cwd=own_task).stdout
-    content: dict[str, Any] = {k: v for k, v in json.loads(spec).items() if k in Spec.model_fields}
+    """`work NAME --trust TOKEN`, as `check` tells it, and `work STUDY.toml` train code of the user's own."""
+    checked = json.loads(floodsearch("check", "mine.toml", "--json", cwd=own_task).stdout)
+    content: dict[str, Any] = {key: value for key, value in checked.items() if key in Spec.model_fields}
     database = open_database(f"sqlite:///{own_task}/floodsearch.db", create=True)
     study = put_study(database, Spec.model_validate_json(json.dumps(content)))
     queue.fill(study)
-    by_name = floodsearch("work", "tiny", "--trust", "my_task", "--device", "cpu", cwd=own_task)
+    by_name = floodsearch("work", "tiny", "--trust", checked["trust"], "--device", "cpu", cwd=own_task)
     assert by_name.returncode == 0, by_name.stderr
     assert "leaving: all tickets are finished" in by_name.stderr
     assert floodsearch("work", "mine.toml", "--device", "cpu", cwd=own_task).returncode == 0

@@ -473,13 +473,16 @@ signal.pause()
 
 
 WORKER = """
+from dataclasses import replace
 from pathlib import Path
 from floodsearch.heart import Leave, Settings
 from floodsearch.storage.database import open_database
 from floodsearch.storage.studies import find_study
+from floodsearch.trust import trust_in
 from floodsearch.worker import work
 
 def main(index, url, folder):
     settings = Settings(device="cpu", checkpoints=Path(folder) / "checkpoints", logs=Path(folder) / "logs")
-    work(find_study(open_database(url), "tiny"), settings, Leave())
+    study = find_study(open_database(url), "tiny")
+    work(replace(study, trusts=trust_in(study.spec)), settings, Leave())
 """

@@ -16,6 +16,7 @@ from floodsearch import queue
 from floodsearch.answers import status
 from floodsearch.errors import StorageError
 from floodsearch.heart import Leave, Settings
+from floodsearch.records import Pilot
 from floodsearch.storage.database import open_database
 from floodsearch.storage.studies import find_study, put_study
 from floodsearch.worker import work
@@ -64,11 +65,42 @@ def test_no_secret_is_in_the_compose_file_or_reaches_the_image() -> None:
     assert "docker/secrets/" in (ROOT / ".gitignore").read_text().splitlines()
 
 
+FORBIDDEN = (
+    "DELETE FROM trials",
+    "DELETE FROM studies",
+    "DROP TABLE trials",
+    "CREATE TABLE mine (a int)",
+    "UPDATE studies SET study_name = 'other'",
+    "INSERT INTO studies (study_name) VALUES ('other')",
+    "UPDATE study_directions SET direction = 'MINIMIZE'",
+    "INSERT INTO study_system_attributes (study_id, key, value_json) VALUES (1, 'note', '1')",
+    "UPDATE study_user_attributes SET value_json = '1' WHERE key = 'floodsearch:spec'",
+    "UPDATE study_user_attributes SET value_json = '1' WHERE key = 'floodsearch:uuid'",
+    "UPDATE study_user_attributes SET value_json = '1' WHERE key = 'floodsearch:versions'",
+    "UPDATE study_user_attributes SET key = 'floodsearch:pilot' WHERE key = 'floodsearch:spec'",
+    "UPDATE study_user_attributes SET key = 'floodsearch:spec' WHERE key = 'floodsearch:engine'",
+    "INSERT INTO study_user_attributes (study_id, key, value_json) VALUES (1, 'floodsearch:mine', '1')",
+    "INSERT INTO study_user_attributes (study_id, key, value_json) "
+    "SELECT study_id, key, '1' FROM study_user_attributes WHERE key = 'floodsearch:spec' "
+    "ON CONFLICT (study_id, key) DO UPDATE SET value_json = '1'",
+    "UPDATE floodsearch_schema SET version = 1",
+    "UPDATE alembic_version SET version_num = '1'",
+    "DROP TRIGGER floodsearch_guard ON studies",
+    "ALTER TABLE studies DISABLE TRIGGER ALL",
+    "SET session_replication_role = replica",
+    "CREATE OR REPLACE FUNCTION public.floodsearch_guard() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN END'",
+)
+"""What a worker's role must not do."""
+
+
 @pytest.mark.postgres
 def test_a_worker_needs_no_right_to_delete_or_to_change_tables(
     postgres_server: str, postgres_url: str, make_spec, tmp_path: Path
 ) -> None:
-    """The role of `roles.sh` trains a study to its end, hands back and goes on, and can do no more."""
+    """The role of `roles.sh` trains a study to its end, hands back and goes on, and can do no more.
+
+    It settles the pilot and the engine, and may stop a study; what a study is it cannot change, nor make one.
+    """
     url = sqlalchemy.make_url(postgres_url)
     (tmp_path / "password").write_text("secret")
     environment = {
@@ -84,19 +116,24 @@ def test_a_worker_needs_no_right_to_delete_or_to_change_tables(
         with pytest.raises(StorageError):
             open_database(as_worker, create=True)
         owner = open_database(postgres_url, create=True)
-        study = put_study(owner, make_spec(levels={"high": 5.0}))
-        queue.fill(study)
+        study = put_study(owner, make_spec(levels={"high": "auto", "count": 3}))
         database = open_database(as_worker)
         leave = Leave()
         leave.ask("lunch")
         settings = Settings(device="cpu", threads=1, checkpoints=tmp_path)
         work(find_study(database, study.name), settings, leave)
-        [ticket, *_] = queue.take(study, 0)
+        assert queue.fill(find_study(database, study.name)) == 0
+        pilot = Pilot(epochs=1, minima=(0.5,), bound=0.5, high=0.5, seconds_per_epoch=1.0, device="cpu")
+        find_study(database, study.name).settle(pilot)
+        assert queue.fill(find_study(database, study.name)) == 3
+        [ticket, *_] = queue.take(find_study(database, study.name), 0)
         queue.hand_back(ticket)
+        find_study(database, study.name).stop("enough")
+        find_study(database, study.name).stop(None)
         assert work(find_study(database, study.name), settings, Leave()) == "all tickets are finished"
         assert status(study).trials.complete == 3
         with database.engine.connect() as connection:
-            for forbidden in ("DELETE FROM trials", "DROP TABLE trials", "CREATE TABLE mine (a int)"):
+            for forbidden in FORBIDDEN:
                 with pytest.raises(sqlalchemy.exc.ProgrammingError, match=r"permission denied|must be owner"):
                     connection.exec_driver_sql(forbidden)
                 connection.rollback()

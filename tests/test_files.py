@@ -18,6 +18,7 @@ from floodsearch.storage import tables
 from floodsearch.storage.studies import put_study, read_trials
 from floodsearch.training import checkpoint as checkpoint_module
 from floodsearch.training.checkpoint import Checkpoint
+from floodsearch.training.names import remove_files
 from floodsearch.worker import work
 
 ROOM = 10**6
@@ -79,13 +80,13 @@ def test_the_one_before_is_kept(files: Files) -> None:
 
 
 def test_what_is_not_there_is_said_so(files: Files) -> None:
-    """Reading raises; to list, remove or clear nothing is nothing."""
+    """Reading raises; to list or to remove nothing is nothing."""
     for read in (files.read, files.head):
         with pytest.raises(FileNotFoundError):
             read("a.pt")
-    assert files.names("*") == []
+    assert files.names("*") == files.entries() == []
     files.remove("a.pt")
-    files.clear()
+    assert remove_files(files) == []
 
 
 def test_names_are_those_of_a_pattern_and_of_no_other_folder(files: Files) -> None:
@@ -96,8 +97,7 @@ def test_names_are_those_of_a_pattern_and_of_no_other_folder(files: Files) -> No
     files.remove(*files.names("ticket-1-*"))
     assert files.names("*") == ["ticket-11-seed-0.pt", "trunk-1.pt"]
     assert files.within("weights").names("*") == ["ticket-1-seed-0.pt"]
-    files.clear()
-    assert files.names("*") == files.within("weights").names("*") == []
+    assert files.entries() == ["ticket-11-seed-0.pt", "trunk-1.pt", "weights"]
 
 
 def test_room_is_a_bound(files: Files) -> None:

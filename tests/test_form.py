@@ -36,6 +36,7 @@ ROWS: list[dict[str, set[str]]] = [
         "files": {"fsspec"},
         "revision": set(),
         "spec": {"pydantic", "pydantic_core"},
+        "trust": {">spec"},
         "command": {">spec"},
         "studyfile": {"pydantic", ">spec", ">command"},
         "smoothing": {"numpy", "scipy"},

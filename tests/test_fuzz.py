@@ -37,9 +37,10 @@ from floodsearch.storage.database import open_database
 from floodsearch.storage.studies import find_study, put_study
 from floodsearch.studyfile import parse, read
 from floodsearch.tasks.synthetic import two_gaussians
-from floodsearch.training.checkpoint import KIND, Checkpoint, Checkpoints, name_of, rows
+from floodsearch.training.checkpoint import KIND, Checkpoint, Checkpoints, rows
 from floodsearch.training.cohort import Cohort
 from floodsearch.training.engine import Loop
+from floodsearch.training.names import name_of
 from floodsearch.training.progress import Plan
 from floodsearch.training.trunk import Trunks
 from floodsearch.worker import work
@@ -265,7 +266,7 @@ def forge(one: Checkpoint, content: Any) -> None:
 def test_content_of_a_checkpoint(tmp_path: Path, data: st.DataObject) -> None:
     """Whatever is in a file whose sum is right, runs are trained or fail: nothing else comes out."""
     files = Folder(tmp_path / "checkpoints")
-    files.clear()  # of the input before
+    files.remove(*files.names("*"))  # of the input before
     first = cohort(files)
     first.train(2, lambda _: True)
     first.save()

@@ -31,8 +31,9 @@ from floodsearch.records import Attribute
 from floodsearch.storage import tables
 from floodsearch.storage.studies import put_study, read_trials
 from floodsearch.training import checkpoint as checkpoint_module
-from floodsearch.training.checkpoint import Checkpoint, Checkpoints, name_of, strange
+from floodsearch.training.checkpoint import Checkpoint, Checkpoints, strange
 from floodsearch.training.loop import LoopRun
+from floodsearch.training.names import name_of
 from floodsearch.training.progress import Plan
 from floodsearch.training.weights import KeptWeights
 from floodsearch.worker import work
@@ -627,7 +628,7 @@ def test_a_loop_that_is_cut_short_ends_alike(make_study, here, how, monkeypatch)
         bracket = Bracket(
             tickets,
             heart,
-            Loops(study.spec, CPU, here, Leave()),
+            Loops(study.trusted, CPU, here, Leave()),
             KeptWeights(here.files(study)),
         )
         if how == "killed":
@@ -667,7 +668,7 @@ def test_without_restore_finished_runs_are_kept(make_study, here):
     study = make_study(source=NO_RESTORE, search={"pruner": "none"})
     worker = enter(study)
     heart = Heart(study, worker, here, Leave())
-    tickets, trainer = queue.take(study, worker), Loops(study.spec, CPU, here, Leave())
+    tickets, trainer = queue.take(study, worker), Loops(study.trusted, CPU, here, Leave())
     heart.leave.wanted.is_set = lambda: heart.epochs_run >= 15
     Bracket(tickets, heart, trainer, KeptWeights(here.files(study))).end()
     assert heart.epochs_run == 15
@@ -799,7 +800,7 @@ def test_the_worker_gives_back_every_generator(make_study, here):
 def test_a_checkpoint_from_which_nothing_can_be_trained_is_let_go(make_study, here):
     """One that does not fit the loop any more costs one attempt, and the next begins at the first epoch."""
     study = make_study(levels={"count": 2}, search={"pruner": "none"})
-    whole = Loops(study.spec, CPU, here, Leave())
+    whole = Loops(study.trusted, CPU, here, Leave())
     whole.unflooded(study, 0).train(3, lambda step: True)
     [path] = here.checkpoints.rglob("*.pt")
     content = checkpoint_module._content(path.read_bytes())
@@ -821,7 +822,7 @@ def test_a_run_that_goes_on_has_flooded_from_the_same_epoch_on(make_study, here)
     records = []
 
     def members():
-        return Loops(study.spec, CPU, here, Leave())(study, [ticket], {ticket.number: [0]})
+        return Loops(study.trusted, CPU, here, Leave())(study, [ticket], {ticket.number: [0]})
 
     def note(step):
         records.extend(step.records.get(ticket.number, []))
@@ -871,7 +872,7 @@ def test_the_pilot_of_a_loop_costs_nothing_twice(make_study, here):
 def test_a_pilot_that_is_cut_short_goes_on(make_study, here):
     """What it had trained when its worker was asked to leave is trained no second time."""
     study = make_study(levels={"high": "auto", "count": 3}, search={"pruner": "none"})
-    loops, seen = Loops(study.spec, CPU, here, Leave()), []
+    loops, seen = Loops(study.trusted, CPU, here, Leave()), []
     loops.unflooded(study, 0).train(12, lambda step: seen.append(step.trained) or len(seen) < 2)
     assert files(here) == ["ticket-0-seed-0.pt"]
     work(study, here, Leave())

@@ -36,6 +36,7 @@ from floodsearch.training.progress import Plan
 from floodsearch.training.stack import Stack
 from floodsearch.training.stackable import depends_on_place, obstacle
 from floodsearch.training.trunk import Trunks
+from floodsearch.trust import given
 from floodsearch.worker import work
 from tests.test_cohort import Together, first_flooded
 
@@ -495,10 +496,10 @@ def test_auto_is_a_stack_for_matrices_on_a_gpu(make_spec):
     """A CPU, and models with convolutions, train one run after the other."""
     cuda = torch.device("cuda", 0)
     matrices = make_spec()
-    assert (default_engine(matrices, CPU), default_engine(matrices, cuda)) == ("loop", "stack")
+    assert (default_engine(given(matrices), CPU), default_engine(given(matrices), cuda)) == ("loop", "stack")
     options = {"label_noise": None, "width": None, "depth": None}
     images = make_spec(name="images", task="cifar10", options=options)
-    assert default_engine(images, cuda) == "loop"
+    assert default_engine(given(images), cuda) == "loop"
 
 
 def trained(database: Any, spec: Any) -> dict[tuple[int, int, int], float]:

@@ -967,7 +967,7 @@ def of_command(command="sh train.sh {level} {seed}", **changes):
 def test_a_command_is_a_study_of_settings_that_it_has_a_place_for():
     found = spec(**of_command("sh train.sh {level} {seed} {rate}", options={"rate": {"choices": [1, 2]}}))
     assert (found.task, found.objective) == (None, None)
-    assert found.code == found.trust == found.command == "sh train.sh {level} {seed} {rate}"
+    assert found.code == found.command == "sh train.sh {level} {seed} {rate}"
     assert found.searched == {"rate": (1, 2)}
     assert spec(**of_command("sh train.sh {level}", training={"seeds": 1})).command
 

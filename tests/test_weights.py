@@ -85,7 +85,7 @@ def make_study(database, make_spec):
 
 def check_tests(study, here, tickets):
     """Check that loaded weights come to the very test loss and accuracy that were recorded."""
-    task, keep = task_of(study.spec, {}), study.spec.training.keep
+    task, keep = task_of(study.trusted, {}), study.spec.training.keep
     curves = tables.read_curves(study.database, study.uuid)
     for ticket in tickets:
         for seed in study.spec.training.seeds:
@@ -379,7 +379,7 @@ def test_a_loop_that_is_cut_short_keeps_the_same_weights(make_loops, here, how, 
         monkeypatch.setattr(Bracket, "_note", note)
         heart = Heart(study, worker, here, leave)
         kept = KeptWeights(here.files(study))
-        bracket = Bracket(queue.take(study, worker), heart, Loops(study.spec, CPU, here, Leave()), kept)
+        bracket = Bracket(queue.take(study, worker), heart, Loops(study.trusted, CPU, here, Leave()), kept)
         if how == "killed":
             with pytest.raises(Killed):
                 bracket.end()

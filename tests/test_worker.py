@@ -30,6 +30,7 @@ from floodsearch.storage import tables
 from floodsearch.storage.database import open_database
 from floodsearch.storage.studies import find_study, put_study, read_trials
 from floodsearch.training.cohort import Step, in_lockstep
+from floodsearch.trust import token_of, trust_in
 from floodsearch.worker import work
 
 HERE = Settings(device="cpu", threads=1)
@@ -37,15 +38,18 @@ HASTY = Settings(device="cpu", threads=1, beat_seconds=0.1, grace_seconds=1.0)
 
 WORK = """
 import alembic.command, psycopg
+from dataclasses import replace
 from floodsearch.storage.database import open_database
 from floodsearch.storage.studies import find_study
 from floodsearch.heart import Leave, Settings
+from floodsearch.trust import trust_in
 from floodsearch.worker import work
 
 def main(index, url, beat, grace):
     database = open_database(url)
     settings = Settings(device="cpu", threads=1, beat_seconds=float(beat), grace_seconds=float(grace))
-    reason = work(find_study(database, "tiny"), settings, Leave())
+    study = find_study(database, "tiny")
+    reason = work(replace(study, trusts=trust_in(study.spec)), settings, Leave())
     database.close()
     return reason
 """
@@ -113,7 +117,10 @@ class Thread(threading.Thread):
     def run(self):
         database = open_database(self.url)
         try:
-            self.reason = work(find_study(database, "tiny"), self.settings, self.leave)
+            study = find_study(database, "tiny")
+            self.reason = work(
+                dataclasses.replace(study, trusts=trust_in(study.spec)), self.settings, self.leave
+            )
         finally:
             database.close()
 
@@ -805,9 +812,9 @@ COMMAND = [sys.executable, "-m", "floodsearch", "work", "tiny"]
 def test_a_signal_hands_back(make_gated, storage_url, tmp_path, gate, eventually, number, code):
     """SIGTERM, SIGINT and SIGUSR1 (Slurm) let the command hand its ticket back; its exit status tells it."""
     study = make_gated(training={"epochs": 4000, "validate_every": 500})
-    module = study.spec.task.partition(":")[0]
+    token = token_of(study.spec)
     process = subprocess.Popen(
-        [*COMMAND, "--storage", storage_url, "--device", "cpu", "--threads", "1", "--trust", module],
+        [*COMMAND, "--storage", storage_url, "--device", "cpu", "--threads", "1", "--trust", token],
         cwd=tmp_path,
         stderr=subprocess.PIPE,
         text=True,
@@ -831,8 +838,8 @@ def test_a_signal_hands_back(make_gated, storage_url, tmp_path, gate, eventually
 def test_an_epoch_that_takes_too_long_is_left_out(make_gated, storage_url, tmp_path, eventually):
     """A worker that cannot end its epoch within the grace hands its ticket back without it."""
     study = make_gated(training={"epochs": 4000, "validate_every": 500})
-    module = study.spec.task.partition(":")[0]
-    arguments = ["--storage", storage_url, "--device", "cpu", "--trust", module, "--grace", "1"]
+    token = token_of(study.spec)
+    arguments = ["--storage", storage_url, "--device", "cpu", "--trust", token, "--grace", "1"]
     process = subprocess.Popen([*COMMAND, *arguments], cwd=tmp_path, stderr=subprocess.PIPE, text=True)
     try:
         eventually(lambda: running(study) == 1 or process.poll() is not None)

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import IO, Any
 
 from floodsearch import queue
 from floodsearch.answers import answer, status
@@ -24,7 +24,7 @@ from floodsearch.catalog import known
 from floodsearch.defaults import CHECKPOINTS, LOGS, STORAGE
 from floodsearch.devices import devices, find_device
 from floodsearch.errors import UsageError, WorkersFailedError
-from floodsearch.files import check_place
+from floodsearch.files import Folder, check_place
 from floodsearch.records import BestLevel, StudyStatus
 from floodsearch.retry import persistently
 from floodsearch.spec import Spec
@@ -163,10 +163,8 @@ class Launch:
     def __enter__(self) -> Launch:
         if status(self.study).finished:
             return self
-        folder = self.logs / self.study.name
-        folder.mkdir(parents=True, exist_ok=True)
         for index, device in enumerate(self.crew.devices):
-            log = folder / f"worker-{index}.log"
+            log = self.logs / self.study.name / f"worker-{index}.log"
             self.slots.append(Slot(device, log, self._start(device, log)))
         return self
 
@@ -178,8 +176,8 @@ class Launch:
     def _start(self, device: str, log: Path) -> subprocess.Popen[bytes]:
         command = [*FLOODSEARCH, "work", self.study.name, "--leave-on-eof"]
         command += ["--device", device, "--checkpoints", str(self.checkpoints)]
-        if (trust := self.study.spec.trust) is not None:  # whoever launches a study file trusts what it names
-            command += ["--trust", trust]
+        for token in sorted(self.study.trusts.tokens):  # of the spec that was launched, not of the stored one
+            command += ["--trust", token]
         # Workers find the modules that this process finds, and read the URL where `ps` does not show it.
         path = os.pathsep.join(folder for folder in sys.path if folder)
         environment = {**os.environ, "PYTHONPATH": path, "FLOODSEARCH_STORAGE": self.storage}
@@ -189,7 +187,7 @@ class Launch:
             environment["OMP_NUM_THREADS"] = str(self.crew.threads)
             # Threads that wait for each other must not spin: on a busy machine that is 40 times slower.
             environment.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-        with log.open("ab") as output:
+        with _log_file(self.logs, self.study.name, log.name) as output:
             return subprocess.Popen(  # noqa: S603 - our own interpreter and module
                 command,
                 env=environment,
@@ -265,6 +263,21 @@ def _close_lifeline(process: subprocess.Popen[bytes]) -> None:
         process.stdin.close()
 
 
+def _log_file(logs: Path, study: str, name: str) -> IO[bytes]:
+    """Open a log of a study to add to it.
+
+    Raises:
+        UsageError: if it cannot be written, or is a link.
+    """
+    try:
+        return Folder(logs.absolute()).within(study).append(name)
+    except OSError as error:
+        path = logs.absolute() / study / name
+        raise UsageError(
+            f"the log {path} cannot be written: {error.strerror}; remove what is in its way"
+        ) from None
+
+
 def last_line(log: Path) -> str:
     """Return the last line of a log that is not empty."""
     lines = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
@@ -280,9 +293,7 @@ def detach(arguments: Sequence[str], name: str, storage: str, logs: Path = LOGS)
         storage: the URL, handed on where `ps` does not show it.
         logs: the folder of all logs.
     """
-    folder = logs / name
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "launch.log").open("ab") as output:
+    with _log_file(logs, name, "launch.log") as output:
         process = subprocess.Popen(  # noqa: S603 - our own interpreter and module
             [*FLOODSEARCH, "launch", *arguments],
             env={**os.environ, "FLOODSEARCH_STORAGE": storage},
@@ -309,7 +320,7 @@ def log_lines(name: str, last: int, logs: Path = LOGS) -> Iterator[str]:
         raise UsageError(f"there are no logs of {name!r} in {logs.absolute()}; ask where it was launched")
     read: dict[Path, int] = {}
     while True:
-        for path in sorted((logs / name).rglob("*.log")):
+        for path in sorted(one for one in (logs / name).rglob("*.log") if not one.is_symlink()):
             new = path.read_bytes()[read.get(path, 0) :]
             whole = new[: new.rfind(b"\n") + 1]  # what is being written comes the next time
             lines = whole.decode("utf-8", errors="replace").splitlines()

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from floodsearch.forecast import Timed
 from floodsearch.records import (
+    BY_HAND,
     BestLevel,
     Combination,
     Parameter,
@@ -41,6 +42,7 @@ def best_text(best: BestLevel) -> str:
         ("training accuracy", _number(best.train_accuracy)),
         ("tickets", counts_text(best.trials)),
         ("epochs", f"{best.epochs_run:,} of {best.epochs_exhaustive or 0:,} for an exhaustive search"),
+        ("changed", best.changed),
         *_combinations(best),
     ]
     rows = [(name, text) for name, text in rows if text]
@@ -89,7 +91,10 @@ def status_text(status: StudyStatus) -> str:
         lines.append(f"  time left about {duration(status.seconds_left)}")
     if len(status.revisions) > 1:
         lines.append(f"  code      changed while it was searched: {', then '.join(status.revisions)}")
-    failed = [one for one in status.notes if one.cause in ("diverged", "error") and one.state in ENDED]
+    if status.changed is not None:
+        lines.append(f"  changed   {status.changed}")
+    wrong = ("diverged", "error", BY_HAND)
+    failed = [one for one in status.notes if one.cause in wrong and one.state in ENDED]
     return "\n".join([*lines, *(f"  {_note(one)}" for one in failed)])
 
 

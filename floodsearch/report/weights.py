@@ -10,6 +10,7 @@ from floodsearch.files import files_at
 from floodsearch.records import BestLevel, TrialRecord
 from floodsearch.storage import tables
 from floodsearch.storage.studies import StoredStudy, read_trials
+from floodsearch.training.names import weights_name
 from floodsearch.training.weights import KeptWeights
 
 
@@ -35,7 +36,7 @@ def copy_weights(study: StoredStudy, best: BestLevel, checkpoints: Path | str, o
     trial = next(one for one in trials if one.number == best.trial)
     kept = KeptWeights(files_at(checkpoints).within(study.folder))
     seeds = study.spec.training.seeds[: trial.seeds]
-    files = {seed: kept.of(trial.ticket, seed, trial.epochs, keep) for seed in seeds}
+    files = {seed: weights_name(trial.ticket, seed, trial.epochs, keep) for seed in seeds}
     there = kept.files.names("*")
     if missing := [str(seed) for seed, name in files.items() if name not in there]:
         hosts = _hosts(study, [one for one in trials if one.ticket == trial.ticket])

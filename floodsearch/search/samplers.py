@@ -22,7 +22,7 @@ from optuna.distributions import BaseDistribution, FloatDistribution
 from optuna.samplers import BaseSampler, GPSampler, TPESampler
 from optuna.trial import FrozenTrial, TrialState
 
-from floodsearch.records import Attribute, Parameter
+from floodsearch.records import Attribute, Parameter, ended_by_us
 from floodsearch.search.space import Space
 
 # Optuna tells of each study and trial on stderr; here they are many and short-lived.
@@ -247,7 +247,7 @@ class RuleSampler(BaseSampler):
         if "level" not in parameters or trial.state == TrialState.FAIL:
             return None
         beside = {name: value for name, value in parameters.items() if name != "level"}
-        if not self.space.holds(beside):
+        if not self.space.holds(beside) or _told_by_hand(trial):
             return None
         one = Tried(
             ticket=int(trial.user_attrs.get(Attribute.TICKET, trial.number)),
@@ -265,6 +265,12 @@ class RuleSampler(BaseSampler):
         if value is None or not math.isfinite(value):
             return replace(one, rungs=rungs)
         return replace(one, score=sign * value, rungs=rungs)
+
+
+def _told_by_hand(trial: FrozenTrial) -> bool:
+    """Return whether somebody else has ended the trial of a ticket, so that its value means nothing."""
+    ended = Attribute.TICKET in trial.user_attrs and trial.state.is_finished()
+    return ended and not ended_by_us(trial.state.name.lower(), trial.user_attrs.get(Attribute.CAUSE))
 
 
 def _ask(sampler: BaseSampler, space: Space, tried: Sequence[Tried]) -> dict[str, Parameter]:

@@ -23,6 +23,7 @@ from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, SQLAlchemyError
 
 from floodsearch.errors import StorageError
+from floodsearch.files import make_private
 from floodsearch.storage import tables
 
 NETWORK_FILESYSTEMS = frozenset(
@@ -132,6 +133,8 @@ def _checked_url(url: str, *, create: bool, mounts: Path) -> URL:
             f"{parsed} lies on a network file system ({kind}), where SQLite loses data; "
             "put it on a local disk, or use postgresql://"
         )
+    if create:
+        make_private(path)  # SQLite gives the files beside it the same permissions
     return parsed
 
 

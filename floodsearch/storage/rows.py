@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 from floodsearch.errors import DamagedError
 
 MOST = 2**62
+UUID = re.compile(r"[0-9a-f]{32}")
 
 
 def whole(value: object, where: str, *, least: int = 0) -> int:
@@ -46,6 +48,17 @@ def text(value: object, where: str) -> str:
     raise DamagedError(where, value, "a text")
 
 
+def uuid_of(value: object, where: str) -> str:
+    """Return a uuid of ours, which is part of a path.
+
+    Raises:
+        DamagedError: if it is none.
+    """
+    if UUID.fullmatch(text(value, where)):
+        return str(value)
+    raise DamagedError(where, value, "32 hex digits")
+
+
 def parsed(value: object, where: str, kind: type[dict[Any, Any]] | type[list[Any]]) -> Any:
     """Return an object or a list of JSON.
 
@@ -66,9 +79,11 @@ def read_by_optuna(where: str) -> Iterator[None]:
     """Let Optuna read its tables.
 
     Raises:
-        DamagedError: if an attribute there is no JSON.
+        DamagedError: if an attribute there is no JSON, or a parameter has no sense.
     """
     try:
         yield
     except json.JSONDecodeError as error:
         raise DamagedError(f"an attribute of {where}", error.doc, "JSON") from error
+    except (ValueError, TypeError, IndexError) as error:  # a distribution of a parameter that is none
+        raise DamagedError(f"a parameter of {where}", str(error), "a value of its distribution") from error

@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import math
 import platform
+import shlex
 import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from typing import Any
@@ -18,12 +19,24 @@ from optuna.trial import FrozenTrial, TrialState
 
 from floodsearch.analysis import RUNG_VALIDATIONS, Question, recent_mean, seed_result, window_start
 from floodsearch.errors import DamagedError, StudyChangedError, UnknownStudyError, UsageError
-from floodsearch.records import Attribute, EpochRecord, Pilot, TicketState, TrialRecord
+from floodsearch.records import (
+    BY_HAND,
+    ENDINGS,
+    Attribute,
+    EpochRecord,
+    Parameter,
+    Pilot,
+    TicketState,
+    TrialRecord,
+    ended_by_us,
+)
+from floodsearch.search.space import Space, tickets
 from floodsearch.spec import AUTO, Spec, differences, from_json
 from floodsearch.storage import tables, trials
 from floodsearch.storage.database import Database
-from floodsearch.storage.rows import number, parsed, read_by_optuna, text, whole
+from floodsearch.storage.rows import number, parsed, read_by_optuna, text, uuid_of, whole
 from floodsearch.studyfile import ONE_LEVEL
+from floodsearch.trust import NOTHING, TrustedSpec, Trusts, trust_in
 
 SPEC, UUID, VERSIONS, STOPPED, PILOT, ENGINE = (
     f"floodsearch:{name}" for name in ("spec", "uuid", "versions", "stopped", "pilot", "engine")
@@ -51,6 +64,7 @@ class StoredStudy:
         spec: what was asked, as of when it was read, with the highest level that the pilot found.
         pilot: what the pilot found; None before, and where the highest level was given.
         engine: how its runs are trained, `loop` or `stack`; None where a worker has yet to settle it.
+        trusts: what of the user's own it may run in this process; the database cannot add to it.
     """
 
     database: Database
@@ -60,6 +74,16 @@ class StoredStudy:
     spec: Spec
     pilot: Pilot | None = None
     engine: str | None = None
+    trusts: Trusts = NOTHING
+
+    @property
+    def trusted(self) -> TrustedSpec:
+        """The spec as one whose code may be run.
+
+        Raises:
+            UntrustedError: if nobody has trusted here what it names.
+        """
+        return self.trusts.allow(self.spec)
 
     @property
     def question(self) -> Question:
@@ -77,11 +101,61 @@ class StoredStudy:
     @property
     def folder(self) -> str:
         """Where its files lie below a folder for those of all studies; a name may come again elsewhere."""
-        return f"{self.name}/{self.uuid[:8]}"
+        return f"{self.spec.name}/{self.uuid[:8]}"
 
     def reread(self) -> StoredStudy:
-        """Return the study with its spec as it is now: someone may have extended it."""
-        return _study(self.database, self.name, self.id)
+        """Return the study with its spec as it is now: someone may have extended it.
+
+        Raises:
+            StudyChangedError: if it is another one now than that it has grown.
+        """
+        now = _study(self.database, self.name, self.id, self.trusts)
+        if now.uuid != self.uuid:
+            raise DamagedError(f"{UUID} of study {self.name!r}", now.uuid, self.uuid)
+        found = now.spec
+        if self.spec.levels.high == AUTO:  # until the pilot has found it
+            found = found.model_copy(update={"levels": self.spec.levels})
+        if changed := differences(self.spec, found):
+            raise StudyChangedError(self.name, changed, by_hand=True)
+        return now
+
+    def others(self) -> list[str]:
+        """Return the names of other studies that say they had its data: copies that were made by hand."""
+        with self.database.read() as connection:
+            return [
+                name for one, name in trials.sharing(connection, UUID, self.uuid).items() if one != self.id
+            ]
+
+    def changed(self) -> str | None:
+        """Return what somebody changed of the study as a whole, and how to set it right; None if nothing."""
+        others, made = self.others(), self.spec.name
+        if others:
+            copy = others[0] if self.name == made else self.name
+            shared = f"and {', '.join(map(repr, others))} would share its data"
+            fix = f"delete the copy: floodsearch delete {shlex.quote(copy)}"
+            return f"study {self.name!r} was copied by hand, {shared}; {fix}"
+        if self.name != made:
+            return (
+                f"study {self.name!r} was made as {made!r} and renamed by hand; name it {made!r} again "
+                f"(optuna-dashboard does that), or delete it: floodsearch delete {shlex.quote(self.name)}"
+            )
+        wanted = [optuna.study.StudyDirection[self.spec.search.direction.upper()]]
+        if (stored := self.database.optuna.get_study_directions(self.id)) != wanted:
+            told = ", ".join(one.name.lower() for one in stored)
+            return (
+                f"the direction of study {self.name!r} was changed by hand to {told}; set it to "
+                f"{self.spec.search.direction} again"
+            )
+        return None
+
+    def require_unchanged(self) -> None:
+        """Refuse to write to a study that somebody renamed, copied or turned round.
+
+        Raises:
+            UsageError: that says what was changed, and how to set it right.
+        """
+        if (changed := self.changed()) is not None:
+            raise UsageError(changed)
 
     def settle(self, pilot: Pilot) -> None:
         """Store what the pilot found."""
@@ -127,8 +201,13 @@ def study_names(database: Database) -> list[str]:
     return [study.study_name for study in studies if UUID in study.user_attrs]
 
 
-def find_study(database: Database, name: str) -> StoredStudy:
+def find_study(database: Database, name: str, trusts: Trusts = NOTHING) -> StoredStudy:
     """Return a study by its name.
+
+    Args:
+        database: where it lies.
+        name: of the study.
+        trusts: what of the user's own it may run in this process.
 
     Raises:
         UnknownStudyError: if there is none, naming those that are there.
@@ -137,7 +216,23 @@ def find_study(database: Database, name: str) -> StoredStudy:
         study_id = database.optuna.get_study_id_from_name(name)
     except KeyError:
         raise UnknownStudyError(name, study_names(database), database.name) from None
-    return _study(database, name, study_id)
+    return _study(database, name, study_id, trusts)
+
+
+def find_study_of(database: Database, spec: Spec) -> StoredStudy:
+    """Return the study that a study file has made, which either of the two may have outgrown.
+
+    It may run what the file names, with the arguments that the file gives.
+
+    Raises:
+        UnknownStudyError: if there is none.
+        StudyChangedError: if the stored study has other settings, listed.
+    """
+    study = find_study(database, spec.name, trust_in(spec))
+    stored = _asked(_attributes(database, study.name, study.id), study.name)
+    if (changed := differences(stored, spec)) and differences(spec, stored):
+        raise StudyChangedError(spec.name, changed)
+    return study
 
 
 def _attributes(database: Database, name: str, study_id: int) -> dict[str, Any]:
@@ -145,12 +240,12 @@ def _attributes(database: Database, name: str, study_id: int) -> dict[str, Any]:
         return database.optuna.get_study_user_attrs(study_id)
 
 
-def _study(database: Database, name: str, study_id: int) -> StoredStudy:
+def _study(database: Database, name: str, study_id: int, trusts: Trusts) -> StoredStudy:
     attributes = _attributes(database, name, study_id)
     if SPEC not in attributes or UUID not in attributes:
         raise UnknownStudyError(name, study_names(database), database.name)
     of = f"of study {name!r}"
-    spec, uuid_of = _asked(attributes, name), text(attributes[UUID], f"{UUID} {of}")
+    spec, our_uuid = _asked(attributes, name), uuid_of(attributes[UUID], f"{UUID} {of}")
     pilot = None
     if spec.levels.high == AUTO and PILOT in attributes:
         pilot = _pilot(attributes[PILOT], f"{PILOT} {of}")
@@ -163,7 +258,8 @@ def _study(database: Database, name: str, study_id: int) -> StoredStudy:
         if settled not in ("loop", "stack"):
             raise DamagedError(f"{ENGINE} {of}", settled, "loop or stack")
         engine = settled
-    return StoredStudy(database, name, study_id, uuid_of, spec, pilot, None if engine == AUTO else engine)
+    settled = None if engine == AUTO else engine
+    return StoredStudy(database, name, study_id, our_uuid, spec, pilot, settled, trusts)
 
 
 def _pilot(stored: object, where: str) -> Pilot:
@@ -193,7 +289,8 @@ def put_study(database: Database, spec: Spec) -> StoredStudy:
 
     Raises:
         StudyChangedError: if the stored study has other settings, listed.
-        UsageError: if the name belongs to a study that floodsearch did not make.
+        UsageError: if the name belongs to a study that floodsearch did not make, or that somebody renamed or
+            copied by hand.
     """
     storage = database.optuna
     with lease(database, spec.name, "create"):
@@ -201,6 +298,7 @@ def put_study(database: Database, spec: Spec) -> StoredStudy:
         try:
             study_id = storage.get_study_id_from_name(spec.name)
         except KeyError:
+            _refuse_renamed(database, spec.name)
             study_id = storage.create_new_study([direction], spec.name)
         attributes = storage.get_study_user_attrs(study_id)
         if SPEC not in attributes:
@@ -213,7 +311,8 @@ def put_study(database: Database, spec: Spec) -> StoredStudy:
             storage.set_study_user_attr(study_id, UUID, attributes.get(UUID) or uuid.uuid4().hex)
             storage.set_study_user_attr(study_id, VERSIONS, json.dumps(versions()))
             storage.set_study_user_attr(study_id, SPEC, spec.model_dump_json())
-        study = find_study(database, spec.name)
+        study = find_study(database, spec.name, trust_in(spec))
+        study.require_unchanged()
         stored = _asked(storage.get_study_user_attrs(study_id), spec.name)
         if changed := differences(stored, spec):
             raise StudyChangedError(spec.name, changed)
@@ -226,15 +325,35 @@ def put_study(database: Database, spec: Spec) -> StoredStudy:
     return study.reread()
 
 
-def delete_study(study: StoredStudy) -> None:
+def _refuse_renamed(database: Database, name: str) -> None:
+    """Refuse to make a study anew under the name that another had before it was renamed by hand."""
+    with read_by_optuna("a study"):
+        others = database.optuna.get_all_studies()
+    for one in others:
+        made = None
+        with suppress(UsageError):  # of one that is damaged
+            made = _asked(one.user_attrs, one.study_name).name if SPEC in one.user_attrs else None
+        if made == name:
+            find_study(database, one.study_name).require_unchanged()
+
+
+def delete_study(study: StoredStudy) -> list[str]:
     """Remove a study with all its trials and curves.
 
     Nobody may have it open: SQLite gives its ids to the next study, and a process with the old one in its
     cache would mix them up.
+
+    Returns:
+        The names of other studies that have its data too, because somebody copied it. As long as there are
+        any, only the trials go: the curves, workers and files stay for them.
     """
     with study.database.write() as connection:
-        tables.forget(connection, study.uuid)
+        others = trials.sharing(connection, UUID, study.uuid)
+        del others[study.id]
+        if not others:
+            tables.forget(connection, study.uuid)
     study.database.optuna.delete_study(study.id)
+    return list(others.values())
 
 
 @contextmanager
@@ -265,10 +384,77 @@ def read_trials(study: StoredStudy, *, results: bool = True) -> list[TrialRecord
     """
     with read_by_optuna(f"a trial of study {study.name!r}"):
         found = study.database.optuna.get_all_trials(study.id, deepcopy=False)
-    records = [record for trial in found if (record := _record(trial, study.name)) is not None]
+    wanted = Wanted.of(study.spec)
+    records = [record for trial in found if (record := record_of(trial, study, wanted)) is not None]
     if not results:
         return records
     return _with_results(study, records)
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What the trials of a study may be: whatever else is in a row was changed by hand.
+
+    Args:
+        spec: of the study.
+        tickets: what each evaluates; none while the pilot has to tell which there are.
+        space: that open tickets are of; None as long.
+    """
+
+    spec: Spec
+    tickets: Sequence[Mapping[str, Parameter] | None]
+    space: Space | None
+
+    @classmethod
+    def of(cls, spec: Spec) -> Wanted:
+        """Return what the trials of a study may be."""
+        if spec.levels.high == AUTO:
+            return cls(spec, (), None)
+        return cls(spec, tickets(spec), Space.of(spec))
+
+    def parameters_of(self, ticket: int) -> Mapping[str, Parameter]:
+        """Return what a ticket evaluates; nothing where it is open, or is none."""
+        return (self.tickets[ticket] if ticket < len(self.tickets) else None) or {}
+
+    def wrong(self, record: TrialRecord) -> str | None:
+        """Return what was changed by hand of a trial, or None."""
+        if record.ticket >= len(self.tickets):
+            there = len(self.tickets)
+            return f"trial {record.number} has ticket {record.ticket}, but there are {there} in this study"
+        if record.epochs > self.spec.training.epochs or record.seeds > len(self.spec.training.seeds):
+            asks = f"{record.epochs} epochs of {record.seeds} seeds"
+            return f"trial {record.number} asks for {asks}, which is more than the study does"
+        given, fixed = dict(record.parameters), self.tickets[record.ticket]
+        sound = given == fixed if fixed is not None else not given or self._holds(given)
+        return None if sound else f"trial {record.number} has parameters that are not its ticket's: {given}"
+
+    def _holds(self, parameters: Mapping[str, Parameter]) -> bool:
+        level = parameters.get("level")
+        if self.space is None or isinstance(level, bool) or not isinstance(level, int | float):
+            return False
+        beside = {name: value for name, value in parameters.items() if name != "level"}
+        return 0 <= level <= self.space.high and self.space.holds(beside)
+
+
+def record_of(trial: FrozenTrial, study: StoredStudy, wanted: Wanted) -> TrialRecord | None:
+    """Return one of Optuna's trials of a study; None if it is none of our tickets.
+
+    One that somebody else ended, or changed so that it is not its ticket any more, has failed by hand.
+
+    Raises:
+        DamagedError: if an attribute of it cannot be what we wrote.
+    """
+    record = _record(trial, study.name)
+    if record is None:
+        return None
+    if (why := wanted.wrong(record)) is None:
+        if record.state not in ENDINGS or ended_by_us(record.state, trial.user_attrs.get(Attribute.CAUSE)):
+            return record
+        value = "" if trial.value is None else f", with the value {trial.value:g}"
+        why = f"trial {record.number} was told {record.state} by hand{value}"
+    else:
+        record = replace(record, parameters=wanted.parameters_of(record.ticket))
+    return replace(record, state="failed", cause=BY_HAND, reason=why, value=None)
 
 
 def _record(trial: FrozenTrial, study: str) -> TrialRecord | None:
@@ -286,12 +472,12 @@ def _record(trial: FrozenTrial, study: str) -> TrialRecord | None:
         return None if attributes.get(key) is None else text(attributes[key], where(key))
 
     reported = trial.intermediate_values
-    epoch = max(reported, default=0)
+    epoch, state = max(reported, default=0), STATES[trial.state]
     value = trial.value if trial.state.is_finished() else reported.get(epoch)
     return TrialRecord(
         number=trial.number,
         ticket=count(Attribute.TICKET, 0),
-        state=STATES[trial.state],
+        state=state,
         parameters=dict(trial.params),
         epochs=count(Attribute.EPOCHS, 1),
         seeds=count(Attribute.SEEDS, 1),
@@ -300,7 +486,7 @@ def _record(trial: FrozenTrial, study: str) -> TrialRecord | None:
         attempt=count(Attribute.ATTEMPT, 1, 1),
         worker=None if attributes.get(Attribute.WORKER) is None else count(Attribute.WORKER, 0),
         revision=told(Attribute.REVISION),
-        cause=told(Attribute.CAUSE),
+        cause=None if state == "complete" else told(Attribute.CAUSE),
         reason=told(Attribute.REASON),
         handed_back=count(Attribute.HANDED_BACK, 0, 0),
         out_of_memory=count(Attribute.OUT_OF_MEMORY, 0, 0),

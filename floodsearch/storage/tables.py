@@ -24,6 +24,7 @@ from sqlalchemy import (
     insert,
     literal_column,
     select,
+    text,
     update,
 )
 from sqlalchemy.dialects import postgresql, sqlite
@@ -35,7 +36,7 @@ from floodsearch.storage.rows import number, parsed, whole
 if TYPE_CHECKING:
     from floodsearch.storage.database import Database
 
-VERSION = 2
+VERSION = 3
 """Raised whenever a table changes; a database with another one is refused."""
 
 metadata = MetaData()
@@ -93,11 +94,60 @@ NUMBERS = {int, float, type(None)}
 UPSERT = {"sqlite": sqlite.insert, "postgresql": postgresql.insert}
 
 
+GUARDED = (
+    ("studies", ""),
+    ("study_directions", ""),
+    ("study_system_attributes", ""),
+    ("study_user_attributes", "floodsearch:pilot, floodsearch:engine, floodsearch:stopped"),
+    ("version_info", ""),
+    ("alembic_version", ""),
+    ("floodsearch_schema", ""),
+)
+"""The tables that only their owner may change, and the attributes in them that anyone may set: a worker has
+to settle these. Workers lock rows of `studies`, for which they need the right to update it."""
+
+GUARD = """
+CREATE FUNCTION floodsearch_guard() RETURNS trigger LANGUAGE plpgsql SET search_path = pg_catalog AS $guard$
+DECLARE
+    settled text[] := string_to_array(TG_ARGV[0], ', ');
+BEGIN
+    IF pg_has_role(current_user, (SELECT relowner FROM pg_class WHERE oid = TG_RELID), 'USAGE') THEN
+        RETURN NEW;
+    END IF;
+    IF to_jsonb(NEW) ->> 'key' = ANY (settled) AND (TG_OP = 'INSERT' OR (
+        to_jsonb(OLD) ->> 'key' = to_jsonb(NEW) ->> 'key'
+        AND to_jsonb(OLD) ->> 'study_id' = to_jsonb(NEW) ->> 'study_id'
+    )) THEN
+        RETURN NEW;
+    END IF;
+    RAISE insufficient_privilege USING MESSAGE = 'permission denied: only the owner of table '
+        || TG_TABLE_NAME || ' may change this in it, not role ' || current_user;
+END
+$guard$
+"""
+
+
 def create(connection: Connection) -> None:
-    """Make what is missing of our tables."""
+    """Make what is missing of our tables, and of what guards the studies in them on PostgreSQL.
+
+    Workers may have a role that can insert and update, but not say what a study is.
+    """
     metadata.create_all(connection)
+    if connection.dialect.name == "postgresql":
+        _guard(connection)
     if connection.execute(select(schema.c.version)).first() is None:
         connection.execute(insert(schema).values(version=VERSION))
+
+
+def _guard(connection: Connection) -> None:
+    if connection.execute(text("SELECT to_regproc('floodsearch_guard')")).scalar() is not None:
+        return
+    connection.exec_driver_sql(GUARD)
+    for table, settled in GUARDED:
+        connection.exec_driver_sql(
+            f"CREATE TRIGGER floodsearch_guard BEFORE INSERT OR UPDATE ON {table} "
+            f"FOR EACH ROW EXECUTE FUNCTION floodsearch_guard('{settled}')"
+        )
 
 
 def version(connection: Connection) -> int:

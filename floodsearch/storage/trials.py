@@ -22,6 +22,7 @@ from floodsearch.records import Attribute, Parameter
 from floodsearch.storage.tables import UPSERT
 
 STUDY = models.StudyModel
+STUDY_ATTRIBUTE = models.StudyUserAttributeModel
 TRIAL = models.TrialModel
 ATTRIBUTE = models.TrialUserAttributeModel
 REPORT = models.TrialIntermediateValueModel
@@ -47,8 +48,9 @@ def add(
     if not new:
         return
     connection.execute(select(STUDY.study_id).where(STUDY.study_id == study_id).with_for_update())
-    there = select(func.count()).select_from(TRIAL).where(TRIAL.study_id == study_id)
-    first = connection.execute(there).scalar_one()
+    last = select(func.max(TRIAL.number)).where(TRIAL.study_id == study_id)  # others may have deleted some
+    newest = connection.execute(last).scalar_one_or_none()
+    first = 0 if newest is None else newest + 1
     added = connection.execute(
         insert(TRIAL).returning(TRIAL.trial_id, sort_by_parameter_order=True),
         [
@@ -128,6 +130,26 @@ def lock(connection: Connection, trial_id: int) -> tuple[TrialState, int | None]
     signed = (ATTRIBUTE.trial_id == trial_id) & (ATTRIBUTE.key == Attribute.WORKER.value)
     worker = connection.execute(select(ATTRIBUTE.value_json).where(signed)).scalar_one_or_none()
     return state, None if worker is None else json.loads(worker)
+
+
+def cause(connection: Connection, trial_id: int) -> Any:
+    """Return the cause with which we ended a trial; None if we did not."""
+    written = (ATTRIBUTE.trial_id == trial_id) & (ATTRIBUTE.key == Attribute.CAUSE.value)
+    found = connection.execute(select(ATTRIBUTE.value_json).where(written)).scalar_one_or_none()
+    return None if found is None else json.loads(found)
+
+
+def sharing(connection: Connection, key: str, uuid: str) -> dict[int, str]:
+    """Return the studies that have a uuid under a key of their attributes, names by Optuna's ids.
+
+    More than one have the same after somebody copied a study, as a dashboard does to rename it.
+    """
+    having = (STUDY_ATTRIBUTE.key == key) & STUDY_ATTRIBUTE.value_json.contains(uuid)
+    found = select(STUDY.study_id, STUDY.study_name).join(
+        STUDY_ATTRIBUTE, STUDY_ATTRIBUTE.study_id == STUDY.study_id
+    )
+    rows = connection.execute(found.where(having).order_by(STUDY.study_id)).all()
+    return {row.study_id: row.study_name for row in rows}
 
 
 def annotate(connection: Connection, trial_id: int, attributes: Mapping[Attribute, Any]) -> None:

@@ -19,6 +19,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from floodsearch.defaults import DATA_DIR
 from floodsearch.tasks.augmentation import cropped, normalised
 from floodsearch.tasks.image_sets import SOURCES, Source, load
 from floodsearch.tasks.models import mlp
@@ -28,7 +29,6 @@ from floodsearch.tasks.synthetic import check_label_noise, flip
 from floodsearch.tasks.task import Data, Recipe, Split, Task
 
 DIGITS_SIZES = (1000, 397, 400)
-DATA_DIR = "~/.cache/floodsearch"
 
 Model = Literal["mlp", "resnet18", "resnet34", "resnet44"]
 RESNETS: Mapping[str, Callable[[int, int], nn.Module]] = {

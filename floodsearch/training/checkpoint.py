@@ -23,6 +23,7 @@ from torch import Tensor
 
 from floodsearch.files import ROOM, Files
 from floodsearch.records import EpochRecord
+from floodsearch.training.names import CHECKPOINT, name_of
 
 KIND = b"floodsearch checkpoint 1\n"
 HEAD = re.compile(re.escape(KIND) + rb"(?P<digest>[0-9a-f]{64})\n(?P<epoch>[0-9]{1,9})\n")
@@ -157,11 +158,6 @@ def _content(whole: bytes, parts: Sequence[str] = ()) -> dict[str, Any]:
     return content
 
 
-def name_of(ticket: int, seed: int) -> str:
-    """Return the name of a run in files."""
-    return f"ticket-{ticket}-seed-{seed}"
-
-
 @dataclass(frozen=True)
 class Checkpoints:
     """The checkpoints of a study, one for each run of a ticket, and one for each trunk.
@@ -182,12 +178,11 @@ class Checkpoints:
 
     def clear(self) -> None:
         """Remove all: the study is finished."""
-        self._remove("ticket-*")
-        self._remove("trunk-*")
+        self._remove("*")
 
     def _remove(self, pattern: str) -> None:
         try:
-            names = self.files.names(pattern)
+            names = [name for name in self.files.names(pattern) if CHECKPOINT.fullmatch(name)]
         except OSError as error:
             log.warning("checkpoints stay: %s", error)
         else:

@@ -22,8 +22,9 @@ from floodsearch.errors import DivergedError
 from floodsearch.records import EpochRecord
 from floodsearch.schedules import forks
 from floodsearch.tasks.task import Task
-from floodsearch.training.checkpoint import Checkpoint, Pace, name_of, rows
+from floodsearch.training.checkpoint import Checkpoint, Pace, rows
 from floodsearch.training.engine import AnyRun, Loop, Outcome
+from floodsearch.training.names import name_of
 from floodsearch.training.progress import Plan, packed, unpacked
 from floodsearch.training.trunk import Trunk, Trunks, train
 

@@ -22,6 +22,7 @@ from typing import IO, Any
 
 from floodsearch.command import filled
 from floodsearch.errors import LoopError
+from floodsearch.files import Folder
 from floodsearch.records import REPORTED
 from floodsearch.spec import Setting
 from floodsearch.training.loop import LoopRun
@@ -61,8 +62,7 @@ class Script:
             "device": str(run.device),
         }
         words = filled(self.command, {**run.settings, **own})
-        self.outputs.mkdir(parents=True, exist_ok=True)
-        with (self.outputs / f"{run.name}.log").open("ab") as output:
+        with Folder(self.outputs.parent).within(self.outputs.name).append(f"{run.name}.log") as output:
             output.write(f"$ {shlex.join(words)}\n".encode())
             process = Process(words, output, self.leaving)
             try:

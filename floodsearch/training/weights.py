@@ -18,7 +18,8 @@ from torch.utils._pytree import tree_map
 
 from floodsearch.files import ROOM, Files
 from floodsearch.spec import Keep
-from floodsearch.training.checkpoint import name_of, strange
+from floodsearch.training.checkpoint import strange
+from floodsearch.training.names import WEIGHTS, weights_name
 
 log = logging.getLogger("floodsearch.worker")
 
@@ -32,19 +33,15 @@ class KeptWeights:
     """
 
     def __init__(self, files: Files, room: int = ROOM) -> None:
-        self.files, self.room = files.within("weights"), room
+        self.files, self.room = files.within(WEIGHTS), room
         self._warned = False
-
-    def of(self, ticket: int, seed: int, epochs: int | str, keep: Keep) -> str:
-        """Return the file of a run, whose name says which weights: a study may grow, and ask for others."""
-        return f"{name_of(ticket, seed)}-epochs-{epochs}-{keep}.pt"
 
     def save(self, ticket: int, seed: int, epochs: int, keep: Keep, weights: Mapping[str, Any]) -> None:
         """Write the file of a run, in the place of the one of when it was shorter.
 
         Where that fails it is said, the first time: the ticket is complete without.
         """
-        name = self.of(ticket, seed, epochs, keep)
+        name = weights_name(ticket, seed, epochs, keep)
         try:
             if (found := strange(weights, "weights")) is not None:
                 raise ValueError(f"torch would not load {found}")
@@ -52,7 +49,7 @@ class KeptWeights:
             torch.save(tree_map(_on_cpu, dict(weights)), buffer)
             self.files.write(name, buffer.getbuffer(), room=self.room)
             # Also what a worker that died has left unfinished.
-            earlier = self.files.names(f"{self.of(ticket, seed, '*', keep)}*")
+            earlier = self.files.names(f"{weights_name(ticket, seed, '*', keep)}*")
             self.files.remove(*(one for one in earlier if one != name))
         except Exception as error:  # of the disk, or of whatever a user's model holds
             if not self._warned:

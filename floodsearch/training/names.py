@@ -1,0 +1,50 @@
+"""The names of a study's files. What has another name is not ours, and nothing of ours removes it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+from floodsearch.files import Files
+from floodsearch.spec import Keep
+
+WEIGHTS = "weights"
+"""The folder of kept weights, among a study's files."""
+_UNFINISHED = r"(\.\d+\.unfinished)?"
+"""What a worker that was killed in mid-writing leaves behind."""
+CHECKPOINT = re.compile(
+    r"(ticket-\d+|trunk-[0-9a-f]{8})-seed-\d+(-epoch-\d+)?\.pt(\.before)?" + _UNFINISHED, re.ASCII
+)
+KEPT = re.compile(r"ticket-\d+-seed-\d+-epochs-\d+-(last|best)\.pt" + _UNFINISHED, re.ASCII)
+
+
+def name_of(ticket: int, seed: int) -> str:
+    """Return the name of a run in files."""
+    return f"ticket-{ticket}-seed-{seed}"
+
+
+def trunk_name(digest: str, seed: int, epoch: int | None) -> str:
+    """Return the name of an unflooded run, by eight digits of its recipe; or of its past at an epoch."""
+    return f"trunk-{digest}-seed-{seed}" + ("" if epoch is None else f"-epoch-{epoch}")
+
+
+def weights_name(ticket: int, seed: int, epochs: int | str, keep: Keep) -> str:
+    """Return the file of a run's weights, which says which: a study may grow, and ask for others."""
+    return f"{name_of(ticket, seed)}-epochs-{epochs}-{keep}.pt"
+
+
+def remove_files(files: Files) -> list[str]:
+    """Remove all files of a study; return the names of what stays, because it is not ours.
+
+    Raises:
+        OSError: if they cannot be removed.
+    """
+    kept = files.within(WEIGHTS)
+    for place, ours in ((kept, KEPT), (files, CHECKPOINT)):
+        place.remove(*(name for name in place.names("*") if ours.fullmatch(name)))
+    return sorted(_left(files, kept))
+
+
+def _left(files: Files, kept: Files) -> Iterator[str]:
+    yield from (f"{WEIGHTS}/{name}" for name in kept.entries())
+    yield from (name for name in files.entries() if name != WEIGHTS)
