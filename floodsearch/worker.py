@@ -52,7 +52,9 @@ def work(study: StoredStudy, settings: Settings, leave: Leave, trainer: Trainer 
         Why it left.
 
     Raises:
-        UsageError: if the device does not exist, or a loop or command of the user's own cannot be found.
+        UsageError: if the device does not exist, a loop or command of the user's own cannot be found, or
+            somebody deleted the study.
+        StorageFailedError: if the database's file is gone.
     """
     device = find_device(settings.device)
     if settings.threads is not None:
@@ -102,6 +104,8 @@ def work(study: StoredStudy, settings: Settings, leave: Leave, trainer: Trainer 
                 return "all tickets are finished"
             else:
                 leave.wanted.wait(min(1.0, settings.beat_seconds))
+    if leave.error is not None:
+        raise leave.error
     return leave.reason or "asked to leave"
 
 

@@ -17,7 +17,13 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from floodsearch.analysis import RUNG_VALIDATIONS, Question, recent_mean, seed_result, window_start
-from floodsearch.errors import DamagedError, StudyChangedError, UnknownStudyError, UsageError
+from floodsearch.errors import (
+    DamagedError,
+    StudyChangedError,
+    StudyDeletedError,
+    UnknownStudyError,
+    UsageError,
+)
 from floodsearch.records import Attribute, EpochRecord, Pilot, TicketState, TrialRecord
 from floodsearch.spec import AUTO, Spec, differences, from_json
 from floodsearch.storage import tables, trials
@@ -80,8 +86,15 @@ class StoredStudy:
         return f"{self.name}/{self.uuid[:8]}"
 
     def reread(self) -> StoredStudy:
-        """Return the study with its spec as it is now: someone may have extended it."""
-        return _study(self.database, self.name, self.id)
+        """Return the study with its spec as it is now: someone may have extended it.
+
+        Raises:
+            StudyDeletedError: if it is gone, or its id is another's by now.
+        """
+        now = _study(self.database, self.name, self.id)
+        if now.uuid != self.uuid:
+            raise StudyDeletedError(self.name, self.database.name)
+        return now
 
     def settle(self, pilot: Pilot) -> None:
         """Store what the pilot found."""
@@ -141,8 +154,11 @@ def find_study(database: Database, name: str) -> StoredStudy:
 
 
 def _attributes(database: Database, name: str, study_id: int) -> dict[str, Any]:
-    with read_by_optuna(f"study {name!r}"):
-        return database.optuna.get_study_user_attrs(study_id)
+    try:
+        with read_by_optuna(f"study {name!r}"):
+            return database.optuna.get_study_user_attrs(study_id)
+    except KeyError:
+        raise StudyDeletedError(name, database.name) from None
 
 
 def _study(database: Database, name: str, study_id: int) -> StoredStudy:
