@@ -122,6 +122,8 @@ def launch(
             )
             return
         signal.signal(signal.SIGTERM, _hand_back)
+        if signal.getsignal(signal.SIGINT) is _terminate:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
         listen(lambda number: _end_after(SECONDS_TO_STOP, number))
         launched = Launch(stored, storage, crew, checkpoints=checkpoints)
         try:
@@ -457,13 +459,15 @@ def serve(
         if host != LOOPBACK:
             _say("the dashboard has no access control: whoever reaches this address can read all studies")
 
+    # The server takes an exception for its end; but it has nothing to lose.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _end_now)
     with _opened(storage, read_only=True) as database:
         try:
             run_server(database, host, port, names=allow_host or (), listening=say_where)
         except OSError as error:
             why = f"{host} port {port} cannot be used: {error.strerror}"
             raise UsageError(f"{why}; choose another --port or --host") from None
-    raise typer.Exit(INTERRUPTED)  # the server takes Ctrl-C for its end
 
 
 def main() -> None:
@@ -535,6 +539,11 @@ def _hand_back(number: int, frame: object) -> None:
 def _terminate(number: int, frame: object) -> None:
     del frame
     sys.exit(128 + number)
+
+
+def _end_now(number: int, frame: object) -> None:
+    del frame
+    os._exit(128 + number)
 
 
 def _end_after(seconds: float, number: int) -> None:
