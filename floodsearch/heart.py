@@ -132,7 +132,7 @@ class Settings:
     beat_seconds: float = 5.0
     grace_seconds: float = queue.GRACE_SECONDS
     # Absolute, as a user's code may change the current folder.
-    checkpoints: Path | str = field(default_factory=CHECKPOINTS.absolute)
+    checkpoints: Path | str = field(default_factory=CHECKPOINTS.absolute, repr=False)
     logs: Path = field(default_factory=LOGS.absolute)
 
     def files(self, study: StoredStudy) -> Files:

@@ -29,7 +29,7 @@ from sqlalchemy.exc import DBAPIError
 
 from floodsearch.errors import StorageError, StorageFailedError
 from floodsearch.storage import tables, trials
-from floodsearch.storage.failures import STORAGE_ERRORS, cause, failure, lasts
+from floodsearch.storage.failures import READ_ONLY, STORAGE_ERRORS, cause, failure, lasts
 from floodsearch.storage.urls import Place, place_of
 
 NETWORK_FILESYSTEMS = frozenset(
@@ -117,6 +117,9 @@ def open_database(
     place = place_of(url)
     if place.path is not None:
         _check_path(place.path, place.name, create=create, mounts=mounts)
+        # What SQLite makes beside a file would be ours then, and stand in the way of the file's owner.
+        if place.path.is_file() and not (read_only or _may_write(place.path)):
+            raise StorageError(f"{place.name} cannot be written: {READ_ONLY}")
     # Optuna passes URLs through str.format, so braces in a password must be escaped.
     text = place.url.render_as_string(hide_password=False).replace("{", "%7B").replace("}", "%7D")
     options = _connecting(place, create=create, read_only=read_only)
@@ -172,8 +175,7 @@ def _connect_sqlite(path: Path, *, create: bool, read_only: bool) -> sqlite3.Con
     """Connect to a file, which is never made by the way: one that is gone must not come back empty."""
     mode = "rwc" if create else "rw"
     if read_only and not _may_write(path):
-        # SQLite reads beside writers from files that these hold. Without them it would make them, as ours,
-        # which it may not, or which would stand in the way of the file's owner.
+        # SQLite reads beside writers with the help of files that these have made; it makes none of its own.
         beside = path.with_name(f"{path.name}-wal")
         mode = "ro" if beside.exists() and beside.stat().st_size > 0 else "ro&immutable=1"
     connection = sqlite3.connect(
@@ -246,9 +248,9 @@ def _check_tables(url: str, name: str, options: Mapping[str, Any], *, create: bo
     Connections are closed as soon as they are not needed: a refused database keeps none.
     """
     options = {**options, "poolclass": NullPool}
-    if create:
-        _create_tables(url, options)
     engine = sqlalchemy.create_engine(url, **options)
+    if create and not _were_made(engine):
+        _create_tables(url, options)
     inspector = sqlalchemy.inspect(engine)
     if not {"studies", tables.schema.name} <= set(inspector.get_table_names()):
         raise StorageError(
@@ -268,6 +270,14 @@ def _check_tables(url: str, name: str, options: Mapping[str, Any], *, create: bo
             "and name another storage"
         )
     _check_columns(inspector, name)
+
+
+def _were_made(engine: Engine) -> bool:
+    """Return whether all tables were made once: what is missing now is damage, and not made anew."""
+    if not sqlalchemy.inspect(engine).has_table(tables.schema.name):
+        return False
+    with engine.connect() as connection:
+        return tables.version(connection) > 0
 
 
 def _check_columns(inspector: sqlalchemy.Inspector, name: str) -> None:

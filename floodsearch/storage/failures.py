@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from optuna.exceptions import StorageInternalError
+from optuna.exceptions import DuplicatedStudyError, StorageInternalError
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from floodsearch.errors import FloodsearchError, StorageError, StorageFailedError
@@ -53,6 +53,11 @@ def failure(name: str, error: BaseException) -> FloodsearchError | None:
     """
     if isinstance(error, KeyError) and error.args == (NOT_FOUND,):
         return StorageError(f"a study in {name} was deleted while it was used")
+    if isinstance(error, DuplicatedStudyError):
+        return StorageError(
+            f"{name} holds rows of a study that was deleted by hand; "
+            "remove them, or name another with --storage"
+        )
     if not isinstance(error, STORAGE_ERRORS):
         return None
     if (advice := _advice(error, LASTING_SQLITE, LASTING_POSTGRESQL)) is not None:
