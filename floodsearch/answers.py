@@ -28,12 +28,10 @@ def best(name: str, *, storage: str = STORAGE) -> BestLevel:
     Raises:
         UsageError: if the storage cannot be opened or holds no such study.
         NoAnswerError: if no ticket is complete yet.
+        StorageFailedError: if the storage fails while it is read.
     """
-    database = open_database(storage)
-    try:
+    with open_database(storage, read_only=True) as database:
         return answer(find_study(database, name))
-    finally:
-        database.close()
 
 
 def answer(study: StoredStudy) -> BestLevel:

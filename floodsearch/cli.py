@@ -12,6 +12,7 @@ import os
 import shlex
 import signal
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,7 +22,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from floodsearch.defaults import CHECKPOINTS, LEAVE_SECONDS, LOOPBACK, REPRODUCIBLE, STORAGE
-from floodsearch.errors import HANDED_BACK, FloodsearchError, UsageError
+from floodsearch.errors import HANDED_BACK, INTERRUPTED, FloodsearchError, UsageError
+from floodsearch.signals import listen
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -34,7 +36,12 @@ if TYPE_CHECKING:
     from floodsearch.storage.database import Database
     from floodsearch.storage.studies import StoredStudy
 
-DONE, FAILED, WRONG_USE, INTERRUPTED = 0, 1, 2, 130
+DONE, FAILED, WRONG_USE = 0, 1, 2
+SECONDS_TO_END = 1.0
+"""For Python to end a command after a signal; a call into C may last longer."""
+SECONDS_TO_STOP = 40.0
+"""The same of `launch`, whose workers hand back."""
+VARIABLES = ("FLOODSEARCH_STORAGE", "FLOODSEARCH_STORAGE_FILE", "FLOODSEARCH_CHECKPOINTS")
 PLAIN_SECONDS = 10.0
 """Between two progress lines when the output is not a terminal."""
 
@@ -108,14 +115,17 @@ def launch(
         stored = put_study(database, spec)
         queue.fill(stored)
         if detach:
-            arguments = [str(study), "--checkpoints", checkpoints, "--devices", ",".join(crew.devices)]
-            pid = in_background([*arguments, "--workers", str(len(crew.devices))], spec.name, storage)
+            arguments = [str(study), "--devices", ",".join(crew.devices), "--workers", str(len(crew.devices))]
+            pid = in_background(arguments, spec.name, storage, checkpoints)
             print(  # noqa: T201
                 f"{spec.name}: launched in the background as process {pid}; "
                 f"see floodsearch logs {spec.name}, end it with floodsearch stop {spec.name}"
             )
             return
-        signal.signal(signal.SIGTERM, _terminate)
+        signal.signal(signal.SIGTERM, _hand_back)
+        if signal.getsignal(signal.SIGINT) is _terminate:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+        listen(lambda number: _end_after(SECONDS_TO_STOP, number))
         launched = Launch(stored, storage, crew, checkpoints=checkpoints)
         try:
             with launched:
@@ -174,16 +184,19 @@ def work(
 ) -> None:
     """Join a study as one worker, on this machine."""
     os.environ.setdefault(*REPRODUCIBLE)  # before torch multiplies anything
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, _hand_back)  # until the imports are done that take a second
     from floodsearch.files import check_place, is_url
     from floodsearch.heart import Leave, Settings
+
+    leave = Leave()
+    leave.on_signals(signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, grace=grace)
     from floodsearch.storage.studies import find_study, find_study_of
     from floodsearch.trust import trust_by
     from floodsearch.worker import work as train
 
     log.setLevel(min(log.level, logging.INFO))
     _import_from_here(Path.cwd())
-    leave = Leave()
-    leave.on_signals(signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, grace=grace)
     if leave_on_eof:
         leave.on_end_of(sys.stdin.buffer)
     trusts = trust_by(trust or ())
@@ -195,7 +208,7 @@ def work(
         reason = train(study, Settings(device=device, threads=threads, checkpoints=place), leave)
         log.info("leaving: %s", reason)
     if leave.signal is not None or leave.abandoned:
-        raise typer.Exit(INTERRUPTED if leave.signal == signal.SIGINT else HANDED_BACK)
+        raise typer.Exit(leave.status)
 
 
 @app.command()
@@ -211,7 +224,7 @@ def status(
     from floodsearch.report.text import notes_text, status_text
     from floodsearch.storage.studies import find_study, study_names
 
-    with _opened(storage) as database:
+    with _opened(storage, read_only=True) as database:
         if name is not None:
             one = status_of(find_study(database, name), with_answer=True)
             if as_json:
@@ -232,7 +245,7 @@ def best(name: Name, storage: Storage = STORAGE, as_json: AsJson = False) -> Non
     from floodsearch.answers import answer
     from floodsearch.report.text import best_text
 
-    with _found(storage, name) as study:
+    with _found(storage, name, read_only=True) as study:
         found = answer(study)
         if as_json:
             _print_json(dataclasses.asdict(found))
@@ -252,7 +265,7 @@ def weights(
     from floodsearch.report.text import weights_text
     from floodsearch.report.weights import copy_weights
 
-    with _found(storage, name) as study:
+    with _found(storage, name, read_only=True) as study:
         found = answer(study)
         copied = copy_weights(study, found, checkpoints, out)
         print(weights_text(found, study.spec.training.keep, copied))  # noqa: T201
@@ -275,7 +288,7 @@ def export(
         raise UsageError(f"format {form!r} is not known; use {', '.join(FORMATS)}")
     if form == "parquet" and out is None and sys.stdout.isatty():
         raise UsageError("parquet is not text; give --out FILE or redirect the output")
-    with _found(storage, name) as study:
+    with _found(storage, name, read_only=True) as study:
         content = FORMATS[form](*(curve_rows(study) if curves else trial_rows(study)))
     if out is None:
         sys.stdout.buffer.write(content)
@@ -365,7 +378,7 @@ def _timed(spec: Spec, stages: list[Stage] | None, speed: str | None, measure: s
 def _pilot_of(storage: str, name: str) -> Pilot | None:
     """Return what the pilot of a study found; without it nothing is known of the time, which is no error."""
     try:
-        with _found(storage, name) as study:
+        with _found(storage, name, read_only=True) as study:
             return study.pilot
     except UsageError as error:
         _say(f"the time is not known: {error}")
@@ -447,18 +460,28 @@ def serve(
     storage: Storage = STORAGE,
     port: Annotated[int, typer.Option(metavar="PORT", min=1, max=65535, help="To listen on.")] = 8080,
     host: Annotated[
-        str, typer.Option(metavar="ADDRESS", help="To listen on; others than the default can delete studies.")
+        str,
+        typer.Option(metavar="ADDRESS", help="To listen on; others than the default can read all studies."),
     ] = LOOPBACK,
+    allow_host: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="By which a reverse proxy asks for it; may be repeated."),
+    ] = None,
 ) -> None:
     """Show the studies in optuna-dashboard, on this machine only unless you say otherwise."""
     from floodsearch.serve import serve as run_server
 
-    with _opened(storage) as database:
+    def say_where() -> None:
         _say(f"optuna-dashboard on http://{host}:{port}, Ctrl-C ends it")
         if host != LOOPBACK:
-            _say("the dashboard has no access control: whoever reaches this address can delete studies")
+            _say("the dashboard has no access control: whoever reaches this address can read all studies")
+
+    # The server takes an exception for its end; but it has nothing to lose.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _end_now)
+    with _opened(storage, read_only=True) as database:
         try:
-            run_server(database, host, port)
+            run_server(database, host, port, names=allow_host or (), listening=say_where)
         except OSError as error:
             why = f"{host} port {port} cannot be used: {error.strerror}"
             raise UsageError(f"{why}; choose another --port or --host") from None
@@ -466,8 +489,13 @@ def serve(
 
 def main() -> None:
     """Run the command line; every expected error is one message on stderr."""
+    with _signals_obeyed():
+        _run()
+
+
+def _run() -> None:
     try:
-        _read_storage_file()
+        _read_environment()
         sys.exit(app(standalone_mode=False) or DONE)
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
@@ -481,16 +509,28 @@ def main() -> None:
         sys.exit(_exit_status(error))
 
 
-def _read_storage_file() -> None:
-    """Take the storage's URL from the file that the environment names, as it may hold a password."""
+def _read_environment() -> None:
+    """Take the storage's URL from the file that the environment names, as it may hold a password.
+
+    Raises:
+        UsageError: if a variable of ours is empty, which would otherwise mean the default without a word.
+    """
+    for name in VARIABLES:
+        if not os.environ.get(name, "unset").strip():
+            raise UsageError(f"{name} is empty; give it a value, or unset it")
     path = os.environ.get("FLOODSEARCH_STORAGE_FILE")
     if path is None or "FLOODSEARCH_STORAGE" in os.environ:
         return
     try:
-        os.environ["FLOODSEARCH_STORAGE"] = Path(path).read_text(encoding="utf-8").strip()
+        url = Path(path).read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError) as error:
         why = getattr(error, "strerror", None) or "it is no text"
         raise UsageError(f"FLOODSEARCH_STORAGE_FILE is {path}, which cannot be read: {why}") from None
+    if not url:
+        raise UsageError(
+            f"FLOODSEARCH_STORAGE_FILE is {path}, which is empty; write the storage's URL into it"
+        )
+    os.environ["FLOODSEARCH_STORAGE"] = url
 
 
 def _message(error: Exception) -> str:
@@ -508,27 +548,55 @@ def _exit_status(error: Exception) -> int:
     return FAILED
 
 
-def _terminate(number: int, frame: object) -> None:
+def _hand_back(number: int, frame: object) -> None:
     del number, frame
     raise typer.Exit(HANDED_BACK)
 
 
+def _terminate(number: int, frame: object) -> None:
+    del frame
+    sys.exit(128 + number)
+
+
+def _end_now(number: int, frame: object) -> None:
+    del frame
+    os._exit(128 + number)
+
+
+def _end_after(seconds: float, number: int) -> None:
+    """End the process after a signal, unless Python's own handler of it comes first, as it should."""
+    time.sleep(seconds)
+    os._exit(128 + number)
+
+
 @contextmanager
-def _opened(storage: str, *, create: bool = False) -> Iterator[Database]:
+def _signals_obeyed() -> Iterator[None]:
+    """Let SIGINT and SIGTERM end a command whatever it does; workers and launches listen for themselves."""
+    if threading.current_thread() is not threading.main_thread():  # of a program that calls us
+        yield
+        return
+    before = signal.signal(
+        signal.SIGTERM, _terminate
+    )  # without a handler, process 1 of a container ignores it
+    end = listen(lambda number: _end_after(SECONDS_TO_END, number))
+    try:
+        yield
+    finally:
+        end()
+        signal.signal(signal.SIGTERM, before)
+
+
+def _opened(storage: str, *, create: bool = False, read_only: bool = False) -> Database:
     from floodsearch.storage.database import open_database
 
-    database = open_database(storage, create=create)
-    try:
-        yield database
-    finally:
-        database.close()
+    return open_database(storage, create=create, read_only=read_only)
 
 
 @contextmanager
-def _found(storage: str, name: str) -> Iterator[StoredStudy]:
+def _found(storage: str, name: str, *, read_only: bool = False) -> Iterator[StoredStudy]:
     from floodsearch.storage.studies import find_study
 
-    with _opened(storage) as database:
+    with _opened(storage, read_only=read_only) as database:
         yield find_study(database, name)
 
 

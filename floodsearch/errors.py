@@ -5,11 +5,13 @@ FloodsearchError
 │   ├── StudyFileError       a study file with one or more problems
 │   ├── StudyChangedError    a study file that differs from the stored study of that name
 │   ├── UnknownStudyError    no study of that name in the storage
+│   ├── StudyDeletedError    a study that was deleted while it was used
 │   ├── TaskError            a task or a training loop that cannot be imported or built
 │   ├── UntrustedError       a stored study whose code nobody has trusted here
 │   ├── StorageError         a storage URL that cannot be used
 │   └── DamagedError         a row of the database that floodsearch has not written so
 ├── NoAnswerError            nothing has finished yet, so there is no best level
+├── StorageFailedError       a database that failed: it is away, locked or full, or its file is gone
 ├── WorkersFailedError       the local workers of a launch kept dying
 ├── DivergedError            a training whose loss is no longer finite
 ├── LoopError                a training loop of the user's own that does not do what it must
@@ -25,6 +27,8 @@ from typing import NamedTuple
 
 HANDED_BACK = 75
 """The exit status of a worker that was asked to leave, `EX_TEMPFAIL` of sysexits.h: start me again."""
+INTERRUPTED = 130
+"""The exit status after Ctrl-C, as of a shell."""
 
 
 class FloodsearchError(Exception):
@@ -80,6 +84,15 @@ class UnknownStudyError(UsageError):
         super().__init__(f"no study named {name!r} in {storage}; studies there: {listed}")
 
 
+class StudyDeletedError(UsageError):
+    """A study that somebody deleted while it was used here."""
+
+    def __init__(self, name: str, storage: str) -> None:
+        super().__init__(
+            f"study {name!r} was deleted from {storage} while it was used; launch its file again"
+        )
+
+
 class TaskError(UsageError):
     """A task that cannot be imported or built with the given options, or a loop that cannot be imported."""
 
@@ -101,7 +114,7 @@ class UntrustedError(UsageError):
 
 
 class StorageError(UsageError):
-    """A storage URL that cannot be opened; messages never hold the password."""
+    """A storage that cannot be used, now or later; messages never hold the password."""
 
 
 class DamagedError(UsageError):
@@ -115,6 +128,10 @@ class DamagedError(UsageError):
 
 class NoAnswerError(FloodsearchError):
     """A study in which no ticket has finished."""
+
+
+class StorageFailedError(FloodsearchError):
+    """A storage that failed while it was used; the same may work another time."""
 
 
 class WorkersFailedError(FloodsearchError):

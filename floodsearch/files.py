@@ -67,6 +67,8 @@ def files_at(where: Path | str) -> Files:
     Raises:
         UsageError: if a URL cannot be used here.
     """
+    if not str(where).strip():
+        raise UsageError("the place of the checkpoints is empty; give a folder, or leave it out")
     return Bucket(str(where)) if is_url(where) else Folder(Path(where).absolute())
 
 
@@ -80,12 +82,29 @@ def check_place(where: Path | str) -> None:
     try:
         files.check()
     except OSError as error:
-        raise UsageError(f"{where} cannot be used for checkpoints: {error.strerror or error}") from None
+        why = hushed(str(error.strerror or error), str(where))
+        raise UsageError(f"{shown(str(where))} cannot be used for checkpoints: {why}") from None
 
 
 def is_url(where: Path | str) -> bool:
     """Return whether a place is no folder of this machine."""
     return isinstance(where, str) and "://" in where
+
+
+def shown(where: str) -> str:
+    """Return a place for messages: of a URL without what may be a user, a password, a key or a token."""
+    if not is_url(where):
+        return where
+    kind, _, rest = where.partition("://")
+    return f"{kind}://{'***@' if '@' in rest else ''}{rest.rpartition('@')[2].partition('?')[0]}"
+
+
+def hushed(words: str, where: str) -> str:
+    """Return what somebody said about a place without what is not shown of its URL."""
+    before, _, after = where.partition("://")[2].rpartition("@")
+    for secret in filter(None, (before, after.partition("?")[2])):
+        words = words.replace(secret, "***")
+    return words
 
 
 class Folder:
@@ -254,19 +273,23 @@ class Bucket:
     def __init__(self, url: str) -> None:
         import fsspec
 
-        kind = url.partition("://")[0]
+        kind, name = url.partition("://")[0], shown(url)
+        if kind in ("s3", "s3a") and ":" in url.partition("://")[2].rpartition("@")[0]:
+            raise UsageError(
+                f"{name} holds a key; put it where AWS's own tools have theirs, and write s3://BUCKET/PREFIX"
+            )
         try:
             # What others write there is to be seen: no listing is kept.
             self.system, root = fsspec.url_to_fs(url, use_listings_cache=False)
         except ImportError:
             fix = "pip install 'floodsearch[s3]'" if kind == "s3" else "install what fsspec needs for it"
-            raise UsageError(f"{url} cannot be used: a package for {kind}:// is missing; {fix}") from None
+            raise UsageError(f"{name} cannot be used: a package for {kind}:// is missing; {fix}") from None
         except Exception as error:  # of whatever package is behind the URL
-            raise UsageError(f"{url} cannot be used: {error}") from None
+            raise UsageError(f"{name} cannot be used: {hushed(str(error), url)}") from None
         self.url, self.root = url.rstrip("/"), PurePosixPath(root)
 
     def __str__(self) -> str:
-        return self.url
+        return shown(self.url)
 
     def within(self, name: str) -> Bucket:
         """Return the files of a folder in this one."""
@@ -336,7 +359,7 @@ class Bucket:
         except OSError:
             raise
         except Exception as error:
-            raise OSError(f"{self.url}: {type(error).__name__}: {error}") from error
+            raise OSError(f"{self}: {type(error).__name__}: {hushed(str(error), self.url)}") from error
 
 
 def _check_room(files: Files, beside: int, parts: tuple[bytes | memoryview, ...], room: int) -> None:

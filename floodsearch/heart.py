@@ -15,13 +15,23 @@ from typing import IO
 
 from floodsearch import queue
 from floodsearch.defaults import CHECKPOINTS, LOGS
-from floodsearch.errors import HANDED_BACK
+from floodsearch.errors import (
+    HANDED_BACK,
+    INTERRUPTED,
+    FloodsearchError,
+    StorageFailedError,
+    StudyDeletedError,
+)
 from floodsearch.files import Files, files_at
 from floodsearch.queue import Reaper
 from floodsearch.retry import attempt
+from floodsearch.signals import listen
 from floodsearch.storage import tables
-from floodsearch.storage.database import cause
+from floodsearch.storage.failures import cause
 from floodsearch.storage.studies import StoredStudy
+
+SECONDS_TO_END = 2.0
+"""For a worker without tickets to leave after a signal, and for one that is overdue to hand them back."""
 
 log = logging.getLogger("floodsearch.worker")
 
@@ -34,7 +44,14 @@ class Leave:
         self.wanted = threading.Event()
         self.signal: int | None = None
         self.abandoned = False
+        self.error: FloodsearchError | None = None
+        """Why nothing can be trained any more, if that is the reason."""
         self.overdue: Callable[[], None] | None = None
+
+    @property
+    def status(self) -> int:
+        """The exit status of a worker that leaves because of a signal."""
+        return INTERRUPTED if self.signal == signal.SIGINT else HANDED_BACK
 
     def ask(self, reason: str) -> None:
         """Ask the worker to hand its tickets back and leave."""
@@ -42,29 +59,48 @@ class Leave:
             self.reason = reason
             self.wanted.set()
 
+    def fail(self, error: FloodsearchError) -> None:
+        """Ask the worker to leave, as nothing can be trained any more."""
+        self.error = error
+        self.ask(str(error))
+
     def on_signals(self, *numbers: int, grace: float) -> None:
         """Leave on these signals; a second one ends the process at once.
 
+        Whatever the process does then: a thread hears them, as a call into C may last longer than the grace.
+
         Args:
             numbers: of the signals.
-            grace: seconds to leave in, to the end of the epoch; then `overdue` is called, if it is set.
+            grace: seconds to leave in, to the end of the epoch; then `overdue` is called, if it is set, and
+                the process ended.
         """
+        heard = {"at once": 0, "by Python": 0}  # each signal comes in both ways, or at least in the second
+        lock = threading.RLock()
 
-        def too_late() -> None:
-            if self.overdue is not None:
-                self.overdue()
-
-        def handle(number: int, frame: object) -> None:
-            del frame
-            signal.signal(number, signal.SIG_DFL)
-            self.signal = number
-            self.ask(f"signal {signal.Signals(number).name}")
-            timer = threading.Timer(grace, too_late)
-            timer.daemon = True
-            timer.start()
+        def hear(number: int, way: str) -> None:
+            with lock:
+                heard[way] += 1
+                if heard[way] > 1:
+                    os._exit(128 + number)
+                if self.signal is None:
+                    self.signal = number
+                    self.ask(f"signal {signal.Signals(number).name}")
+                    threading.Thread(target=self._end_after, args=[grace], daemon=True).start()
 
         for number in numbers:
-            signal.signal(number, handle)
+            signal.signal(number, lambda number, frame: hear(number, "by Python"))
+        listen(lambda number: hear(number, "at once"))
+
+    def _end_after(self, grace: float) -> None:
+        """End the process after a grace, or soon if it has nothing to hand back."""
+        soon = min(grace, SECONDS_TO_END)
+        time.sleep(soon)
+        if self.overdue is not None:
+            time.sleep(grace - soon)
+        if self.overdue is not None:
+            threading.Thread(target=self.overdue, daemon=True).start()
+            time.sleep(SECONDS_TO_END)  # the database may be what holds us up
+        os._exit(self.status)
 
     def on_end_of(self, stream: IO[bytes]) -> None:
         """Leave when a stream ends: its other end was held by a process that is gone."""
@@ -96,7 +132,7 @@ class Settings:
     beat_seconds: float = 5.0
     grace_seconds: float = queue.GRACE_SECONDS
     # Absolute, as a user's code may change the current folder.
-    checkpoints: Path | str = field(default_factory=CHECKPOINTS.absolute)
+    checkpoints: Path | str = field(default_factory=CHECKPOINTS.absolute, repr=False)
     logs: Path = field(default_factory=LOGS.absolute)
 
     def files(self, study: StoredStudy) -> Files:
@@ -158,6 +194,9 @@ class Heart:
                 reap = time.monotonic() + reaps_every
                 for number in reaper.step():
                     log.warning("trial %d was lost; its ticket waits again", number)
+            except (StudyDeletedError, StorageFailedError) as error:
+                self.leave.fail(error)
+                return
             except Exception as error:  # whatever it is, the next beat may work
                 due = time.monotonic() + self.settings.beat_seconds
                 reaper.forget()
@@ -168,7 +207,7 @@ class Heart:
         log.warning("the epoch takes too long: tickets are handed back without it")
         attempt(lambda: queue.hand_all_back(self.study, self.worker))
         attempt(lambda: self.beat(leaving=True))
-        os._exit(HANDED_BACK)
+        os._exit(self.leave.status)
 
     def train(self, *tickets: int) -> None:
         """Say what is trained from now on; written by the thread, so that training waits for no database."""

@@ -8,16 +8,12 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
-from optuna.exceptions import StorageInternalError
-from sqlalchemy.exc import SQLAlchemyError
-
-from floodsearch.storage.database import cause
+from floodsearch.storage.failures import STORAGE_ERRORS, cause, lasts
 
 PATIENCE = 900.0
 """Seconds for which a call that must not be lost is repeated: a database may be away for minutes."""
 LONGEST_WAIT = 10.0
 """Seconds between two tries, so that work goes on soon after the database is back."""
-STORAGE_ERRORS = (StorageInternalError, SQLAlchemyError)
 
 Result = TypeVar("Result")
 
@@ -25,7 +21,7 @@ log = logging.getLogger("floodsearch.worker")
 
 
 def persistently(call: Callable[[], Result], *, patience: float = PATIENCE) -> Result:
-    """Call the storage, again after growing waits where it fails.
+    """Call the storage, again after growing waits where it fails with an error that may pass.
 
     Every call here may be repeated. A ticket that was taken by a call whose answer got lost is found by the
     reaper: it runs, but its worker does not say that it trains it.
@@ -35,14 +31,15 @@ def persistently(call: Callable[[], Result], *, patience: float = PATIENCE) -> R
         patience: seconds after which a failure is the last one.
 
     Raises:
-        StorageInternalError, SQLAlchemyError: the last failure.
+        StorageInternalError, SQLAlchemyError: the last failure, or the first that lasts, such as a right that
+            is missing.
     """
     began, wait = time.monotonic(), 0.1
     while True:
         try:
             return call()
         except STORAGE_ERRORS as error:
-            if time.monotonic() - began + wait > patience:
+            if lasts(error) or time.monotonic() - began + wait > patience:
                 raise
             log.warning("the storage failed and is asked again: %s", cause(error))
         # The waits differ between workers, so that they do not come back all at once.

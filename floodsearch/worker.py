@@ -53,7 +53,8 @@ def work(study: StoredStudy, settings: Settings, leave: Leave, trainer: Trainer 
 
     Raises:
         UsageError: if the device does not exist, a loop or command of the user's own cannot be found or is
-            not trusted here, or somebody changed the study by hand.
+            not trusted here, or somebody changed or deleted the study.
+        StorageFailedError: if the database's file is gone.
     """
     study.require_unchanged()
     trusted = study.trusted
@@ -105,6 +106,8 @@ def work(study: StoredStudy, settings: Settings, leave: Leave, trainer: Trainer 
                 return "all tickets are finished"
             else:
                 leave.wanted.wait(min(1.0, settings.beat_seconds))
+    if leave.error is not None:
+        raise leave.error
     return leave.reason or "asked to leave"
 
 

@@ -105,6 +105,7 @@ def launch(
     Raises:
         UsageError: for bad input, before anything is created.
         NoAnswerError: if no ticket was completed.
+        StorageFailedError: if the storage failed for too long, or its file is gone.
         WorkersFailedError: if the workers kept dying.
     """
     if isinstance(study, Mapping):
@@ -113,16 +114,13 @@ def launch(
         spec = study if isinstance(study, Spec) else read(Path(study), known())
     crew = Crew.of(devices, workers, workers_per_device, available_cores(), queue.portions(spec))
     check_place(checkpoints)
-    database = open_database(storage, create=True)
-    try:
+    with open_database(storage, create=True) as database:
         stored = put_study(database, spec)
         queue.fill(stored)
         with Launch(stored, storage, crew, checkpoints=checkpoints) as launched:
             for _ in launched.watch():
                 pass
         return answer(stored)
-    finally:
-        database.close()
 
 
 def available_cores() -> int:
@@ -147,17 +145,18 @@ class Launch:
 
     Args:
         study: what they train; its queue is filled.
-        storage: the URL, handed to the workers through their environment: arguments show in `ps`.
+        storage: the URL, handed to the workers through their environment, as that of the checkpoints is:
+            arguments show in `ps`.
         crew: how many and where.
         logs: the folder for one log file a worker.
         checkpoints: the folder or URL of those of all studies.
     """
 
     study: StoredStudy
-    storage: str
+    storage: str = field(repr=False)
     crew: Crew
     logs: Path = LOGS
-    checkpoints: Path | str = CHECKPOINTS
+    checkpoints: Path | str = field(default=CHECKPOINTS, repr=False)
     slots: list[Slot] = field(default_factory=list)
 
     def __enter__(self) -> Launch:
@@ -175,12 +174,13 @@ class Launch:
 
     def _start(self, device: str, log: Path) -> subprocess.Popen[bytes]:
         command = [*FLOODSEARCH, "work", self.study.name, "--leave-on-eof"]
-        command += ["--device", device, "--checkpoints", str(self.checkpoints)]
+        command += ["--device", device]
         for token in sorted(self.study.trusts.tokens):  # of the spec that was launched, not of the stored one
             command += ["--trust", token]
         # Workers find the modules that this process finds, and read the URL where `ps` does not show it.
         path = os.pathsep.join(folder for folder in sys.path if folder)
         environment = {**os.environ, "PYTHONPATH": path, "FLOODSEARCH_STORAGE": self.storage}
+        environment["FLOODSEARCH_CHECKPOINTS"] = str(self.checkpoints)
         if device == "cpu":
             command += ["--threads", str(self.crew.threads)]
             # Libraries beside torch size their thread pools from this, before any code of ours runs.
@@ -284,19 +284,26 @@ def last_line(log: Path) -> str:
     return lines[-1].strip() if lines else "nothing"
 
 
-def detach(arguments: Sequence[str], name: str, storage: str, logs: Path = LOGS) -> int:
+def detach(
+    arguments: Sequence[str], name: str, storage: str, checkpoints: Path | str, logs: Path = LOGS
+) -> int:
     """Launch a study in the background, in a session of its own; return the process's number.
 
     Args:
         arguments: of `floodsearch launch`.
         name: of the study.
         storage: the URL, handed on where `ps` does not show it.
+        checkpoints: their folder or URL, likewise.
         logs: the folder of all logs.
     """
     with _log_file(logs, name, "launch.log") as output:
         process = subprocess.Popen(  # noqa: S603 - our own interpreter and module
             [*FLOODSEARCH, "launch", *arguments],
-            env={**os.environ, "FLOODSEARCH_STORAGE": storage},
+            env={
+                **os.environ,
+                "FLOODSEARCH_STORAGE": storage,
+                "FLOODSEARCH_CHECKPOINTS": str(checkpoints),
+            },
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,

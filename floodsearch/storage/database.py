@@ -7,30 +7,39 @@ create Optuna's tables at the same moment break each other.
 
 from __future__ import annotations
 
+import os
 import random
+import sqlite3
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from functools import partial, wraps
 from pathlib import Path
+from types import TracebackType
 from typing import Any
+from urllib.parse import quote
 
 import optuna
 import sqlalchemy
 from optuna.storages import BaseStorage, RDBStorage
-from sqlalchemy import Connection, Engine, NullPool, event
-from sqlalchemy.engine import URL, make_url
-from sqlalchemy.exc import ArgumentError, DBAPIError, SQLAlchemyError
+from sqlalchemy import Connection, Engine, MetaData, NullPool, QueuePool, event
+from sqlalchemy.exc import DBAPIError
 
-from floodsearch.errors import StorageError
+from floodsearch.errors import StorageError, StorageFailedError
 from floodsearch.files import make_private
-from floodsearch.storage import tables
+from floodsearch.storage import tables, trials
+from floodsearch.storage.failures import READ_ONLY, STORAGE_ERRORS, cause, failure, lasts
+from floodsearch.storage.urls import Place, place_of
 
 NETWORK_FILESYSTEMS = frozenset(
     {"nfs", "nfs4", "cifs", "smb3", "smbfs", "lustre", "gpfs", "beegfs", "ceph", "glusterfs", "afs", "9p"}
     | {"fuse.sshfs", "fuse.glusterfs", "fuse.beegfs", "fuse.ceph", "fuse.s3fs"}
 )
 SCHEMA_ATTEMPTS = 20
+LOCK_SECONDS = 60
+"""For which SQLite waits for another process."""
 POSTGRESQL = {
     "client_encoding": "utf8",  # of a database in SQL_ASCII, psycopg would give bytes
     "connect_timeout": 10,
@@ -45,17 +54,32 @@ POSTGRESQL = {
 
 @dataclass(frozen=True)
 class Database:
-    """An open database.
+    """An open database; as a context manager it is closed at the end, and tells its failures in our words.
 
     Args:
-        name: the URL without a password, for messages.
+        name: the URL without secrets, for messages.
         engine: SQLAlchemy's engine, shared with Optuna.
         optuna: Optuna's storage; finished trials are cached in this process.
     """
 
     name: str
-    engine: Engine
-    optuna: BaseStorage
+    engine: Engine = field(repr=False)
+    optuna: BaseStorage = field(repr=False)
+
+    def __enter__(self) -> Database:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close it.
+
+        Raises:
+            StorageError, StorageFailedError: where the database failed within.
+        """
+        self.close()
+        if error is not None and (told := failure(self.name, error)) is not None:
+            raise told from error
 
     @contextmanager
     def write(self) -> Iterator[Connection]:
@@ -75,67 +99,53 @@ class Database:
         self.engine.dispose()
 
 
-def open_database(url: str, *, create: bool = False, mounts: Path = Path("/proc/self/mounts")) -> Database:
+def open_database(
+    url: str, *, create: bool = False, read_only: bool = False, mounts: Path = Path("/proc/self/mounts")
+) -> Database:
     """Open a storage URL.
 
     Args:
         url: `sqlite:///PATH` or `postgresql://USER@HOST/DATABASE`.
         create: make the file and the tables if they are missing; any number of processes may at once.
+        read_only: open it for reading: nothing can be written, no writer waits for it, and it is enough that
+            this user may read.
         mounts: the system's table of mounted file systems; where there is none, none is refused.
 
     Raises:
         StorageError: if the scheme is not supported, the server cannot be reached, the database holds no
             studies, it was made by another version, or SQLite would lie on a network file system.
     """
-    parsed = _checked_url(url, create=create, mounts=mounts)
-    name = parsed.render_as_string(hide_password=True)
+    place = place_of(url)
+    if place.path is not None:
+        _check_path(place.path, place.name, create=create, mounts=mounts)
+        # What SQLite makes beside a file would be ours then, and stand in the way of the file's owner.
+        if place.path.is_file() and not (read_only or _may_write(place.path)):
+            raise StorageError(f"{place.name} cannot be written: {READ_ONLY}")
     # Optuna passes URLs through str.format, so braces in a password must be escaped.
-    text = parsed.render_as_string(hide_password=False).replace("{", "%7B").replace("}", "%7D")
+    text = place.url.render_as_string(hide_password=False).replace("{", "%7B").replace("}", "%7D")
+    options = _connecting(place, create=create, read_only=read_only)
     try:
-        _check_tables(text, name, create=create)
-        storage = _connect(text)
+        _check_tables(text, place.name, options, create=create)
+        storage = _connect(text, place, options, read_only=read_only)
     except RuntimeError as error:  # Optuna's own word on a schema that it does not know
-        raise StorageError(f"{name} cannot be used: {error}") from None
-    except (SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
-        raise StorageError(f"{name} cannot be opened: {cause(error)}") from None
-    return Database(name, storage.engine, optuna.storages.get_storage(storage))
+        raise StorageError(f"{place.name} cannot be used: {error}") from None
+    except STORAGE_ERRORS as error:
+        raise StorageError(f"{place.name} cannot be opened: {place.hushed(cause(error))}") from None
+    return Database(place.name, storage.engine, optuna.storages.get_storage(storage))
 
 
-def _checked_url(url: str, *, create: bool, mounts: Path) -> URL:
-    try:
-        parsed = make_url(url)
-    except (ArgumentError, ValueError):  # whose words may hold a part of the password
-        raise StorageError(
-            "the storage URL cannot be read; write sqlite:///PATH or postgresql://USER@HOST/DATABASE, "
-            "with %40 for an @ in a password"
-        ) from None
-    if "password" in parsed.query:
-        raise StorageError(
-            "a password after ? would be shown in messages; write USER:PASSWORD@HOST, or set PGPASSWORD"
-        )
-    backend = parsed.get_backend_name()
-    if backend == "postgresql":
-        return parsed.set(drivername="postgresql+psycopg")
-    if backend != "sqlite":
-        raise StorageError(
-            f"storage {parsed.drivername!r} is not supported; use sqlite:///PATH or postgresql://USER@HOST/DATABASE"
-        )
-    if parsed.database in (None, "", ":memory:") or str(parsed.database).startswith("file:"):
-        raise StorageError("SQLite in memory cannot be shared by workers; give a file, as in sqlite:///PATH")
-    parsed = parsed.set(drivername="sqlite")
-    path = Path(str(parsed.database)).absolute()
+def _check_path(path: Path, name: str, *, create: bool, mounts: Path) -> None:
     if not path.parent.is_dir():
-        raise StorageError(f"{parsed} cannot be opened: the folder {path.parent} does not exist")
+        raise StorageError(f"{name} cannot be opened: the folder {path.parent} does not exist")
     if not path.exists() and not create:
-        raise StorageError(f"{parsed} does not exist; launch a study first, or name another with --storage")
+        raise StorageError(f"{name} does not exist; launch a study first, or name another with --storage")
     if (kind := filesystem_of(path, mounts)) in NETWORK_FILESYSTEMS:
         raise StorageError(
-            f"{parsed} lies on a network file system ({kind}), where SQLite loses data; "
+            f"{name} lies on a network file system ({kind}), where SQLite loses data; "
             "put it on a local disk, or use postgresql://"
         )
     if create:
         make_private(path)  # SQLite gives the files beside it the same permissions
-    return parsed
 
 
 def filesystem_of(path: Path, mounts: Path) -> str:
@@ -154,41 +164,98 @@ def filesystem_of(path: Path, mounts: Path) -> str:
     return found[1]
 
 
-def _connect(url: str) -> RDBStorage:
-    """Open Optuna's storage on tables that were checked, with our connection settings."""
-    sqlite = url.startswith("sqlite")
-    # One connection for the training and one for the heartbeat, with room for a moment of overlap.
-    pool: dict[str, Any] = {} if sqlite else {"pool_pre_ping": True, "pool_size": 2, "max_overflow": 2}
-    storage = RDBStorage(
-        url,
-        engine_kwargs={**_connect_arguments(url), **pool},
-        skip_compatibility_check=True,
-        skip_table_creation=True,
+def _connecting(place: Place, *, create: bool, read_only: bool) -> dict[str, Any]:
+    """Return what SQLAlchemy is told of how a connection is made."""
+    if place.path is None:
+        return {"connect_args": POSTGRESQL}
+    connect = partial(_connect_sqlite, place.path, create=create, read_only=read_only)
+    # Where we may not write, each connection looks anew whether somebody else does.
+    alone = read_only and not _may_write(place.path)
+    return {"creator": connect, "poolclass": NullPool if alone else QueuePool}
+
+
+def _connect_sqlite(path: Path, *, create: bool, read_only: bool) -> sqlite3.Connection:
+    """Connect to a file, which is never made by the way: one that is gone must not come back empty."""
+    mode = "rwc" if create else "rw"
+    if read_only and not _may_write(path):
+        # SQLite reads beside writers with the help of files that these have made; it makes none of its own.
+        beside = path.with_name(f"{path.name}-wal")
+        mode = "ro" if beside.exists() and beside.stat().st_size > 0 else "ro&immutable=1"
+    connection = sqlite3.connect(
+        f"file:{quote(str(path))}?mode={mode}",
+        uri=True,
+        timeout=LOCK_SECONDS,
+        isolation_level=None,  # we say BEGIN ourselves
+        check_same_thread=False,
     )
-    if sqlite:
-        event.listen(storage.engine, "connect", _configure_sqlite)
-        event.listen(storage.engine, "begin", _begin_sqlite)
+    pragmas = ("query_only=ON",) if read_only else ("journal_mode=WAL", "synchronous=NORMAL")
+    for pragma in pragmas:
+        connection.execute(f"PRAGMA {pragma}")
+    return connection
+
+
+def _may_write(path: Path) -> bool:
+    return os.access(path, os.W_OK) and os.access(path.parent, os.W_OK | os.X_OK)
+
+
+def _connect(url: str, place: Place, options: Mapping[str, Any], *, read_only: bool) -> RDBStorage:
+    """Open Optuna's storage on tables that were checked, with our connection settings."""
+    pool: dict[str, Any] = {}
+    if place.path is None:
+        # One connection for the training and one for the heartbeat, with room for a moment of overlap; a
+        # reader may be a server with several threads.
+        pool = {"pool_pre_ping": True, "pool_size": 2, "max_overflow": 8 if read_only else 2}
+    storage = _Storage(
+        url, engine_kwargs={**options, **pool}, skip_compatibility_check=True, skip_table_creation=True
+    )
+    if place.path is not None:
+        event.listen(storage.engine, "begin", partial(_begin_sqlite, place, _identity(place.path), read_only))
     else:
-        event.listen(storage.engine, "connect", _configure_postgresql)
+        event.listen(storage.engine, "connect", partial(_configure_postgresql, read_only))
     storage.engine.dispose()  # drop the connections that were opened before the settings
     return storage
 
 
-def _connect_arguments(url: str) -> dict[str, Any]:
-    return {"connect_args": {"timeout": 60} if url.startswith("sqlite") else POSTGRESQL}
+_reading: ContextVar[bool] = ContextVar("reading", default=False)
+"""Whether Optuna's storage is about to read only."""
 
 
-def _check_tables(url: str, name: str, *, create: bool) -> None:
+class _Storage(RDBStorage):
+    """Optuna's storage, whose reads take no lock of SQLite."""
+
+
+def _read_only(method: Callable[..., Any]) -> Callable[..., Any]:
+    @wraps(method)
+    def read(*args: Any, **options: Any) -> Any:
+        before = _reading.set(True)
+        try:
+            return method(*args, **options)
+        finally:
+            _reading.reset(before)
+
+    return read
+
+
+for _name in (
+    *("get_all_studies", "get_study_id_from_name", "get_study_name_from_id", "get_study_directions"),
+    *("get_study_user_attrs", "get_study_system_attrs", "get_trial", "get_all_trials", "_get_trials"),
+    *("get_trial_user_attrs", "get_trial_system_attrs", "get_trial_param", "get_best_trial"),
+    *("_get_best_trial_id", "get_trial_id_from_study_id_trial_number"),
+):
+    setattr(_Storage, _name, _read_only(getattr(RDBStorage, _name)))
+
+
+def _check_tables(url: str, name: str, options: Mapping[str, Any], *, create: bool) -> None:
     """Make what tables are missing, if `create`; refuse what is not ours or newer than we are.
 
     Connections are closed as soon as they are not needed: a refused database keeps none.
     """
-    options = {**_connect_arguments(url), "poolclass": NullPool}
-    if create:
-        _create_tables(url, options)
+    options = {**options, "poolclass": NullPool}
     engine = sqlalchemy.create_engine(url, **options)
-    present = set(sqlalchemy.inspect(engine).get_table_names())
-    if not {"studies", tables.schema.name} <= present:
+    if create and not _were_made(engine):
+        _create_tables(url, options)
+    inspector = sqlalchemy.inspect(engine)
+    if not {"studies", tables.schema.name} <= set(inspector.get_table_names()):
         raise StorageError(
             f"{name} holds no studies of floodsearch; launch one, or name another storage with --storage"
         )
@@ -205,6 +272,32 @@ def _check_tables(url: str, name: str, *, create: bool) -> None:
             f"{name} was made by an older floodsearch {schemas}; export it with that one, "
             "and name another storage"
         )
+    _check_columns(inspector, name)
+
+
+def _were_made(engine: Engine) -> bool:
+    """Return whether all tables were made once: what is missing now is damage, and not made anew."""
+    if not sqlalchemy.inspect(engine).has_table(tables.schema.name):
+        return False
+    with engine.connect() as connection:
+        return tables.version(connection) > 0
+
+
+def _check_columns(inspector: sqlalchemy.Inspector, name: str) -> None:
+    """Refuse a database in which a table or column of ours, or of Optuna's that we write to, is missing."""
+    found = {
+        table: {column["name"] for column in columns}
+        for (_, table), columns in inspector.get_multi_columns().items()
+    }
+    known: tuple[MetaData, ...] = (tables.metadata, trials.metadata)
+    for table in (table for metadata in known for table in metadata.sorted_tables):
+        missing = [column.name for column in table.columns if column.name not in found.get(table.name, ())]
+        if missing:
+            what = f"column {missing[0]!r} of " if table.name in found else ""
+            raise StorageError(
+                f"{name} lacks the {what}table {table.name!r}; put back a copy of the database, "
+                "or name another with --storage"
+            )
 
 
 def _create_tables(url: str, options: Mapping[str, Any]) -> None:
@@ -228,34 +321,38 @@ def _create_tables(url: str, options: Mapping[str, Any]) -> None:
 
 def _lost_race(error: BaseException) -> bool:
     """Return whether an error may go away by itself, as it does when others make the same tables."""
-    cause = error if isinstance(error, DBAPIError) else error.__cause__
-    original = getattr(cause, "orig", None)
-    if type(original).__module__.startswith("psycopg"):
-        return getattr(original, "sqlstate", None) is not None  # without one, no server has answered
-    return not any(words in str(original) for words in ("not a database", "unable to open", "readonly"))
+    original = getattr(error if isinstance(error, DBAPIError) else error.__cause__, "orig", None)
+    if lasts(error) or getattr(original, "sqlite_errorcode", None) == sqlite3.SQLITE_CANTOPEN:
+        return False
+    # Without a state no server has answered.
+    return isinstance(original, sqlite3.Error) or getattr(original, "sqlstate", None) is not None
 
 
-def _configure_sqlite(connection: Any, record: Any) -> None:
-    del record
-    connection.isolation_level = None  # we say BEGIN ourselves
-    for pragma in ("journal_mode=WAL", "synchronous=NORMAL"):
-        connection.execute(f"PRAGMA {pragma}")
+def _identity(path: Path) -> tuple[int, int] | None:
+    """Return which file a path leads to, or None if there is none."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
 
 
-def _begin_sqlite(connection: Connection) -> None:
-    read_only = connection.get_execution_options().get("floodsearch_read_only", False)
-    connection.exec_driver_sql("BEGIN" if read_only else "BEGIN IMMEDIATE")
+def _begin_sqlite(
+    place: Place, opened: tuple[int, int] | None, read_only: bool, connection: Connection
+) -> None:
+    """Begin a transaction, unless the file is not the one that was opened: what is written would be lost."""
+    if place.path is not None and _identity(place.path) != opened:
+        raise StorageFailedError(
+            f"{place.name} was removed or replaced while it was used, and what was written since is lost; "
+            "launch the study again"
+        )
+    reads = read_only or _reading.get() or connection.get_execution_options().get("floodsearch_read_only")
+    connection.exec_driver_sql("BEGIN" if reads else "BEGIN IMMEDIATE")
 
 
-def _configure_postgresql(connection: Any, record: Any) -> None:
+def _configure_postgresql(read_only: bool, connection: Any, record: Any) -> None:
     del record
     connection.execute("SET TIME ZONE 'UTC'")
+    if read_only:
+        connection.execute("SET default_transaction_read_only = on")
     connection.commit()
-
-
-def cause(error: BaseException) -> str:
-    """Return the database's own words, which hold no password, in one line."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    words = str(getattr(error, "orig", None) or error).strip().splitlines()
-    return words[0] if words else type(error).__name__

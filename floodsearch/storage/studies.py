@@ -18,7 +18,13 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from floodsearch.analysis import RUNG_VALIDATIONS, Question, recent_mean, seed_result, window_start
-from floodsearch.errors import DamagedError, StudyChangedError, UnknownStudyError, UsageError
+from floodsearch.errors import (
+    DamagedError,
+    StudyChangedError,
+    StudyDeletedError,
+    UnknownStudyError,
+    UsageError,
+)
 from floodsearch.records import (
     BY_HAND,
     ENDINGS,
@@ -108,10 +114,11 @@ class StoredStudy:
 
         Raises:
             StudyChangedError: if it is another one now than that it has grown.
+            StudyDeletedError: if it is gone, or its id is another's by now.
         """
         now = _study(self.database, self.name, self.id, self.trusts)
         if now.uuid != self.uuid:
-            raise DamagedError(f"{UUID} of study {self.name!r}", now.uuid, self.uuid)
+            raise StudyDeletedError(self.name, self.database.name)
         found = now.spec
         if self.spec.levels.high == AUTO:  # until the pilot has found it
             found = found.model_copy(update={"levels": self.spec.levels})
@@ -236,8 +243,11 @@ def find_study_of(database: Database, spec: Spec) -> StoredStudy:
 
 
 def _attributes(database: Database, name: str, study_id: int) -> dict[str, Any]:
-    with read_by_optuna(f"study {name!r}"):
-        return database.optuna.get_study_user_attrs(study_id)
+    try:
+        with read_by_optuna(f"study {name!r}"):
+            return database.optuna.get_study_user_attrs(study_id)
+    except KeyError:
+        raise StudyDeletedError(name, database.name) from None
 
 
 def _study(database: Database, name: str, study_id: int, trusts: Trusts) -> StoredStudy:

@@ -16,11 +16,12 @@ from typing import Any
 from optuna.distributions import BaseDistribution, distribution_to_json
 from optuna.storages._rdb import models
 from optuna.trial import TrialState
-from sqlalchemy import Connection, Select, func, insert, select, update
+from sqlalchemy import Connection, MetaData, Select, func, insert, select, update
 
 from floodsearch.records import Attribute, Parameter
 from floodsearch.storage.tables import UPSERT
 
+metadata: MetaData = models.BaseModel.metadata
 STUDY = models.StudyModel
 STUDY_ATTRIBUTE = models.StudyUserAttributeModel
 TRIAL = models.TrialModel
@@ -123,10 +124,13 @@ def _waiting(study_id: int, attribute: Attribute) -> Select[Any]:
     )
 
 
-def lock(connection: Connection, trial_id: int) -> tuple[TrialState, int | None]:
-    """Lock a trial until the transaction ends; return its state and the worker that signed it."""
+def lock(connection: Connection, trial_id: int) -> tuple[TrialState | None, int | None]:
+    """Lock a trial until the transaction ends; return its state and the worker that signed it.
+
+    The state is None if somebody deleted the trial.
+    """
     locked = select(TRIAL.state).where(TRIAL.trial_id == trial_id).with_for_update()
-    state: TrialState = connection.execute(locked).scalar_one()
+    state: TrialState | None = connection.execute(locked).scalar_one_or_none()
     signed = (ATTRIBUTE.trial_id == trial_id) & (ATTRIBUTE.key == Attribute.WORKER.value)
     worker = connection.execute(select(ATTRIBUTE.value_json).where(signed)).scalar_one_or_none()
     return state, None if worker is None else json.loads(worker)
