@@ -438,7 +438,7 @@ class _Reader:
     ) -> Search:
         """Check that the sampler, what is searched and the number of trials fit each other."""
         counted = levels.high != AUTO or levels.count is not None
-        grid = (levels.up_to(levels.low + 1) if levels.high == AUTO else levels).grid()
+        grid = levels.stand_in().grid()
         baselines = _combinations(recipe)
         ranges = [where for where, value in settings.items() if isinstance(value, Range)]
         if search.sampler == "grid":
