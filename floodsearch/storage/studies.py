@@ -22,7 +22,7 @@ from floodsearch.records import Attribute, EpochRecord, Pilot, TicketState, Tria
 from floodsearch.spec import AUTO, Spec, differences, from_json
 from floodsearch.storage import tables, trials
 from floodsearch.storage.database import Database
-from floodsearch.storage.rows import number, parsed, read_by_optuna, text, whole
+from floodsearch.storage.rows import flag, number, parsed, read_by_optuna, text, whole
 from floodsearch.studyfile import ONE_LEVEL
 
 SPEC, UUID, VERSIONS, STOPPED, PILOT, ENGINE = (
@@ -304,6 +304,9 @@ def _record(trial: FrozenTrial, study: str) -> TrialRecord | None:
         reason=told(Attribute.REASON),
         handed_back=count(Attribute.HANDED_BACK, 0, 0),
         out_of_memory=count(Attribute.OUT_OF_MEMORY, 0, 0),
+        flooded=None
+        if (flooded := attributes.get(Attribute.FLOODED)) is None
+        else flag(flooded, where(Attribute.FLOODED)),
     )
 
 
