@@ -106,7 +106,9 @@ def test_what_is_not_decided_is_said(verdict, more, said):
 def test_no_flooding_can_be_the_answer():
     """At level 0 the text says that no level was better, and what is pasted changes nothing."""
     text = best_text(replace(NOTHING, verdict="hurts"))
-    assert "none: no level was better than no flooding; flooding hurts" in text
+    assert (
+        "none: no level was better than no flooding; flooding hurts, at the levels tried: 0.02 to 0.5" in text
+    )
     assert paste_line(NOTHING).startswith("loss = loss")
     assert "not shown to help" in best_text(replace(NOTHING, verdict="not shown", more_seeds=3))
 
