@@ -93,6 +93,8 @@ class Levels(Section):
         if self.count is not None and self.step is not None:
             yield Problem("levels.step", "given together with levels.count; keep one of the two")
         if self.high == AUTO:
+            if self.step is not None and self.low + self.step == self.low:
+                yield Problem("levels.step", f"{self.step:g} is nothing beside levels.low = {self.low:g}")
             return
         if self.low >= self.high:
             yield Problem("levels.low", f"{self.low:g} is not below levels.high = {self.high:g}")
@@ -134,7 +136,7 @@ class Levels(Section):
 
     def stand_in(self) -> Levels:
         """Return the same with any highest level, where the pilot has to find it, to look at the rest."""
-        return self.up_to(self.low + max(self.low, self.step or 0.0, 1.0)) if self.high == AUTO else self
+        return self.up_to(self.low + (self.step or max(self.low, 1.0))) if self.high == AUTO else self
 
     def grid(self) -> tuple[float, ...] | None:
         """Return the levels of the grid, ascending and with level 0, or None for a continuous search.

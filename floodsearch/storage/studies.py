@@ -330,8 +330,13 @@ def _with_results(study: StoredStudy, records: list[TrialRecord]) -> list[TrialR
     for ticket, curve in curves.items():
         for epoch_record in curve:
             by_seed.setdefault((ticket, epoch_record.seed), []).append(epoch_record)
+    by_length = {
+        length: sorted({record.epoch for record in ended if record.epochs == length})
+        for length in {record.epochs for record in ended}
+    }
     return [
-        _with_seeds(study, record, rungs, by_seed) if _has_ended(record) else record for record in records
+        _with_seeds(study, record, by_length[record.epochs], by_seed) if _has_ended(record) else record
+        for record in records
     ]
 
 
