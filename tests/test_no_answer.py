@@ -120,6 +120,14 @@ def test_a_budget_that_ended_after_level_zero_says_so():
     assert so_far == "tiny: only level 0 was trained to its end (provisional: 1 of 3 tickets are done)"
 
 
+def test_a_budget_that_ended_in_between_says_what_was_left_out():
+    """An answer from some of the levels is told as such."""
+    trials = [trial(0, 0.0, [0.8, 0.9]), trial(1, 0.1, [0.9, 0.95]), trial(2, 0.2, state="waiting")]
+    assert f"not searched       1 ticket: {SPENT}" in best_text(answer(trials, stopped=SPENT))
+    assert "not searched" not in best_text(answer(trials[:2], stopped=SPENT)), "nothing is left"
+    assert "not searched" not in best_text(answer(trials, finished=False)), "it is not closed"
+
+
 def test_where_all_others_failed_their_number_is_told():
     """Levels that diverged or failed show nothing, and are not said to be worse."""
     others = [

@@ -41,6 +41,7 @@ def best_text(best: BestLevel) -> str:
         ("test loss", _versus(best.test_loss, None, plain.test_loss if plain else None)),
         ("training accuracy", _number(best.train_accuracy)),
         ("tickets", counts_text(best.trials)),
+        ("not searched", _not_searched(best)),
         ("epochs", f"{best.epochs_run:,} of {best.epochs_exhaustive or 0:,} for an exhaustive search"),
         *_combinations(best),
     ]
@@ -239,6 +240,14 @@ def _alone(best: BestLevel) -> str:
     others = ", ".join(part for part in _occurring(best.trials) if not part.endswith("complete"))
     why = best.stopped or (f"of the others {others}" if others and best.finished else "")
     return "only level 0 was trained to its end" + (f": {why}" if why else "")
+
+
+def _not_searched(best: BestLevel) -> str:
+    """Return what a study that was closed early has left out; where that is all, the first line says it."""
+    if best.stopped is None or not best.trials.unfinished or not best.tried:
+        return ""
+    tickets = "ticket" if best.trials.unfinished == 1 else "tickets"
+    return f"{best.trials.unfinished} {tickets}: {best.stopped}"
 
 
 def _early_stopping(best: BestLevel) -> str:
