@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
+from typing import Literal
 
 import numpy as np
 
@@ -21,15 +22,15 @@ from floodsearch.records import (
     Baseline,
     BestLevel,
     Combination,
+    EarlyStopping,
     EpochRecord,
-    Parameter,
     SeedResult,
     TicketCounts,
     TrialRecord,
     Verdict,
     field_of,
 )
-from floodsearch.smoothing import CONFIDENCE, student
+from floodsearch.smoothing import CONFIDENCE, ROUNDING, student
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,17 +178,20 @@ def _largest(trials: Iterable[TrialRecord], key: Callable[[TrialRecord], int]) -
 
     def rank(item: tuple[int, list[TrialRecord]]) -> tuple[bool, int, int]:
         found, group = item
-        return any(one.level == 0 for one in group), len({one.ticket for one in group}), found
+        return any(one.stands_for == 0 for one in group), len({one.ticket for one in group}), found
 
     return max(groups.items(), key=rank, default=(0, []))[1]
 
 
 def best_of(trials: Iterable[TrialRecord], question: Question) -> TrialRecord | None:
-    """Return the trial with the best value; of equal ones the lowest level, then the first ticket."""
+    """Return the trial with the best value; of equal ones the lowest level, then the first ticket.
+
+    Levels are what the trials stand for: one that never flooded counts as level 0.
+    """
     sign = 1.0 if question.maximize else -1.0
     return max(
         (trial for trial in trials if trial.results or trial.value is not None),
-        key=lambda trial: (sign * _value(trial), -(trial.level or 0.0), -trial.ticket),
+        key=lambda trial: (sign * _value(trial), -(trial.stands_for or 0.0), -trial.ticket),
         default=None,
     )
 
@@ -214,6 +218,7 @@ def best_level(
     epochs_run: int,
     epochs_exhaustive: int | None,
     finished: bool,
+    stopped: str | None = None,
 ) -> BestLevel:
     """Return the complete level at the maximum of the smooth curve, and what is known of it.
 
@@ -223,30 +228,24 @@ def best_level(
         epochs_run: member-epochs that the workers trained.
         epochs_exhaustive: tickets x seeds x epochs, if that is known.
         finished: whether the search is over; before, the answer is provisional.
+        stopped: why no ticket is handed out any more, if that is so.
 
     Raises:
-        NoAnswerError: if no ticket is complete, saying what is running.
+        NoAnswerError: if no ticket is complete, saying what became of them.
     """
-    counts = count(trials)
     found = _landscapes(trials, question)
     if not found:
-        then = "ask again later" if counts.unfinished else f"floodsearch status {question.study} shows why"
-        raise NoAnswerError(
-            f"study {question.study!r} has no complete ticket yet: {counts.running} running, "
-            f"{counts.waiting} waiting, {counts.pruned} pruned, {counts.failed} failed; {then}"
-        )
+        raise NoAnswerError(_nothing(trials, question, stopped))
     land = _best(found)
-    best = land.trials[land.chosen]
-    baseline = land.baseline
+    best, baseline = land.trials[land.chosen], land.baseline
+    level = _level(best, question)
     value, value_se = mean_and_se([result.value for result in best.results])
     flooded, gain = _gains(land)
-    if question.finds_level:
-        interval, tied = _reached(best), None
-    else:
-        interval, tied = _tied(land) if _has_curve(land, found) else (None, None)
+    shown = gain if level and gain is not None else None
+    interval, tied = _range(land, found, question)
     return BestLevel(
         study=question.study,
-        level=_level(best, question),
+        level=level,
         highest=max(trial.level or 0.0 for trial in trials) if question.finds_level else None,
         parameters=best.beside,
         trial=best.number,
@@ -260,22 +259,81 @@ def best_level(
         test_accuracy_clean=mean_of(best.results, "test_accuracy_clean"),
         test_loss=mean_of(best.results, "test_loss"),
         best_epoch_test_accuracy=mean_of(best.results, "best_test_accuracy"),
+        best_epoch_test_loss=mean_of(best.results, "best_test_loss"),
         train_accuracy=mean_of(best.results, "train_accuracy"),
         baseline=None if baseline is None else _baseline(baseline),
+        no_baseline=_no_baseline(trials, best) if baseline is None else None,
+        tried=tuple(land.levels[land.levels > 0].tolist()),
+        never_flooded=land.never_flooded,
+        early_stopping=_early_stopping(land, question),
         gain=None if gain is None else gain.mean,
         gain_se=None if gain is None else gain.se,
-        gain_interval=gain.interval if gain is not None and best.level else None,
-        p_value=gain.p_value if gain is not None and best.level else None,
-        verdict=_verdict(flooded, best),
+        gain_interval=None if shown is None else shown.interval,
+        p_value=None if shown is None else shown.p_value,
+        verdict=_verdict(flooded, land),
         more_seeds=None if flooded is None else flooded.more_seeds,
         combinations=tuple(_combination(one, question) for one in found)
-        if any(_parameters(one) for one in found)
+        if any(one.beside for one in found)
         else (),
-        trials=counts,
+        trials=count(trials),
         epochs_run=epochs_run,
         epochs_exhaustive=epochs_exhaustive,
         cost=epochs_run / epochs_exhaustive if epochs_exhaustive else None,
         finished=finished,
+        stopped=stopped,
+    )
+
+
+def _nothing(trials: Sequence[TrialRecord], question: Question, stopped: str | None) -> str:
+    """Return why a study has no answer, and what to do about it."""
+    counts = count(trials)
+    failed = [one for one in latest(trials).values() if one.state == "failed" or one.cause == "diverged"]
+    then = "ask again later" if counts.unfinished else f"floodsearch status {question.study} shows why"
+    if stopped is not None:
+        then = stopped
+    elif failed and not counts.unfinished:
+        last = max(failed, key=lambda one: one.number)
+        then = f"ticket {last.ticket}: {last.reason or last.cause}"
+    return (
+        f"study {question.study!r} has no complete ticket yet: {counts.running} running, "
+        f"{counts.waiting} waiting, {counts.pruned} pruned, {counts.failed} failed; {then}"
+    )
+
+
+def _no_baseline(trials: Iterable[TrialRecord], best: TrialRecord) -> str:
+    """Return what became of level 0 of the answer's combination, which is not complete."""
+    plain = [
+        one for one in latest(trials).values() if one.level == 0 and one.beside.items() <= best.beside.items()
+    ]
+    if not plain:
+        return "level 0 has no ticket"
+    one = plain[0]
+    if one.state in ("running", "waiting"):
+        return f"level 0 is {one.state}"
+    if one.state == "complete":
+        return "level 0 has no values of its seeds"
+    return f"level 0 {'diverged' if one.cause == 'diverged' else one.state}: {one.reason or one.cause}"
+
+
+def _early_stopping(land: Landscape, question: Question) -> EarlyStopping | None:
+    """Return how stopping level 0 early compares with the answer, where all seeds were tested for that."""
+    if land.baseline is None or land.chosen == 0:
+        return None
+    measure: Literal["test_accuracy", "test_loss"] = (
+        "test_loss" if question.metric == "val_loss" else "test_accuracy"
+    )
+    plain, best = land.baseline.results, land.trials[land.chosen].results
+    every = [(plain, f"best_{measure}"), (best, measure), (best, f"best_{measure}")]
+    if any(getattr(one, name) is None for results, name in every for one in results):
+        return None
+    unflooded, at_end, stopped = (mean_of(results, name) or 0.0 for results, name in every)
+    sign = -1.0 if measure == "test_loss" else 1.0
+    return EarlyStopping(
+        measure=measure,
+        unflooded=unflooded,
+        at_end=at_end,
+        stopped=stopped,
+        as_good=sign * unflooded >= max(sign * at_end, sign * stopped) - ROUNDING,
     )
 
 
@@ -356,7 +414,7 @@ def _best(found: Iterable[Landscape]) -> Landscape:
 
 def _has_curve(land: Landscape, found: Sequence[Landscape]) -> bool:
     """Return whether a landscape compares levels: where there are several, some hold one level each."""
-    return len(found) == 1 or int(np.count_nonzero(land.levels)) > 1
+    return int(np.count_nonzero(land.levels)) > (0 if len(found) == 1 else 1)
 
 
 def _with_most_seeds(found: Iterable[Landscape]) -> list[Landscape]:
@@ -382,25 +440,25 @@ def _gains(land: Landscape) -> tuple[Gain | None, Gain | None]:
     return flooded, flooded if land.chosen != 0 else nothing
 
 
-def _verdict(flooded: Gain | None, best: TrialRecord) -> Verdict | None:
+def _verdict(flooded: Gain | None, land: Landscape) -> Verdict | None:
     """Return the verdict; a gain that the curve does not confirm is not shown."""
     if flooded is None:
         return None
-    return "not shown" if flooded.verdict == "helps" and best.level == 0 else flooded.verdict
+    return "not shown" if flooded.verdict == "helps" and land.chosen == 0 else flooded.verdict
 
 
 def _level(trial: TrialRecord, question: Question) -> float:
     """Return the level that a complete trial stands for."""
     found = _final_levels(trial)
-    if not question.finds_level or not trial.level or not found:
-        return trial.level or 0.0
+    if not question.finds_level or not trial.stands_for or not found:
+        return trial.stands_for or 0.0
     return _decimal(statistics.median(found))
 
 
 def _reached(trial: TrialRecord) -> tuple[float, float] | None:
     """Return the lowest and the highest level that the runs of a trial came to."""
     found = _final_levels(trial)
-    return (min(found), max(found)) if trial.level and len(found) > 1 else None
+    return (min(found), max(found)) if trial.stands_for and len(found) > 1 else None
 
 
 def _final_levels(trial: TrialRecord) -> list[float]:
@@ -410,6 +468,15 @@ def _final_levels(trial: TrialRecord) -> list[float]:
 def _decimal(level: float) -> float:
     """Return a level without the noise of the sums that made it: 0.135, not 0.13500000000000001."""
     return float(f"{level:.9g}")
+
+
+def _range(
+    land: Landscape, found: Sequence[Landscape], question: Question
+) -> tuple[tuple[float, float] | None, tuple[float, ...] | None]:
+    """Return the interval of the answer, and what is tied with it; None where no levels were compared."""
+    if question.finds_level:
+        return _reached(land.trials[land.chosen]), None
+    return _tied(land) if _has_curve(land, found) else (None, None)
 
 
 def _tied(land: Landscape) -> tuple[tuple[float, float] | None, tuple[float, ...] | None]:
@@ -427,18 +494,13 @@ def _tied(land: Landscape) -> tuple[tuple[float, float] | None, tuple[float, ...
 def _combination(land: Landscape, question: Question) -> Combination:
     best, gain = land.trials[land.chosen], _gains(land)[1]
     return Combination(
-        parameters=_parameters(land),
+        parameters=land.beside,
         level=_level(best, question),
         value=mean_of(best.results, "value") or 0.0,
         baseline=None if land.baseline is None else mean_of(land.baseline.results, "value"),
         gain=None if gain is None else gain.mean,
         gain_se=None if gain is None else gain.se,
     )
-
-
-def _parameters(land: Landscape) -> Mapping[str, Parameter]:
-    """Return the parameters beside the levels of a landscape: those of a flooded one, if there is any."""
-    return land.trials[-1].beside
 
 
 def _worse(land: Landscape, best: Landscape) -> bool:
@@ -458,6 +520,7 @@ def _baseline(trial: TrialRecord) -> Baseline:
         test_accuracy_clean=mean_of(trial.results, "test_accuracy_clean"),
         test_loss=mean_of(trial.results, "test_loss"),
         best_epoch_test_accuracy=mean_of(trial.results, "best_test_accuracy"),
+        best_epoch_test_loss=mean_of(trial.results, "best_test_loss"),
     )
 
 

@@ -55,6 +55,7 @@ def _answer(
         epochs_run=sum(worker.epochs_run for worker in workers),
         epochs_exhaustive=epochs_exhaustive(study),
         finished=finished,
+        stopped=queue.closed(study, workers),
     )
     return replace(found, changed=study.changed())
 
@@ -157,4 +158,4 @@ def _notes(trials: Sequence[TrialRecord]) -> list[TicketNote]:
 
 def _level(trial: TrialRecord | None, study: StoredStudy) -> float | None:
     """Return the level of a trial; None where its runs found their own, which only the curves tell."""
-    return None if trial is None or (study.question.finds_level and trial.level) else trial.level
+    return None if trial is None or (study.question.finds_level and trial.stands_for) else trial.stands_for

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Collection, Iterable, Sequence
+from functools import partial
 from typing import Literal
 
 import torch
@@ -212,7 +213,8 @@ class Bracket:
             if decision.prune:
                 ticket = self.alive[number]
                 cohort.drop(number)
-                self._ended(number, "pruned", lambda: queue.prune(ticket, decision))  # noqa: B023 - called at once
+                flooded = self.curves[number].flooded
+                self._ended(number, "pruned", lambda: queue.prune(ticket, decision, flooded=flooded))  # noqa: B023 - called at once
 
     def _failed(self, number: int, error: BaseException) -> None:
         """Write down that a ticket diverged or its code raised; one for which there is no memory waits."""
@@ -268,7 +270,8 @@ class Bracket:
             return
         results = [seed_result(curve.of(seed), self.study.question, ticket.epochs) for seed in ticket.seeds]
         value, numbers = _summary(results)
-        self._ended(number, "complete", lambda: queue.complete(ticket, value, numbers))
+        complete = partial(queue.complete, ticket, value, numbers, flooded=curve.flooded)
+        self._ended(number, "complete", complete)
 
     def _keep(self, ticket: Ticket, cohort: Members) -> None:
         """Keep the weights of a ticket's runs, if that is asked for.
@@ -341,6 +344,14 @@ class Curve:
     def of(self, seed: int) -> list[EpochRecord]:
         """Return the records of one run."""
         return list(self.records[seed].values())
+
+    @property
+    def flooded(self) -> bool | None:
+        """Whether a batch of any run was ever below the level; None where that is not known of all epochs."""
+        shares = [one.flooded for records in self.records.values() for one in records.values()]
+        if any(shares):
+            return True
+        return None if None in shares or not shares else False
 
     def reaches(self, epoch: int) -> bool:
         """Return whether all runs have been trained up to an epoch."""

@@ -133,10 +133,11 @@ def launch(
         except KeyboardInterrupt:
             _say("interrupted; give the same command again to go on")
             raise typer.Exit(INTERRUPTED) from None
-        if (reason := stored.stopped()) is not None:
+        reason, found = stored.stopped(), answer(stored)
+        if reason is not None:
             _say(f"the study was stopped: {reason}")
-        print(best_text(answer(stored)))  # noqa: T201
-        if reason not in (None, queue.STOPPED_BY_COMMAND):
+        print(best_text(found))  # noqa: T201
+        if found.failed or reason not in (None, queue.STOPPED_BY_COMMAND):
             raise typer.Exit(FAILED)
 
 
@@ -251,6 +252,8 @@ def best(name: Name, storage: Storage = STORAGE, as_json: AsJson = False) -> Non
             _print_json(dataclasses.asdict(found))
         else:
             print(best_text(found))  # noqa: T201
+    if found.failed:
+        raise typer.Exit(FAILED)
 
 
 @app.command()

@@ -8,20 +8,22 @@ winner is the maximum. (Measured on simulated halving of 26 levels of Two Gaussi
 levels chose no better, within .001 of accuracy, and needed a confirming ticket in .07 to .46 of the searches;
 two needed none.)
 
+A level that never flooded is level 0: its trial is one more of level 0, and no point of the curve.
+
 Notation: L levels, S seeds, R rungs; a *value* is larger where the level is better; NaN is not measured.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
-from floodsearch.records import TrialRecord
+from floodsearch.records import Parameter, TrialRecord
 from floodsearch.smoothing import BANDWIDTH, Array, Smooth, kernel, peak, smooth
 
 ENOUGH = 2
@@ -33,12 +35,16 @@ class Landscape:
     """Values over levels of one combination of the parameters beside the level.
 
     Args:
-        trials: one a level, ascending by level.
+        trials: one a level, ascending by the level that each stands for.
         values: final, or carried on to the end, (S, L).
         measured: what of it was trained at all, if not to the end, (S, L).
         top: index of the best flooded level; of level 0 if there is no other.
         highest: of all levels of the study, in the unit of the loss.
-        untried: levels that were never trained, ascending, in the unit of the loss.
+        beside: the parameters beside the level; those of the flooded levels, as level 0 may have fewer.
+        untried: levels that were never trained, or pruned before they flooded, and would have flooded for all
+            that is known; ascending, in the unit of the loss.
+        never_flooded: levels above 0 that were trained to their ends and never flooded, ascending; None where
+            nothing tells.
     """
 
     trials: tuple[TrialRecord, ...]
@@ -46,7 +52,9 @@ class Landscape:
     measured: NDArray[np.bool_]
     top: int
     highest: float
+    beside: Mapping[str, Parameter] = field(default_factory=dict)
     untried: tuple[float, ...] = ()
+    never_flooded: tuple[float, ...] | None = None
 
     @cached_property
     def levels(self) -> Array:
@@ -114,12 +122,18 @@ def landscape(trials: Iterable[TrialRecord], *, maximize: bool, highest: float) 
         highest: of all levels of the study.
     """
     trials = _preferred(trials)
-    rows = {trial.level: (trial, found) for trial in trials if (found := _rungs(trial))}
+    aside = {trial.level for trial in trials if _stopped_before_it_flooded(trial)}
+    rows = {
+        trial.stands_for: (trial, found)
+        for trial in trials
+        if not _stopped_before_it_flooded(trial) and (found := _rungs(trial))
+    }
     by_level = [rows[level] for level in sorted(level for level in rows if level is not None)]
     if not any(trial.state == "complete" for trial, _ in by_level):
         return None
-    plain = [trial.seeds for trial, _ in by_level if trial.level == 0]
-    flooded = [trial.seeds for trial, _ in by_level if trial.level != 0]
+    never_flooded = _never_flooded(trials, rows)
+    plain = [trial.seeds for trial, _ in by_level if trial.stands_for == 0]
+    flooded = [trial.seeds for trial, _ in by_level if trial.stands_for != 0]
     seeds = min(max(counts) for counts in (plain, flooded) if counts)
     epochs = sorted({epoch for _, found in by_level for epoch in found})
     table: Array = np.full((seeds, len(by_level), len(epochs)), np.nan)
@@ -136,18 +150,44 @@ def landscape(trials: Iterable[TrialRecord], *, maximize: bool, highest: float) 
         measured=np.asarray(np.isfinite(table[:, known]).any(axis=2)),
         top=_top(levels[known], table[:, known], highest),
         highest=highest,
-        untried=tuple(sorted({level for trial in trials for level in _untried(trial)} - rows.keys())),
+        beside=max((trial.beside for trial in trials), key=len),
+        # A level floods where a lower one does: what is below one that never flooded would not have either.
+        untried=tuple(
+            sorted(
+                level
+                for level in aside - rows.keys()
+                if level is not None and level > max(never_flooded or (), default=0.0)
+            )
+        ),
+        never_flooded=never_flooded,
     )
 
 
-def _untried(trial: TrialRecord) -> list[float]:
-    """Return the level of a trial that was pruned before its first epoch."""
-    aside = trial.state == "pruned" and trial.cause == "pruned" and trial.epoch == 0
-    return [trial.level] if aside and trial.level is not None else []
+def _stopped_before_it_flooded(trial: TrialRecord) -> bool:
+    """Return whether a trial was pruned before its first epoch, or while it still was the unflooded run."""
+    pruned = trial.state == "pruned" and trial.cause == "pruned"
+    return pruned and (trial.epoch == 0 or (trial.stands_for == 0 and trial.level != 0))
+
+
+def _never_flooded(
+    trials: Iterable[TrialRecord], compared: Collection[float | None]
+) -> tuple[float, ...] | None:
+    """Return the levels of the complete trials that never flooded, with whatever seeds they had.
+
+    Args:
+        trials: of one combination.
+        compared: the levels that flooded, with more seeds perhaps.
+    """
+    above = [trial for trial in trials if trial.level and trial.state == "complete"]
+    if not any(trial.flooded is not None for trial in above):
+        return None
+    return tuple(
+        sorted({trial.level for trial in above if trial.level and trial.stands_for == 0} - {*compared})
+    )
 
 
 def _levels(trials: Iterable[TrialRecord]) -> Array:
-    return np.array([trial.level for trial in trials], dtype=float)
+    return np.array([trial.stands_for for trial in trials], dtype=float)
 
 
 def _preferred(trials: Iterable[TrialRecord]) -> list[TrialRecord]:

@@ -459,22 +459,36 @@ def _rivals(first: Ticket, together: Collection[int], epoch: int) -> dict[int, S
     return rivals
 
 
-def complete(ticket: Ticket, value: float, attributes: Mapping[Attribute, float | None]) -> None:
-    """Finish a ticket with its value, in the metric's unit, and a few numbers for the dashboard."""
+def complete(
+    ticket: Ticket,
+    value: float,
+    attributes: Mapping[Attribute, float | None],
+    *,
+    flooded: bool | None = None,
+) -> None:
+    """Finish a ticket with its value, in the metric's unit, and a few numbers for the dashboard.
+
+    Here and below, `flooded` tells whether a batch of any seed was ever below the level, if that is known.
+    """
     known = {
         key: number for key, number in attributes.items() if number is not None and math.isfinite(number)
     }
-    _end(ticket, TrialState.COMPLETE, {Attribute.CAUSE: "complete", **known}, value)
+    _end(ticket, TrialState.COMPLETE, {Attribute.CAUSE: "complete", **known, **_known(flooded)}, value)
 
 
-def prune(ticket: Ticket, decision: Decision) -> None:
+def prune(ticket: Ticket, decision: Decision, *, flooded: bool | None = None) -> None:
     """Finish a ticket that the pruner stopped; its last report is its value."""
-    _end(ticket, TrialState.PRUNED, {Attribute.CAUSE: "pruned", Attribute.REASON: decision.reason})
+    why = {Attribute.CAUSE: "pruned", Attribute.REASON: decision.reason}
+    _end(ticket, TrialState.PRUNED, {**why, **_known(flooded)})
 
 
 def diverge(ticket: Ticket, error: DivergedError) -> None:
     """Finish a ticket whose loss is no longer finite; its level is not proposed again."""
     _end(ticket, TrialState.PRUNED, {Attribute.CAUSE: "diverged", Attribute.REASON: str(error)})
+
+
+def _known(flooded: bool | None) -> dict[Attribute, bool]:
+    return {} if flooded is None else {Attribute.FLOODED: flooded}
 
 
 def fail(ticket: Ticket, error: BaseException) -> None:
@@ -587,10 +601,14 @@ def closed(study: StoredStudy, workers: Iterable[WorkerRecord]) -> str | None:
         return reason
     budget, workers = study.spec.budget, list(workers)
     if budget.epochs is not None and sum(one.epochs_run for one in workers) >= budget.epochs:
-        return f"the budget of {budget.epochs} epochs is spent"
+        return f"the budget of {budget.epochs} epochs is spent; {_raise('epochs')}"
     if budget.hours is not None and seconds_worked(workers) >= budget.hours * SECONDS_PER_HOUR:
-        return f"the budget of {budget.hours:g} hours is spent"
+        return f"the budget of {budget.hours:g} hours is spent; {_raise('hours')}"
     return None
+
+
+def _raise(key: str) -> str:
+    return f"raise budget.{key} in the study file and launch it again to go on"
 
 
 def seconds_worked(workers: Iterable[WorkerRecord]) -> float:

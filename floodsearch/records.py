@@ -50,6 +50,7 @@ class Attribute(StrEnum):
     VALUE_SE = "value_se"
     TEST_ACCURACY = "test_accuracy"
     TEST_LOSS = "test_loss"
+    FLOODED = "flooded"
 
 
 BY_HAND = "by hand"
@@ -142,12 +143,20 @@ class TrialRecord:
     rungs: Mapping[int, tuple[float, ...]] = field(default_factory=dict)
     """By epoch of each rung that it reached: the recent mean of the metric of each seed, in the order of the
     seeds. At the last epoch these are the values of `results`. Empty where the curves were not read."""
+    flooded: bool | None = None
+    """Whether a batch of any seed was ever below the level; None until it ended, and where that is not known,
+    as of a script."""
 
     @property
     def level(self) -> float | None:
         """The flood level, or None for an open ticket that nobody has proposed for."""
         level = self.parameters.get("level")
         return None if level is None else float(level)
+
+    @property
+    def stands_for(self) -> float | None:
+        """The level that it tells about: level 0 where nothing was ever flooded, as that is the same run."""
+        return 0.0 if self.flooded is False and self.level is not None else self.level
 
     @property
     def beside(self) -> dict[str, Parameter]:
@@ -195,6 +204,26 @@ class Baseline:
     test_loss: float | None
     best_epoch_test_accuracy: float | None
     """Test accuracy with early stopping: at each seed's best validation epoch."""
+    best_epoch_test_loss: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EarlyStopping:
+    """Training without flooding that ends at each seed's best validation, against the level of the answer.
+
+    Three means over seeds on the test split, whose labels no search has seen.
+    """
+
+    measure: Literal["test_accuracy", "test_loss"]
+    """Of the same kind as the metric of the study: a loss for `val_loss`, else the accuracy."""
+    unflooded: float
+    """Level 0 at its best validation."""
+    at_end: float
+    """The answer at its last epoch."""
+    stopped: float
+    """The answer at its best validation."""
+    as_good: bool
+    """Whether `unflooded` is at least as good as both others."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -238,8 +267,19 @@ class BestLevel:
     test_loss: float | None
     best_epoch_test_accuracy: float | None
     """Test accuracy with early stopping: at each seed's best validation epoch."""
+    best_epoch_test_loss: float | None
     train_accuracy: float | None
     baseline: Baseline | None
+    """None where level 0 was not trained to its end; `no_baseline` says why."""
+    no_baseline: str | None
+    """What became of level 0, where there is no baseline."""
+    tried: tuple[float, ...]
+    """The levels above 0 that were compared, ascending: what the verdict speaks of."""
+    never_flooded: tuple[float, ...] | None
+    """The levels that were trained to their ends without a batch below them, on any seed: they, and what is
+    below them, are level 0, and count as that everywhere. None where that is not known."""
+    early_stopping: EarlyStopping | None
+    """None at level 0, and where it was not tested at those epochs."""
     gain: float | None
     """What flooding brings over level 0, positive when it is better: paired over seeds, each measured at the
     level that the other seeds choose. With one seed it is that of the seed that chose, which flatters. 0 at
@@ -261,8 +301,15 @@ class BestLevel:
     """Distinct tickets x seeds x epochs."""
     cost: float | None
     finished: bool
+    stopped: str | None
+    """Why no ticket is handed out any more, and what to do about it; None while one may be."""
     changed: str | None = None
     """What somebody changed of the study as a whole, and how to set it right; None if nothing."""
+
+    @property
+    def failed(self) -> bool:
+        """Whether the search is over without level 0, so that nothing tells whether flooding helps."""
+        return self.baseline is None and (self.finished or self.stopped is not None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -276,7 +323,7 @@ class Pilot:
     bound: float
     """Flooding above it is underfitting by choice: the largest of the minima, with a margin."""
     high: float
-    """The highest level of the study: the bound on a round step."""
+    """The highest level of the study: at the bound, or so little below that its levels are short numbers."""
     seconds_per_epoch: float
     """Of one run, validations included."""
     device: str

@@ -11,13 +11,14 @@ import json
 import math
 import sys
 from collections.abc import Iterator, Mapping
-from decimal import ROUND_CEILING, ROUND_HALF_EVEN, Decimal
+from decimal import ROUND_FLOOR, ROUND_HALF_EVEN, Decimal
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PlainValidator, ValidationError
 from pydantic_core import PydanticCustomError
 
 from floodsearch.errors import Problem, StudyFileError
+from floodsearch.records import LARGEST
 
 Scalar = bool | int | float | str
 Setting = Scalar | tuple[Scalar, ...]
@@ -34,6 +35,8 @@ DIRECTIONS: Mapping[str, Literal["maximize", "minimize"]] = {
 
 Keep = Literal["none", "last", "best"]
 """Which weights of a complete ticket are kept: none, after its last epoch, or of its best validation."""
+
+DEFAULT_EPOCHS = 500
 
 AUTO: Literal["auto"] = "auto"
 """A highest level that the pilot finds."""
@@ -80,7 +83,7 @@ def _level_or_auto(value: object) -> float | Literal["auto"]:
 class Levels(Section):
     """Which flood levels are searched, in the unit of the training loss."""
 
-    low: float = Field(0.0, ge=0)
+    low: float = Field(0.0, ge=0, le=LARGEST)
     high: Annotated[float | Literal["auto"], PlainValidator(_level_or_auto)]
     count: int | None = Field(None, ge=2, le=MOST_LEVELS)
     step: float | None = Field(None, gt=0)
@@ -90,17 +93,13 @@ class Levels(Section):
         if self.count is not None and self.step is not None:
             yield Problem("levels.step", "given together with levels.count; keep one of the two")
         if self.high == AUTO:
+            if self.step is not None and self.low + self.step == self.low:
+                yield Problem("levels.step", f"{self.step:g} is nothing beside levels.low = {self.low:g}")
             return
         if self.low >= self.high:
             yield Problem("levels.low", f"{self.low:g} is not below levels.high = {self.high:g}")
-        if self.step is not None and self.step > self.high - self.low:
-            yield Problem(
-                "levels.step", f"{self.step:g} is larger than the range, {self.high - self.low:g} wide"
-            )
-        elif self.step is not None and (self.high - self.low) / self.step >= MOST_LEVELS:
-            yield Problem(
-                "levels.step", f"{self.step:g} gives more than {MOST_LEVELS:,} levels; take a larger one"
-            )
+        elif self.step is not None and (wrong := _ill_stepped(self.low, self.high, self.step)) is not None:
+            yield Problem("levels.step", wrong)
 
     @property
     def highest(self) -> float:
@@ -114,52 +113,74 @@ class Levels(Section):
         return self.high
 
     def up_to(self, bound: float) -> Levels:
-        """Return the same with a highest level that covers a bound.
+        """Return the same with a highest level at a bound, or as little below as makes levels short numbers.
 
-        `count` levels lie on a round step: 1, 2 or 5 times a power of ten, rounded up; a given step stays;
-        and the end of a continuous range has two digits.
+        `count` levels lie on a step of two digits, and a continuous range is two digits wide, both rounded
+        down; a given step stays, and the highest level is the last that it reaches.
 
         Raises:
-            ValueError: if the bound is not above `low`.
+            ValueError: if the bound is not above `low`, or the step does not fit between them.
         """
         if not self.low < bound < math.inf:
             raise ValueError(f"the levels would end at {bound:.4g}, but levels.low is {self.low:g}")
-        low, width = Decimal(str(self.low)), Decimal(str(bound)) - Decimal(str(self.low))
+        low, width = _decimal(self.low), _decimal(bound) - _decimal(self.low)
         if self.count is not None:
-            width = _round_up(width / (self.count - 1)) * (self.count - 1)
+            width = _two_digits(width / (self.count - 1)) * (self.count - 1)
         elif self.step is not None:
-            step = Decimal(str(self.step))
-            width = (width / step).to_integral_value(ROUND_CEILING) * step
+            if (wrong := _ill_stepped(self.low, bound, self.step)) is not None:
+                raise ValueError(f"the levels would end at {bound:.4g}, but levels.step = {wrong}")
+            width -= width % _decimal(self.step)
         else:
-            width = width.quantize(Decimal(1).scaleb(width.adjusted() - 1), rounding=ROUND_CEILING)
+            width = _two_digits(width)
         return self.model_copy(update={"high": float(low + width)})
+
+    def stand_in(self) -> Levels:
+        """Return the same with any highest level, where the pilot has to find it, to look at the rest."""
+        return self.up_to(self.low + (self.step or max(self.low, 1.0))) if self.high == AUTO else self
 
     def grid(self) -> tuple[float, ...] | None:
         """Return the levels of the grid, ascending and with level 0, or None for a continuous search.
 
-        Computed in decimals and rounded to four digits of the step, so that 0.29 is 0.29 and not
-        0.29000000000000004.
+        Computed in decimals, so that 0.29 is 0.29 and not 0.29000000000000004: multiples of a given step are
+        exact, those of a count are rounded to four digits of their step, but for both ends.
         """
-        low, high = Decimal(str(self.low)), Decimal(str(self.highest))
+        low, high = _decimal(self.low), _decimal(self.highest)
         if self.count is not None:
             step = (high - low) / (self.count - 1)
-            steps = self.count - 1
+            digit = Decimal(1).scaleb(step.adjusted() - 3)
+            inner = ((low + index * step).quantize(digit, ROUND_HALF_EVEN) for index in range(self.count))
+            levels = {low, high, *(level for level in [*inner][1:-1] if low < level < high)}
         elif self.step is not None:
-            step = Decimal(str(self.step))
-            steps = int((high - low) / step)
+            step = _decimal(self.step)
+            levels = {low + index * step for index in range(int((high - low) // step) + 1)}
         else:
             return None
-        digit = Decimal(1).scaleb(step.adjusted() - 3)
-        levels = {low + index * step for index in range(steps + 1)}
-        rounded = {level.quantize(digit, rounding=ROUND_HALF_EVEN) for level in levels}
-        inside = {float(min(max(level, low), high)) for level in rounded}
-        return tuple(sorted(inside | {0.0}))
+        return tuple(sorted({float(level) for level in levels} | {0.0}))
 
 
-def _round_up(step: Decimal) -> Decimal:
-    """Return the next 1, 2 or 5 times a power of ten."""
-    power = Decimal(1).scaleb(step.adjusted())
-    return next(digit * power for digit in (1, 2, 5, 10) if digit * power >= step)
+def _decimal(level: float) -> Decimal:
+    """Return the decimal that somebody has typed: in binary, 0.3 - 0.1 is less than 0.2."""
+    return Decimal(str(level))
+
+
+def _two_digits(number: Decimal) -> Decimal:
+    """Return a number above 0, rounded down to two digits."""
+    return number.quantize(Decimal(1).scaleb(number.adjusted() - 1), ROUND_FLOOR)
+
+
+def _ill_stepped(low: float, high: float, step: float) -> str | None:
+    """Return what is wrong with a step between two levels; with one as wide as the range it has one step."""
+    width = _decimal(high) - _decimal(low)
+    if _decimal(step) > width:
+        return f"{step:g} is larger than the range, {width:g} wide"
+    if width / _decimal(step) >= MOST_LEVELS:
+        return f"{step:g} gives more than {MOST_LEVELS:,} levels; take a larger one"
+    return None
+
+
+def default_validate_every(epochs: int) -> int:
+    """Return after how many epochs a run is validated where nothing is said: five, or all of fewer."""
+    return min(5, epochs)
 
 
 class Training(Section):
@@ -168,7 +189,7 @@ class Training(Section):
     `keep` changes nothing of that: it says which weights are kept of the tickets that are completed.
     """
 
-    epochs: int = Field(500, ge=1, le=MOST_EPOCHS)
+    epochs: int = Field(DEFAULT_EPOCHS, ge=1, le=MOST_EPOCHS)
     seeds: Annotated[tuple[int, ...], Field(min_length=1, max_length=MOST_SEEDS, strict=False)] = (
         0,
         1,
@@ -176,7 +197,9 @@ class Training(Section):
         3,
         4,
     )
-    validate_every: int = Field(5, ge=1)
+    validate_every: int = Field(
+        default_factory=lambda given: default_validate_every(given.get("epochs", DEFAULT_EPOCHS)), ge=1
+    )
     schedule: str = "constant"
     engine: Literal["auto", "loop", "stack"] = "auto"
     keep: Keep = "none"
@@ -307,7 +330,7 @@ class Spec(Section):
 
     def stand_in(self) -> Spec:
         """Return the same with any highest level, where the pilot has to find it, to look at the rest."""
-        return self.up_to(self.levels.low + 1) if self.levels.high == AUTO else self
+        return self.model_copy(update={"levels": self.levels.stand_in()})
 
     def fingerprint(self) -> str:
         """Return 16 hex digits that are equal for equal specs."""
@@ -333,12 +356,16 @@ def differences(stored: Spec, wanted: Spec) -> list[str]:
 
     Growing the budget is no difference: more trials, more seeds after the ones there are, more epochs, and
     any change of `[budget]`. Nor is `keep`, which changes no result: it holds for what is completed later.
+    Nor is a default that grows with the epochs.
     """
     old, new = (_flat(spec.model_dump(mode="json")) for spec in (stored, wanted))
+    grown = {"training.keep"} | (
+        {"training.validate_every"} if _validates_by_default(stored, wanted) else set()
+    )
     found = []
     for key in sorted(old.keys() | new.keys()):
         before, after = old.get(key), new.get(key)
-        if before == after or key.startswith("budget.") or key == "training.keep":
+        if before == after or key.startswith("budget.") or key in grown:
             continue
         if key in ("search.trials", "training.epochs") and before is not None and after is not None:
             if after > before:
@@ -349,6 +376,10 @@ def differences(stored: Spec, wanted: Spec) -> list[str]:
         else:
             found.append(f"{key}: {_shown(before)} before, {_shown(after)} now")
     return found
+
+
+def _validates_by_default(*specs: Spec) -> bool:
+    return all(one.training.validate_every == default_validate_every(one.training.epochs) for one in specs)
 
 
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

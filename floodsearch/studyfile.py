@@ -155,6 +155,7 @@ class _Reader:
     def __init__(self, raw: Mapping[str, Any], known: Known) -> None:
         self.raw, self.known = dict(raw), known
         self.problems: list[Problem] = []
+        self.metrics: Collection[str] = ()  # that the task reports, once that is known
         self.said: set[str] = set(SECTIONS)  # parts of the whole whose problems were reported already
 
     def spec(self) -> Spec | None:
@@ -173,6 +174,8 @@ class _Reader:
         if sections["training"] is not None and sections["arithmetic"] is not None:
             self.problems.extend(sections["arithmetic"].problems(sections["training"].engine))
         options, recipe = self._loop(recipe) if self._has_loop else self._task(recipe)
+        if sections["search"] is not None:
+            sections["search"] = self._with_metric(sections["search"])
         settings: dict[str, Any] = {}
         if sections["search"] is not None:
             settings |= self._settings("search.sampler", sections["search"].sampler, self.known.samplers)
@@ -260,6 +263,14 @@ class _Reader:
             )
         return {**table, "direction": DIRECTIONS[metric]}
 
+    def _with_metric(self, search: Search) -> Search:
+        """Return the table with the default metric of the task: one without an accuracy has its loss."""
+        said = self.raw.get("search", {}).keys() & {"metric", "direction"}
+        if said or not self.metrics or search.metric in self.metrics:
+            return search
+        metric = next(iter(self.metrics))
+        return search.model_copy(update={"metric": metric, "direction": DIRECTIONS[metric]})
+
     def _with_own_metric(self, metric: str, table: dict[str, Any]) -> dict[str, Any]:
         """Return the table with a metric that the user's own loop reports under any name."""
         if not metric.isidentifier():
@@ -314,8 +325,9 @@ class _Reader:
         wrong = {problem.key for problem in self.problems[before:]}
         sound = {name: value for name, value in checked_recipe.items() if f"training.{name}" not in wrong}
         self.problems.extend(fields.build(sound))
+        self.metrics = fields.metrics
         search = self.raw.get("search", {})
-        metric = search.get("metric", "val_accuracy") if isinstance(search, dict) else None
+        metric = search.get("metric") if isinstance(search, dict) else None
         if isinstance(metric, str) and metric in DIRECTIONS and metric not in fields.metrics:
             listed = ", ".join(fields.metrics)
             self.problems.append(Problem("search.metric", f"this task has no {metric!r}; use {listed}"))
@@ -438,7 +450,7 @@ class _Reader:
     ) -> Search:
         """Check that the sampler, what is searched and the number of trials fit each other."""
         counted = levels.high != AUTO or levels.count is not None
-        grid = (levels.up_to(levels.low + 1) if levels.high == AUTO else levels).grid()
+        grid = levels.stand_in().grid()
         baselines = _combinations(recipe)
         ranges = [where for where, value in settings.items() if isinstance(value, Range)]
         if search.sampler == "grid":
@@ -545,8 +557,8 @@ class _Reader:
 
     def _explain(self, prefix: str, model: type[Section], entry: Any) -> None:
         where = ".".join(str(part) for part in (prefix, *entry["loc"]) if part != "")
-        if where in self.said:
-            return
+        if where in self.said or entry["type"] == "default_factory_not_called":
+            return  # said already, as is the field that this default follows
         if entry["type"] == "extra_forbidden":
             self._unknown(where, str(entry["loc"][-1]), model.model_fields)
         elif entry["type"] == "missing":

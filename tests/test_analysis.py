@@ -690,6 +690,17 @@ def test_flooding_that_hurts_is_not_said_to_help(seeds):
     assert verdicts.count("helps") <= lower_and_upper(0, 0.05)[1]
 
 
+@pytest.mark.parametrize("seeds", [2, 5])
+def test_flooding_that_does_nothing_is_judged_at_most_one_time_in_twenty(seeds):
+    """The best level is worth what level 0 is: each end of the interval errs in at most 5 % of them."""
+    generator = np.random.default_rng(8)
+    studies = 300
+    verdicts = [answer(simulated(generator, seeds, 0.0)[0]).verdict for _ in range(studies)]
+    most = binom.ppf(0.995, studies, 0.05)
+    assert verdicts.count("helps") <= most
+    assert verdicts.count("hurts") <= most
+
+
 @st.composite
 def histories(draw) -> list[TrialRecord]:
     """Trials of a study that grew and lost some: ties, retries, two lengths, and choices beside the level."""

@@ -128,39 +128,53 @@ def test_the_end_of_the_pilot_does_not_depend_on_the_scale_of_the_loss(losses, s
 # --- the levels ------------------------------------------------------------------------------------------
 
 
-@given(st.floats(1e-6, 1e6), st.integers(2, 200))
-def test_as_many_levels_as_asked_lie_on_a_round_step_and_cover_the_bound(bound, count):
-    """The step is 1, 2 or 5 times a power of ten, and the next smaller one would not reach the bound."""
-    levels = Levels(high="auto", count=count).up_to(bound)
-    grid = levels.grid()
-    assert len(grid) == count
-    step = Decimal(str(grid[1]))
-    digit = step.scaleb(-step.adjusted())
-    assert digit in (1, 2, 5)
-    below = {1: Decimal("0.5"), 2: Decimal(1), 5: Decimal(2)}[int(digit)].scaleb(step.adjusted())
-    assert below * (count - 1) < Decimal(str(bound)) * (1 + Decimal("1e-12"))
-    assert bound <= levels.highest * (1 + 1e-12)
+@given(st.floats(1e-6, 1e6), st.integers(2, 200), st.floats(0, 0.9))
+def test_as_many_levels_as_asked_lie_below_the_bound(bound, count, share):
+    """The step has two digits, the next larger one would go beyond the bound, and no level is lost."""
+    low = round(share * bound, 8)
+    levels = Levels(low=low, high="auto", count=count).up_to(bound)
+    assert levels.highest <= bound
+    assert levels.grid()[-1] == levels.highest
+    assert len(levels.grid()) == count + (low > 0)
+    exact = (Decimal(str(bound)) - Decimal(str(low))) / (count - 1)
+    step = (Decimal(str(levels.highest)) - Decimal(str(low))) / (count - 1)
+    assert step == pytest.approx(Decimal(f"{step:.1e}"), rel=Decimal("1e-6")), "two digits, but for the float"
+    assert step <= exact < step + Decimal(1).scaleb(step.adjusted() - 1) * Decimal("1.000001")
 
 
 @pytest.mark.parametrize(
     ("given", "bound", "highest"),
     [
-        ({"count": 51}, 0.53, 1.0),
+        ({"count": 51}, 10.125, 10.0),
+        ({"count": 51}, 0.53, 0.5),
         ({"count": 51}, 0.5, 0.5),
-        ({"count": 26}, 0.48, 0.5),
-        ({"step": 0.02}, 0.53, 0.54),
-        ({"low": 0.1, "step": 0.25}, 0.53, 0.6),
-        ({}, 0.5321, 0.54),
-        ({}, 5321.0, 5400.0),
+        ({"count": 26}, 0.48, 0.475),
+        ({"step": 0.02}, 0.53, 0.52),
+        ({"step": 0.1}, 0.3, 0.3),
+        ({"low": 0.1, "step": 0.25}, 0.53, 0.35),
+        ({"low": 0.1, "step": 0.2}, 0.3, 0.3),
+        ({}, 0.5321, 0.53),
+        ({}, 5321.0, 5300.0),
+        ({"low": 0.5}, 0.5321, 0.532),
     ],
 )
-def test_the_highest_level_covers_the_bound(given, bound, highest):
+def test_the_highest_level_keeps_to_the_bound(given, bound, highest):
+    """It is the bound, or as little below as makes the levels short numbers; a given step stays."""
     assert Levels(high="auto", **given).up_to(bound).highest == highest
 
 
-def test_a_bound_below_the_lowest_level_is_refused():
-    with pytest.raises(ValueError, match=r"would end at 0\.2, but levels\.low is 0\.3"):
-        Levels(low=0.3, high="auto", count=5).up_to(0.2)
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"low": 0.3, "count": 5}, r"would end at 0\.2, but levels\.low is 0\.3"),
+        ({"step": 0.5}, r"would end at 0\.2, but levels\.step = 0\.5 is larger than the range, 0\.2 wide"),
+        ({"step": 1e-9}, r"would end at 0\.2, but levels\.step = 1e-09 gives more than 10,000 levels"),
+    ],
+)
+def test_levels_that_do_not_fit_below_the_bound_are_refused(given, said):
+    """With what the pilot found and what the file says."""
+    with pytest.raises(ValueError, match=said):
+        Levels(high="auto", **given).up_to(0.2)
 
 
 # --- found once, paid once -------------------------------------------------------------------------------

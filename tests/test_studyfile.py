@@ -674,8 +674,10 @@ def test_the_default_recipe_is_that_of_the_chosen_options(write_module):
     assert (recipe["batch_size"], recipe["milestones"]) == (50, (3, 4))
     recipe = parse(merged(augmented, {"training": {"batch_size": 20}}), KNOWN).training.recipe
     assert (recipe["batch_size"], recipe["milestones"]) == (20, (3, 4))
-    with pytest.raises(StudyFileError, match="this task has no 'val_accuracy'"):
-        parse(own(reference, augment=True), KNOWN)
+    without = parse(own(reference, augment=True), KNOWN).search
+    assert (without.metric, without.direction) == ("val_loss", "minimize"), "it has no accuracy"
+    with pytest.raises(StudyFileError, match="this task has no 'val_accuracy'; use val_loss"):
+        parse({**own(reference, augment=True), "search": {"metric": "val_accuracy"}}, KNOWN)
 
 
 @pytest.mark.parametrize(

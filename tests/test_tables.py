@@ -49,12 +49,12 @@ def test_curves_come_back_as_they_were(database):
 
 
 def test_writing_again_replaces(database):
-    """A record of the same ticket, seed and epoch takes the place of the first; its tests stay."""
+    """A record of the same ticket, seed and epoch takes the place of the first; what was evaluated stays."""
     first = record(test_loss=0.5, val_loss=0.4, train_accuracy=0.9)
     write(database, STUDY, 0, [first, record(epoch=2)])
     again = record(level=0.2, train_loss=9.0, train_accuracy=None)
     write(database, STUDY, 0, [again])
-    kept = dataclasses.replace(again, test_loss=0.5)
+    kept = dataclasses.replace(again, test_loss=0.5, val_loss=0.4)
     assert tables.read_curves(database, STUDY) == {0: [kept, record(epoch=2)]}
 
 

@@ -25,6 +25,7 @@ FOUND = BestLevel(
     test_accuracy_clean=None,
     test_loss=0.5,
     best_epoch_test_accuracy=None,
+    best_epoch_test_loss=None,
     train_accuracy=0.9,
     baseline=Baseline(
         value=0.773,
@@ -33,7 +34,12 @@ FOUND = BestLevel(
         test_accuracy_clean=None,
         test_loss=2.0,
         best_epoch_test_accuracy=None,
+        best_epoch_test_loss=None,
     ),
+    no_baseline=None,
+    tried=(0.02, 0.24, 0.26, 0.29, 0.34, 0.5),
+    never_flooded=None,
+    early_stopping=None,
     gain=0.061,
     gain_se=0.01,
     gain_interval=(0.04, 0.08),
@@ -46,6 +52,7 @@ FOUND = BestLevel(
     epochs_exhaustive=127500,
     cost=0.07,
     finished=True,
+    stopped=None,
 )
 NOTHING = replace(FOUND, level=0.0, gain=0.0, gain_se=0.0, gain_interval=None, p_value=None)
 
@@ -99,7 +106,9 @@ def test_what_is_not_decided_is_said(verdict, more, said):
 def test_no_flooding_can_be_the_answer():
     """At level 0 the text says that no level was better, and what is pasted changes nothing."""
     text = best_text(replace(NOTHING, verdict="hurts"))
-    assert "none: no level was better than no flooding; flooding hurts" in text
+    assert (
+        "none: no level was better than no flooding; flooding hurts, at the levels tried: 0.02 to 0.5" in text
+    )
     assert paste_line(NOTHING).startswith("loss = loss")
     assert "not shown to help" in best_text(replace(NOTHING, verdict="not shown", more_seeds=3))
 

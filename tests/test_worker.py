@@ -735,7 +735,10 @@ def test_several_workers_keep_the_budget(database, storage_url, make_spec, crowd
     """The epochs of all workers stop within a rung of the budget; what is unfinished waits again."""
     study = put(database, make_spec(levels={**HIGH, "count": 6}, budget={"epochs": 60}))
     reasons = crowd(WORK, 2, storage_url, "5", "60").answers()
-    assert set(reasons) == {"the budget of 60 epochs is spent"}
+    spent = (
+        "the budget of 60 epochs is spent; raise budget.epochs in the study file and launch it again to go on"
+    )
+    assert set(reasons) == {spent}
     workers, rung, seeds = 2, 2, 2
     assert 60 <= epochs_run(study) <= 60 + workers * rung * seeds
     counts = count(read_trials(study))
@@ -743,7 +746,7 @@ def test_several_workers_keep_the_budget(database, storage_url, make_spec, crowd
     assert counts.waiting > 0
     assert counts.total == 6
     assert status(study).finished
-    assert status(study).stopped == "the budget of 60 epochs is spent"
+    assert status(study).stopped == spent
 
 
 def test_a_larger_budget_goes_on(database, make_spec):

@@ -33,6 +33,7 @@ def best_text(best: BestLevel) -> str:
         ("gain over level 0", _gain(best)),
         ("not decided", _more_seeds(best)),
         ("tied with", _tied(best)),
+        ("never flooded", _never_flooded(best)),
         ("test accuracy", _versus(best.test_accuracy, None, plain.test_accuracy if plain else None)),
         (
             "with early stopping",
@@ -41,6 +42,7 @@ def best_text(best: BestLevel) -> str:
         ("test loss", _versus(best.test_loss, None, plain.test_loss if plain else None)),
         ("training accuracy", _number(best.train_accuracy)),
         ("tickets", counts_text(best.trials)),
+        ("not searched", _not_searched(best)),
         ("epochs", f"{best.epochs_run:,} of {best.epochs_exhaustive or 0:,} for an exhaustive search"),
         ("changed", best.changed),
         *_combinations(best),
@@ -74,7 +76,9 @@ def weights_text(best: BestLevel, keep: Keep, copied: Sequence[Path]) -> str:
 
 def status_text(status: StudyStatus) -> str:
     """Return where a study stands, in a few lines."""
-    state = "finished" if status.finished else status.stopped or f"{status.workers} workers alive"
+    state = status.stopped or ("finished" if status.finished else f"{status.workers} workers alive")
+    if status.finished and not status.trials.unfinished:
+        state = "finished"  # the budget may be spent as well, but nothing is left of it
     lines = [f"{status.name}: {state}", f"  tickets   {counts_text(status.trials)}"]
     if status.answer is not None:
         lines.append(f"  best      level {status.answer:g}, {status.metric} {_number(status.answer_value)}")
@@ -225,7 +229,40 @@ def _headline(best: BestLevel) -> str:
     beside = "".join(f", {name} = {_setting(value)}" for name, value in best.parameters.items())
     done = best.trials.total - best.trials.unfinished
     provisional = "" if best.finished else f" (provisional: {done} of {best.trials.total} tickets are done)"
-    return f"{best.study}: the best flood level is {best.level:g}{_interval(best)}{beside}{provisional}"
+    if not best.tried and best.baseline is not None:
+        return f"{best.study}: {_alone(best)}{beside}{provisional}"
+    if best.failed:
+        found = f"{best.level:g} is the best level above 0{_interval(best)}{beside}"
+        return f"{best.study}: no answer: {best.no_baseline}; {found}"
+    found = f"the best flood level is {best.level:g}{_interval(best)}{beside}"
+    return f"{best.study}: {found}{provisional}{_early_stopping(best)}"
+
+
+def _alone(best: BestLevel) -> str:
+    """Return why nothing can be compared with level 0."""
+    if best.never_flooded:
+        return f"no level up to {best.never_flooded[-1]:g} ever flooded, so each of them is level 0"
+    others = ", ".join(part for part in _occurring(best.trials) if not part.endswith("complete"))
+    why = best.stopped or (f"of the others {others}" if others and best.finished else "")
+    return "only level 0 was trained to its end" + (f": {why}" if why else "")
+
+
+def _not_searched(best: BestLevel) -> str:
+    """Return what a study that was closed early has left out; where that is all, the first line says it."""
+    if best.stopped is None or not best.trials.unfinished or not best.tried:
+        return ""
+    tickets = "ticket" if best.trials.unfinished == 1 else "tickets"
+    return f"{best.trials.unfinished} {tickets}: {best.stopped}"
+
+
+def _early_stopping(best: BestLevel) -> str:
+    """Return that stopping early without flooding is as good, where it is."""
+    found = best.early_stopping
+    if found is None or not found.as_good:
+        return ""
+    name, stopped = found.measure.replace("_", " "), "at its best validation"
+    with_flooding = f"{found.at_end:.4f} at the end with flooding, {found.stopped:.4f} {stopped}"
+    return f", but level 0 {stopped} is as good: {name} {found.unflooded:.4f}, against {with_flooding}"
 
 
 def _interval(best: BestLevel) -> str:
@@ -239,12 +276,16 @@ def _interval(best: BestLevel) -> str:
 
 def _gain(best: BestLevel) -> str:
     if best.gain is None:
-        return "not known: level 0 is not complete"
+        return f"not known: {best.no_baseline}"
+    if not best.tried:
+        return ""  # the first line says so
     if best.seeds == 1:
         if best.level == 0 and not best.gain:
             return "none on this seed; one seed cannot show whether flooding helps"
         return f"{best.gain:+.4f} on the seed that chose the level, which flatters; its error is not known"
     found = f"flooding {best.verdict}" if best.verdict in ("helps", "hurts") else "not shown to help"
+    if best.verdict != "helps" and best.highest is None:
+        found += f", at the {_levels(best.tried)}"
     if best.level == 0 and not best.gain:
         return f"none: no level was better than no flooding; {found}"
     low, high = best.gain_interval or (best.gain, best.gain)
@@ -252,7 +293,32 @@ def _gain(best: BestLevel) -> str:
     return f"{best.gain:+.4f} ({low:+.4f} to {high:+.4f} with 90 %; {best.seeds} seeds{p_value}): {found}"
 
 
+def _levels(tried: Sequence[float]) -> str:
+    if len(tried) == 1:
+        return f"level tried: {tried[0]:g}"
+    return f"levels tried: {tried[0]:g} to {tried[-1]:g}"
+
+
+def _never_flooded(best: BestLevel) -> str:
+    never = best.never_flooded
+    if not never:
+        return ""
+    levels = f"levels up to {never[-1]:g}" if never[-1] < min(best.tried, default=math.inf) else _named(never)
+    text = f"{levels}: they are level 0"
+    if len(never) > len(best.tried):
+        text += "; most of the levels that were trained, so search higher ones, or train for more epochs"
+    return text
+
+
+def _named(levels: Sequence[float]) -> str:
+    if len(levels) > MOST_NAMED:
+        return f"{len(levels)} levels between {levels[0]:g} and {levels[-1]:g}"
+    return ", ".join(f"{level:g}" for level in levels)
+
+
 def _more_seeds(best: BestLevel) -> str:
+    if not best.tried:
+        return ""
     if best.seeds == 1:
         return "one seed has no error to judge a gain by; five or more have"
     if best.verdict != "not shown":
@@ -266,11 +332,11 @@ def _more_seeds(best: BestLevel) -> str:
 def _tied(best: BestLevel) -> str:
     if best.highest is not None:
         return ""  # the runs compared their own levels
+    if not best.tried:
+        return ""
     if best.tied is None:
         return "not known: too few levels to see their noise"
-    if len(best.tied) > MOST_NAMED:
-        return f"{len(best.tied)} levels between {best.tied[0]:g} and {best.tied[-1]:g}"
-    return ", ".join(f"{level:g}" for level in best.tied) or "none"
+    return _named(best.tied) or "none"
 
 
 def _combinations(best: BestLevel) -> Iterator[tuple[str, str]]:

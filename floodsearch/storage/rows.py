@@ -37,6 +37,17 @@ def number(value: object, where: str) -> float:
     raise DamagedError(where, value, "a finite number")
 
 
+def flag(value: object, where: str) -> bool:
+    """Return true or false.
+
+    Raises:
+        DamagedError: if it is neither.
+    """
+    if isinstance(value, bool):
+        return value
+    raise DamagedError(where, value, "true or false")
+
+
 def text(value: object, where: str) -> str:
     """Return a text.
 

@@ -40,7 +40,7 @@ from floodsearch.search.space import Space, tickets
 from floodsearch.spec import AUTO, Spec, differences, from_json
 from floodsearch.storage import tables, trials
 from floodsearch.storage.database import Database
-from floodsearch.storage.rows import number, parsed, read_by_optuna, text, uuid_of, whole
+from floodsearch.storage.rows import flag, number, parsed, read_by_optuna, text, uuid_of, whole
 from floodsearch.studyfile import ONE_LEVEL
 from floodsearch.trust import NOTHING, TrustedSpec, Trusts, trust_in
 
@@ -500,6 +500,9 @@ def _record(trial: FrozenTrial, study: str) -> TrialRecord | None:
         reason=told(Attribute.REASON),
         handed_back=count(Attribute.HANDED_BACK, 0, 0),
         out_of_memory=count(Attribute.OUT_OF_MEMORY, 0, 0),
+        flooded=None
+        if (flooded := attributes.get(Attribute.FLOODED)) is None
+        else flag(flooded, where(Attribute.FLOODED)),
     )
 
 
@@ -523,8 +526,13 @@ def _with_results(study: StoredStudy, records: list[TrialRecord]) -> list[TrialR
     for ticket, curve in curves.items():
         for epoch_record in curve:
             by_seed.setdefault((ticket, epoch_record.seed), []).append(epoch_record)
+    by_length = {
+        length: sorted({record.epoch for record in ended if record.epochs == length})
+        for length in {record.epochs for record in ended}
+    }
     return [
-        _with_seeds(study, record, rungs, by_seed) if _has_ended(record) else record for record in records
+        _with_seeds(study, record, by_length[record.epochs], by_seed) if _has_ended(record) else record
+        for record in records
     ]
 
 

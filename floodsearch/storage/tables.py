@@ -89,6 +89,7 @@ leases = Table(
 )
 
 CURVE_FIELDS = tuple(field.name for field in fields(EpochRecord))
+EVALUATED = {"metric", *(name for name in CURVE_FIELDS if name.startswith(("val_", "test_")))}
 curve_values = attrgetter(*CURVE_FIELDS)
 NUMBERS = {int, float, type(None)}
 UPSERT = {"sqlite": sqlite.insert, "postgresql": postgresql.insert}
@@ -171,8 +172,8 @@ def now(database: Database) -> float:
 def write_curves(connection: Connection, study: str, ticket: int, records: Sequence[EpochRecord]) -> None:
     """Store epoch records in one write; a record that is there is replaced.
 
-    Test metrics that are there stay: while a ticket is trained for more epochs, its complete trial keeps
-    the tests at its own last and best epochs.
+    What was evaluated stays where it is not evaluated again: while a ticket is trained for more epochs, its
+    complete trial keeps the validation of its own last epoch, and the tests there and at the best one.
     """
     if not records:
         return
@@ -180,8 +181,8 @@ def write_curves(connection: Connection, study: str, ticket: int, records: Seque
     key = ("study", "ticket", "seed", "epoch")
     new = upsert.excluded
     replaced = {column.name: new[column.name] for column in curves.columns if column.name not in key}
-    tests = {name: func.coalesce(new[name], curves.c[name]) for name in replaced if name.startswith("test_")}
-    upsert = upsert.on_conflict_do_update(index_elements=key, set_=replaced | tests)
+    kept = {name: func.coalesce(new[name], curves.c[name]) for name in replaced if name in EVALUATED}
+    upsert = upsert.on_conflict_do_update(index_elements=key, set_=replaced | kept)
     # dataclasses.asdict copies each value deeply, which takes longer than the write itself.
     rows = [
         {"study": study, "ticket": ticket, **dict(zip(CURVE_FIELDS, curve_values(record), strict=True))}
