@@ -231,6 +231,8 @@ def best_level(
     found = _landscapes(trials, question)
     if not found:
         then = "ask again later" if counts.unfinished else f"floodsearch status {question.study} shows why"
+        failed = [trial for trial in trials if trial.cause in ("error", "diverged") and trial.reason]
+        then = f"the last one: {failed[-1].reason}; {then}" if failed else then
         raise NoAnswerError(
             f"study {question.study!r} has no complete ticket yet: {counts.running} running, "
             f"{counts.waiting} waiting, {counts.pruned} pruned, {counts.failed} failed; {then}"
