@@ -176,7 +176,7 @@ def default_engine(spec: Spec, device: torch.device) -> str:
     """
     if device.type != "cuda" or next(spec.arithmetic.problems("stack"), None) is not None:
         return "loop"
-    model = task_of(spec, first_choices(spec)).model()
+    model = task_of(spec, first_choices(spec)).new_model()
     return "loop" if any(isinstance(part, _ConvNd) for part in model.modules()) else "stack"
 
 

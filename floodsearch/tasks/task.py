@@ -240,6 +240,17 @@ class Task:
             if not callable(value) and not (value is None and name in ("correct", "prepare")):
                 raise ValueError(f"{name} must be a function, but is a {type(value).__name__}")
 
+    def new_model(self) -> nn.Module:
+        """Return a new model on the CPU.
+
+        Raises:
+            TaskError: if `model` gives something else.
+        """
+        model: object = self.model()
+        if not isinstance(model, nn.Module):
+            raise TaskError(f"model must return a torch.nn.Module, but gave a {type(model).__name__}")
+        return model
+
     def drawn(self, seed: int) -> Data:
         """Return the data of a seed, which fit the recipe and the model.
 
@@ -277,7 +288,7 @@ class Task:
         inputs = data.train.inputs[:2].clone()  # a model may change them in place
         if self.prepare is not None:
             inputs = self.prepare(inputs, None).clone()
-        outputs = self.model().eval()(inputs)
+        outputs = self.new_model().eval()(inputs)
         if isinstance(outputs, Tensor) and outputs.ndim > 1 and highest >= outputs.shape[1]:
             has = f"the model has {outputs.shape[1]} outputs, but there are labels up to {highest}"
             raise TaskError(f"{has}; it needs at least {highest + 1}")

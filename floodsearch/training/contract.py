@@ -36,9 +36,7 @@ def new_model(task: Task, seed: int, device: torch.device, train: Split) -> nn.M
         TaskError: if that is no model, or one that another run trains.
     """
     seed_global(stream_seed(seed, "initialisation"), device)
-    model = task.model()
-    if not isinstance(model, nn.Module):
-        raise TaskError(f"model must return a torch.nn.Module, but gave a {type(model).__name__}")
+    model = task.new_model()
     if any(map(is_lazy, model.state_dict(keep_vars=True).values())):
         _find_sizes(model, task, train)
     given = _memory(model)
