@@ -176,7 +176,7 @@ class NeverInEvaluation(nn.Module):
 
 def test_a_layer_whose_size_cannot_be_found_is_named():
     """It is refused in a line."""
-    with pytest.raises(TaskError, match=r"more\.weight of the model has no size yet"):
+    with pytest.raises(TaskError, match=r"more\.weight has no size yet"):
         Run(make(model=NeverInEvaluation), PLAN, seed=0, level=0.0, device=CPU)
 
 

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -45,8 +45,7 @@ class Split:
     def __post_init__(self) -> None:
         for name in ("inputs", "labels", "clean_labels"):
             if (values := getattr(self, name)) is not None:
-                tensor = tensor_of(values, f"{name.replace('_', ' ')} of a split")
-                object.__setattr__(self, name, tensor if tensor.ndim else tensor[None])
+                object.__setattr__(self, name, tensor_of(values, f"{name.replace('_', ' ')} of a split"))
         if len(self.inputs) != len(self.labels) or len(self.inputs) == 0:
             raise ValueError(
                 f"a split needs as many labels as inputs, and at least one, but has {len(self.inputs)} "
@@ -81,7 +80,7 @@ def _not_finite(tensor: Tensor) -> Tensor:
 class Data:
     """The three splits of one seed. The test split chooses nothing: it is only reported.
 
-    Each may be given as a data set of torch with (input, label) samples, or as a pair (inputs, labels).
+    Each may be given as a pair (inputs, labels), or as a data set or list of (input, label) samples.
     """
 
     train: Split
@@ -204,8 +203,8 @@ class Task:
     """Data, model, recipe, loss and metric.
 
     Args:
-        data: seed to the three splits, on the CPU; all that is random in them comes from the seed. Instead
-            of `Data` it may return the three in a tuple.
+        data: seed to the three splits, on the CPU; all that is random in them comes from the seed. `Data`
+            may also be a tuple of the three, or a dictionary by their names.
         model: a new model on the CPU. It is called with torch's global generator seeded from the run's
             seed, so PyTorch's usual initialisation needs no care.
         recipe: the numbers of the training.
@@ -220,7 +219,7 @@ class Task:
         samples: of a training split, where that is known before the data are drawn.
     """
 
-    data: Callable[[int], Data]
+    data: Callable[[int], Data | Sequence[Any] | Mapping[str, Any]]
     model: Callable[[], nn.Module]
     recipe: Recipe
     loss: Callable[[Tensor, Tensor], Tensor] = functional.cross_entropy

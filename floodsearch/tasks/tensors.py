@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 
 def tensor_of(values: Any, what: str) -> Tensor:
-    """Return a tensor as it is, and an array or nested lists as a tensor of their values.
+    """Return a tensor (n, ...) as it is, and an array or nested lists as a tensor of their values.
 
     Args:
         values: numbers of Python are taken as torch's float or as int64, arrays keep their type.
@@ -21,15 +21,15 @@ def tensor_of(values: Any, what: str) -> Tensor:
     Raises:
         ValueError: if that is none of these.
     """
-    if isinstance(values, Tensor):
+    if isinstance(values, Tensor) and values.ndim:
         return values
-    if isinstance(values, Mapping) or not (isinstance(values, Sequence) or hasattr(values, "__array__")):
+    if isinstance(values, Mapping | str) or not hasattr(values, "__len__"):
         raise ValueError(
             f"{what} must be a tensor, an array or a list, but are a {type(values).__name__}; put them into "
             "one tensor, or let inputs be row numbers from which `prepare` makes what the model takes"
         )
     try:
-        if hasattr(values, "__array__"):
+        if hasattr(values, "__array__") and not isinstance(values, Tensor):
             return torch.from_numpy(np.array(values))  # a copy: the array stays the user's own
         tensors = [torch.as_tensor(value) for value in values]
         return torch.stack(tensors) if tensors else torch.empty(0)
@@ -38,10 +38,10 @@ def tensor_of(values: Any, what: str) -> Tensor:
 
 
 def samples_of(part: Any, what: str) -> tuple[Any, ...]:
-    """Return inputs and labels of a data set with (input, label) samples, or of a pair.
+    """Return inputs and labels of a pair, or of (input, label) samples.
 
     Args:
-        part: a data set of torch with a length, or a pair of inputs and labels.
+        part: inputs and labels, or a list of samples, or a data set of torch with a length.
         what: it is, for the message.
 
     Raises:
@@ -49,10 +49,10 @@ def samples_of(part: Any, what: str) -> tuple[Any, ...]:
     """
     if isinstance(part, TensorDataset):
         part = part.tensors
-    elif isinstance(part, Dataset) and not isinstance(part, IterableDataset) and hasattr(part, "__len__"):
+    elif _has_samples(part):
         part = tuple(zip(*(part[row] for row in range(len(part))), strict=True))
         if not part:
-            raise ValueError(f"{what} is a data set without samples")
+            raise ValueError(f"{what} has no samples")
     if isinstance(part, tuple | list) and len(part) in (2, 3):
         return tuple(part)
     instead = "; give its data set" if isinstance(part, DataLoader) else ""
@@ -60,3 +60,9 @@ def samples_of(part: Any, what: str) -> tuple[Any, ...]:
         f"{what} must be a Split, a data set of (input, label) samples or a pair (inputs, labels), "
         f"but is a {type(part).__name__}{instead}"
     )
+
+
+def _has_samples(part: Any) -> bool:
+    if isinstance(part, list):
+        return all(isinstance(sample, tuple) for sample in part)
+    return isinstance(part, Dataset) and not isinstance(part, IterableDataset) and hasattr(part, "__len__")

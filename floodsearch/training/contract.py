@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import chain
 
 import torch
 from torch import Tensor, nn
@@ -37,7 +38,7 @@ def new_model(task: Task, seed: int, device: torch.device, train: Split) -> nn.M
     """
     seed_global(stream_seed(seed, "initialisation"), device)
     model = task.new_model()
-    if any(map(is_lazy, model.state_dict(keep_vars=True).values())):
+    if _without_size(model):
         _find_sizes(model, task, train)
     given = _memory(model)
     if any((other := _weights.get(key)) is not None and not other.expired() for key in given):
@@ -66,10 +67,13 @@ def _find_sizes(model: nn.Module, task: Task, train: Split) -> None:
     was_training = model.training
     model.eval()(batch.inputs)  # not in training mode, which would move running means
     model.train(was_training)
-    if lazy := [name for name, one in model.state_dict(keep_vars=True).items() if is_lazy(one)]:
-        raise TaskError(
-            f"{lazy[0]} of the model has no size yet after a batch in eval mode; give its layer one"
-        )
+    if missing := _without_size(model):
+        raise TaskError(f"{missing[0]} has no size yet after the model's first batch; give its layer one")
+
+
+def _without_size(model: nn.Module) -> list[str]:
+    """Return the names of the parameters and buffers that wait for a batch."""
+    return [name for name, one in chain(model.named_parameters(), model.named_buffers()) if is_lazy(one)]
 
 
 def judged(task: Task, outputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor | None]:
