@@ -225,6 +225,7 @@ def test_frozen_layers_may_be_shared():
         ({"loss": lambda o, y: functional.cross_entropy(o, y, reduction="none")}, "but gave (10,)"),
         ({"loss": lambda o, y: 0.3}, "loss must return a tensor, but gave a float"),
         ({"model": lambda: torch.relu}, "model must return a torch.nn.Module"),
+        ({"model": lambda: Gives(None)}, "the model must return a tensor, but gave a tuple"),
     ],
 )
 def test_what_is_not_as_promised_fails_its_runs(engine, fields, fragment):
@@ -233,6 +234,17 @@ def test_what_is_not_as_promised_fails_its_runs(engine, fields, fragment):
     assert found == []
     assert failed.keys() == LEVELS.keys()
     assert all(fragment in str(error) for error in failed.values()), failed
+
+
+class Gives(nn.Module):
+    """A model that gives something beside its outputs."""
+
+    def __init__(self, beside: object) -> None:
+        super().__init__()
+        self.layers, self.beside = network(), beside
+
+    def forward(self, x: Tensor) -> tuple[Tensor, object]:
+        return self.layers(x), self.beside
 
 
 def broken(split: str) -> Callable[[int], Data]:

@@ -293,6 +293,10 @@ def test_what_is_wrong_is_told_in_a_line(name):
     assert not any("\n" in one for one in told)
 
 
+def need_gpu() -> float:
+    raise RuntimeError("Found no NVIDIA driver on your system.")
+
+
 def soft_loss() -> nn.Module:
     return nn.CrossEntropyLoss(weight=torch.tensor([1.0, 3.0]), label_smoothing=0.1)
 
@@ -365,6 +369,11 @@ RIGHT: Mapping[str, dict[str, Any]] = {
     },
     "an optimizer": {"optimizer": lambda parameters, recipe: torch.optim.RMSprop(parameters)},
     "a loss of many samples": {"loss": lambda o, y: functional.cross_entropy(o, y) / (len(y) > 9)},
+    "tensors that only some functions know": {
+        "data": changed(lambda x: x.to_sparse()),
+        "model": lambda: Gives(lambda x: x),
+    },
+    "a loss on a GPU": {"loss": of_loss(lambda one: one + need_gpu())},
     "rows": {
         "data": lambda s: splits(torch.arange(60), points(s)[1]),
         "prepare": lambda rows, generator: points(0)[0][rows],

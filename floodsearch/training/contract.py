@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import chain
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -76,18 +77,31 @@ def _without_size(model: nn.Module) -> list[str]:
     return [name for name, one in chain(model.named_parameters(), model.named_buffers()) if is_lazy(one)]
 
 
-def judged(task: Task, outputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor | None]:
+def judged(task: Task, outputs: Any, labels: Tensor) -> tuple[Tensor, Tensor | None]:
     """Return the mean loss of a batch, (), and how many are correct, (); None where a task does not tell.
 
     Raises:
-        TaskError: if the loss or the metric gives something else.
+        TaskError: if the model, the loss or the metric gives something else.
     """
-    # Before the loss, which may change in place what it is given.
-    right = None if task.correct is None else count_correct(task.correct, outputs, labels)
-    return mean_loss(task, outputs, labels), right
+    if task.correct is None:
+        return mean_loss(task, outputs, labels), None
+    check_outputs(outputs)
+    # Copies for the metric, because each of the two may change in place what it is given.
+    outputs_too, labels_too = outputs.detach().clone(), labels.clone()
+    loss = mean_loss(task, outputs, labels)
+    return loss, count_correct(task.correct, outputs_too, labels_too)
 
 
-def mean_loss(task: Task, outputs: Tensor, labels: Tensor) -> Tensor:
+def check_outputs(outputs: Any) -> None:
+    """Raise a TaskError unless a model's outputs are a tensor, which metrics take."""
+    if not isinstance(outputs, Tensor):
+        raise TaskError(
+            f"the model must return a tensor, but gave a {type(outputs).__name__}; wrap it in a module that "
+            "returns what the loss takes"
+        )
+
+
+def mean_loss(task: Task, outputs: Any, labels: Tensor) -> Tensor:
     """Return the mean loss of a batch, ().
 
     Raises:
@@ -105,14 +119,13 @@ def mean_loss(task: Task, outputs: Tensor, labels: Tensor) -> Tensor:
 
 
 def count_correct(correctness: Correct, outputs: Tensor, labels: Tensor) -> Tensor:
-    """Return how many samples of a batch are correct, ().
+    """Return how many samples of a batch are correct, (); its outputs and labels may be changed.
 
     Raises:
         TaskError: if the metric gives something else than one truth a sample.
     """
     n = len(labels)
-    # Of copies: it may change in place what it is given.
-    correct = correctness(outputs.detach().clone(), labels.clone())
+    correct = correctness(outputs, labels)
     if not isinstance(correct, Tensor) or correct.shape not in ((n,), (n, 1)):
         gave = tuple(correct.shape) if isinstance(correct, Tensor) else f"a {type(correct).__name__}"
         raise TaskError(f"correct must give ({n},) booleans, one a sample, but gave {gave}")

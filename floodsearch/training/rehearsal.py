@@ -21,7 +21,7 @@ from floodsearch.errors import TaskError
 from floodsearch.imports import said
 from floodsearch.tasks.task import IGNORED, Data, Split, Task, class_correct
 from floodsearch.training.batches import batches, chunks
-from floodsearch.training.contract import judged, mean_loss, new_model
+from floodsearch.training.contract import check_outputs, judged, mean_loss, new_model
 from floodsearch.training.progress import check_counts
 from floodsearch.training.randomness import borrowed
 
@@ -54,7 +54,10 @@ def findings(task: Task, seeds: Sequence[int], sizes: Collection[int]) -> list[s
     rehearsal = _Rehearsal(task, seeds, sizes)
     with borrowed(CPU), warnings.catch_warnings(), suppress(_EndedError):
         warnings.simplefilter("ignore")
-        rehearsal.play()
+        try:
+            rehearsal.play()
+        except (RuntimeError, TypeError) as error:  # of tensors of a kind that is not known here
+            log.warning("the task is not rehearsed to its end, which may be right: %s", said(error))
     return list(dict.fromkeys(rehearsal.found))
 
 
@@ -97,15 +100,16 @@ class _Rehearsal:
         try:
             yield
         except (Exception, SystemExit) as error:  # it may do anything
-            if torch.cuda.is_available() and "cuda" in str(error).lower():
+            words = said(error)
+            if any(name in words.lower() for name in ("cuda", "nvidia")):
                 raise _EndedError from error  # it needs the GPU on which it will be trained
-            self._end(said(error) if isinstance(error, TaskError) else f"{what}: {said(error)}{more}")
+            self._end(words if isinstance(error, TaskError) else f"{what}: {words}{more}")
 
     # --- data ---
 
     def _draw(self, seed: int) -> Data:
         with self._telling(f"data({seed}) fails"):
-            return Data.of(self.task.data(seed))
+            return Data.of(self.task.data(seed)).to(CPU)
 
     def _draw_twice(self, seed: int) -> tuple[Data, bool]:
         """Return the data of a seed, and whether they are quick to draw; a second time they are the same."""
@@ -178,13 +182,7 @@ class _Rehearsal:
         """Return what the model gives in training."""
         kind, hint = _kind(inputs), _types(inputs, model)
         with self._telling(f"the model cannot take inputs of {kind}", hint):
-            outputs = model.train()(inputs)
-        if not isinstance(outputs, Tensor) and self.task.correct is not None:
-            self._end(
-                f"the model must return a tensor, but gave a {type(outputs).__name__}; wrap it in a module "
-                "that returns what the loss takes"
-            )
-        return outputs
+            return model.train()(inputs)
 
     def _take_rest(self, model: nn.Module, train: Split) -> None:
         """Let the model take the last batch of an epoch where that is small."""
@@ -201,6 +199,9 @@ class _Rehearsal:
 
     def _look_at_metric(self, outputs: Any, labels: Tensor) -> None:
         """Look for outputs and labels that the default metric cannot compare."""
+        if self.task.correct is not None:
+            with self._telling("outputs"):
+                check_outputs(outputs)
         if self.task.correct is not class_correct:
             return
         one_of = "the default correct compares the largest of several outputs with a class number"

@@ -246,7 +246,7 @@ def evaluate(model: nn.Module, task: Task, split: Split, arithmetic: Arithmetic 
     for part in chunks(split, EVALUATION_BATCH, task.prepare):
         outputs = forward(part.inputs)
         if task.correct is not None and part.clean_labels is not None:
-            clean += float(count_correct(task.correct, outputs, part.clean_labels))
+            clean += float(count_correct(task.correct, outputs.clone(), part.clean_labels))
         mean, right = judged(task, outputs, part.labels)
         loss += float(mean) * len(part.inputs)
         correct += 0.0 if right is None else float(right)
