@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import shlex
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -35,6 +37,7 @@ def known() -> Known:
     return Known(
         tasks=TASKS,
         describe_task=describe_task,
+        rehearse=rehearse,
         find_loop=find_loop,
         find_program=find_program,
         samplers={name: {} if rule is None else fields_of(rule) for name, rule in SAMPLERS.items()},
@@ -118,6 +121,27 @@ def describe_task(reference: str, chosen: Mapping[str, Any]) -> TaskFields:
 
     metrics = ("val_loss",) if task.correct is None else ("val_accuracy", "val_loss")
     return TaskFields(options, recipe, metrics, build)
+
+
+def rehearse(
+    reference: str, options: Mapping[str, Any], recipe: Mapping[str, Any], seeds: Sequence[int]
+) -> Iterator[Problem]:
+    """Train a batch of a task of the user's own on the CPU, and yield what is wrong with it.
+
+    Args:
+        reference: names the task.
+        options: of the task.
+        recipe: of its training; the first of several choices is rehearsed, but each batch size tried.
+        seeds: of its runs.
+    """
+    from floodsearch.tasks.task import build_task
+    from floodsearch.training.rehearsal import findings
+
+    choices = {name: getattr(value, "choices", (value,)) for name, value in recipe.items()}
+    task = build_task(reference, options, {name: values[0] for name, values in choices.items()})
+    with contextlib.redirect_stdout(sys.stderr):  # what the user's own code prints is no part of our answer
+        found = findings(task, seeds, choices["batch_size"])
+    yield from (Problem("task", one) for one in found)
 
 
 def task_of(trusted: TrustedSpec, beside: Mapping[str, Any]) -> Task:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import sysconfig
+import traceback
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
@@ -47,3 +49,24 @@ def file_of(reference: str) -> Path | None:
     """Return the file of the module that `package.module:name` names; None if it has none."""
     spec = find_spec(reference.partition(":")[0])
     return None if spec is None or not spec.has_location or spec.origin is None else Path(spec.origin)
+
+
+FOREIGN = (
+    *map(sysconfig.get_path, ("stdlib", "platstdlib", "purelib", "platlib")),
+    str(Path(__file__).parent),
+)
+"""Folders whose code is not the user's own: Python's, installed packages, and this one."""
+
+
+def said(error: BaseException) -> str:
+    """Return an error in a line: its kind, its own words, and where in the user's own code it came from."""
+    if isinstance(error, TaskError):  # our own words, which say what to change
+        return str(error)
+    words = str(error).strip().splitlines()
+    told = f"{type(error).__name__}: {words[0]}" if words else type(error).__name__
+    own = [
+        frame
+        for frame in traceback.extract_tb(error.__traceback__)
+        if Path(frame.filename).is_absolute() and not frame.filename.startswith(FOREIGN)
+    ]
+    return f"{told} ({Path(own[-1].filename).name}:{own[-1].lineno})" if own else told

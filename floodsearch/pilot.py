@@ -14,8 +14,9 @@ from collections.abc import Sequence
 from floodsearch import queue
 from floodsearch.errors import DivergedError, LoopError
 from floodsearch.heart import Heart
+from floodsearch.imports import said
 from floodsearch.records import EpochRecord, Pilot
-from floodsearch.retry import first_line, persistently
+from floodsearch.retry import persistently
 from floodsearch.spec import Training
 from floodsearch.storage import tables
 from floodsearch.storage.studies import StoredStudy
@@ -151,4 +152,4 @@ def _why(error: BaseException) -> str:
         return f"{error}; lower the learning rate, or give levels.high as a number"
     if isinstance(error, LoopError):
         return str(error)
-    return f"{type(error).__name__}: {first_line(error)}"
+    return said(error)

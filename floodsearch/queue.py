@@ -19,6 +19,7 @@ from sqlalchemy import Connection
 from floodsearch.analysis import latest, unconfirmed, worth_more_seeds
 from floodsearch.catalog import pruner_of, sampler_of
 from floodsearch.errors import DivergedError, TicketLostError
+from floodsearch.imports import said
 from floodsearch.records import (
     BY_HAND,
     Attribute,
@@ -493,7 +494,7 @@ def _known(flooded: bool | None) -> dict[Attribute, bool]:
 
 def fail(ticket: Ticket, error: BaseException) -> None:
     """Finish a ticket whose code raised; it is tried again, and several in a row stop the study."""
-    reason = f"{type(error).__name__}: {error}".splitlines()[0]
+    reason = said(error)
     trace = "".join(traceback.format_exception(error))[-TRACEBACK_CHARACTERS:]
     why = {Attribute.CAUSE: "error", Attribute.REASON: reason, Attribute.TRACEBACK: trace}
     _end(ticket, TrialState.FAIL, why)

@@ -87,6 +87,8 @@ class Known:
     tasks: Collection[str]
     describe_task: Callable[[str, Mapping[str, Any]], TaskFields]
     """Return what a task takes beside these options; raises TaskError if it cannot be imported or built."""
+    rehearse: Callable[[str, Mapping[str, Any], Mapping[str, Any], Sequence[int]], Iterator[Problem]]
+    """Try a task of the user's own with options, recipe and seeds; yield what is wrong with it."""
     find_loop: Callable[[str], object]
     """Import a training loop of the user's own; raises TaskError where that fails."""
     find_program: Callable[[str], object]
@@ -173,7 +175,8 @@ class _Reader:
         }
         if sections["training"] is not None and sections["arithmetic"] is not None:
             self.problems.extend(sections["arithmetic"].problems(sections["training"].engine))
-        options, recipe = self._loop(recipe) if self._has_loop else self._task(recipe)
+        seeds = (sections["training"] or Training()).seeds
+        options, recipe = self._loop(recipe) if self._has_loop else self._task(recipe, seeds)
         if sections["search"] is not None:
             sections["search"] = self._with_metric(sections["search"])
         settings: dict[str, Any] = {}
@@ -290,8 +293,11 @@ class _Reader:
         self.problems.extend(found)
         return None if found else section
 
-    def _task(self, recipe: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Check the task's name, options and recipe fields; return both with their defaults."""
+    def _task(self, recipe: dict[str, Any], seeds: Sequence[int]) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Check the task's name, options and recipe fields; return both with their defaults.
+
+        One of the user's own is rehearsed, if these are sound.
+        """
         task, options = self.raw.get("task"), self.raw.get("options", {})
         if not isinstance(options, dict):
             self.problems.append(Problem("options", f"{options!r} is not a table; write it as [options]"))
@@ -326,6 +332,8 @@ class _Reader:
         sound = {name: value for name, value in checked_recipe.items() if f"training.{name}" not in wrong}
         self.problems.extend(fields.build(sound))
         self.metrics = fields.metrics
+        if task not in self.known.tasks and len(self.problems) == before:
+            self.problems.extend(self.known.rehearse(task, checked_options, checked_recipe, seeds))
         search = self.raw.get("search", {})
         metric = search.get("metric") if isinstance(search, dict) else None
         if isinstance(metric, str) and metric in DIRECTIONS and metric not in fields.metrics:

@@ -183,7 +183,7 @@ def default_engine(trusted: TrustedSpec, device: torch.device) -> str:
     spec = trusted.spec
     if device.type != "cuda" or next(spec.arithmetic.problems("stack"), None) is not None:
         return "loop"
-    model = task_of(trusted, first_choices(spec)).model()
+    model = task_of(trusted, first_choices(spec)).new_model()
     return "loop" if any(isinstance(part, _ConvNd) for part in model.modules()) else "stack"
 
 

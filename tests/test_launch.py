@@ -38,7 +38,7 @@ search = {pruner = "none"}
 """
 
 GATED = '''
-import pathlib, time
+import pathlib, sys, time
 import torch
 from torch import nn
 from floodsearch.tasks.task import Data, Recipe, Split, Task
@@ -46,7 +46,7 @@ from floodsearch.tasks.task import Data, Recipe, Split, Task
 HERE = pathlib.Path(__file__).parent
 
 def task() -> Task:
-    """Twenty points; trainings wait until there is a file `go`, and are slow while there is a file `slow`."""
+    """Twenty points; workers wait until there is a file `go`, and are slow while there is a file `slow`."""
 
     def data(seed):
         torch.manual_seed(seed)
@@ -55,7 +55,7 @@ def task() -> Task:
         return Data(train=split, validation=split, test=split)
 
     def loss(outputs, labels):
-        while not (HERE / "go").exists():
+        while "work" in sys.argv and not (HERE / "go").exists():
             time.sleep(0.005)
         if (HERE / "slow").exists():
             time.sleep(0.02)

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -28,22 +28,34 @@ from torch.nn import functional
 from floodsearch.errors import TaskError
 from floodsearch.imports import find_code
 from floodsearch.tasks import TASKS
+from floodsearch.tasks.tensors import samples_of, tensor_of
+
+IGNORED = -100
+"""The label that cross-entropy leaves out."""
 
 
 @dataclass(frozen=True)
 class Split:
-    """Samples with their labels, on the CPU."""
+    """Samples with their labels, on the CPU. Arrays and lists are made tensors."""
 
     inputs: Tensor  # (n, ...), as the model takes them, or the task's `prepare` if it has one
     labels: Tensor  # (n,) or (n, ...), as the loss takes them, label noise included
     clean_labels: Tensor | None = None  # like labels, before label noise; None where that is not known
 
     def __post_init__(self) -> None:
+        for name in ("inputs", "labels", "clean_labels"):
+            if (values := getattr(self, name)) is not None:
+                object.__setattr__(self, name, tensor_of(values, f"{name.replace('_', ' ')} of a split"))
         if len(self.inputs) != len(self.labels) or len(self.inputs) == 0:
             raise ValueError(
                 f"a split needs as many labels as inputs, and at least one, but has {len(self.inputs)} "
                 f"inputs and {len(self.labels)} labels"
             )
+
+    @property
+    def broken(self) -> Tensor:
+        """(n,) whether the inputs or the labels of each sample hold a NaN or infinite number."""
+        return _not_finite(self.inputs) | _not_finite(self.labels)
 
     def to(self, device: torch.device) -> Split:
         """Return the split on a device."""
@@ -52,17 +64,54 @@ class Split:
 
     def first(self, n: int) -> Split:
         """Return the first samples, at most so many."""
-        clean = None if self.clean_labels is None else self.clean_labels[:n]
-        return Split(self.inputs[:n], self.labels[:n], clean)
+        return self.of(slice(n))
+
+    def of(self, rows: Tensor | slice) -> Split:
+        """Return the samples of some rows, at least one."""
+        clean = None if self.clean_labels is None else self.clean_labels[rows]
+        return Split(self.inputs[rows], self.labels[rows], clean)
+
+
+def _not_finite(tensor: Tensor) -> Tensor:
+    return ~tensor.isfinite().flatten(1).all(dim=1) if tensor.ndim > 1 else ~tensor.isfinite()
 
 
 @dataclass(frozen=True)
 class Data:
-    """The three splits of one seed. The test split chooses nothing: it is only reported."""
+    """The three splits of one seed. The test split chooses nothing: it is only reported.
+
+    Each may be given as a pair (inputs, labels), or as a data set or list of (input, label) samples.
+    """
 
     train: Split
     validation: Split
     test: Split
+
+    def __post_init__(self) -> None:
+        for name in ("train", "validation", "test"):
+            part = getattr(self, name)
+            if not isinstance(part, Split):
+                object.__setattr__(self, name, Split(*samples_of(part, f"the {name} split")))
+
+    def named(self) -> Iterator[tuple[str, Split]]:
+        """Yield each split with the name that messages call it by."""
+        yield from (("training", self.train), ("validation", self.validation), ("test", self.test))
+
+    @classmethod
+    def of(cls, found: Any) -> Data:
+        """Return what a task's `data` gave: as it is, or three splits in a tuple or by their names.
+
+        Raises:
+            ValueError: if it is something else.
+        """
+        if isinstance(found, cls):
+            return found
+        if isinstance(found, tuple | list) and len(found) == 3:
+            return cls(*found)
+        if isinstance(found, Mapping) and found.keys() == {"train", "validation", "test"}:
+            return cls(**found)
+        gave = f"{len(found)} parts" if isinstance(found, tuple | list) else f"a {type(found).__name__}"
+        raise ValueError(f"data must return Data(train, validation, test), but gave {gave}")
 
     def to(self, device: torch.device) -> Data:
         """Return the splits on a device."""
@@ -142,6 +191,9 @@ def class_correct(logits: Tensor, labels: Tensor) -> Tensor:
     return logits.argmax(dim=1) == labels
 
 
+Correct = Callable[[Tensor, Tensor], Tensor]
+"""(outputs, labels) of a batch to (n,) booleans."""
+
 Prepare = Callable[[Tensor, torch.Generator | None], Tensor]
 """(inputs of a batch as a split holds them, generator) to inputs as the model takes them, on their device."""
 
@@ -151,7 +203,8 @@ class Task:
     """Data, model, recipe, loss and metric.
 
     Args:
-        data: seed to the three splits, on the CPU; all that is random in them comes from the seed.
+        data: seed to the three splits, on the CPU; all that is random in them comes from the seed. `Data`
+            may also be a tuple of the three, or a dictionary by their names.
         model: a new model on the CPU. It is called with torch's global generator seeded from the run's
             seed, so PyTorch's usual initialisation needs no care.
         recipe: the numbers of the training.
@@ -166,38 +219,76 @@ class Task:
         samples: of a training split, where that is known before the data are drawn.
     """
 
-    data: Callable[[int], Data]
+    data: Callable[[int], Data | Sequence[Any] | Mapping[str, Any]]
     model: Callable[[], nn.Module]
     recipe: Recipe
     loss: Callable[[Tensor, Tensor], Tensor] = functional.cross_entropy
-    correct: Callable[[Tensor, Tensor], Tensor] | None = class_correct
+    correct: Correct | None = class_correct
     optimizer: Callable[[Iterable[nn.Parameter], Recipe], torch.optim.Optimizer] = build_optimizer
     prepare: Prepare | None = None
     samples: int | None = None
+
+    def __post_init__(self) -> None:
+        if isinstance(self.model, nn.Module):
+            raise ValueError(
+                "model must be a function that makes a new model for each run, but is a model; write "
+                "model=lambda: ... and make it there"
+            )
+        for name in ("data", "model", "loss", "correct", "optimizer", "prepare"):
+            value = getattr(self, name)
+            if not callable(value) and not (value is None and name in ("correct", "prepare")):
+                raise ValueError(f"{name} must be a function, but is a {type(value).__name__}")
+
+    def new_model(self) -> nn.Module:
+        """Return a new model on the CPU.
+
+        Raises:
+            TaskError: if `model` gives something else.
+        """
+        model: object = self.model()
+        if not isinstance(model, nn.Module):
+            raise TaskError(f"model must return a torch.nn.Module, but gave a {type(model).__name__}")
+        return model
 
     def drawn(self, seed: int) -> Data:
         """Return the data of a seed, which fit the recipe and the model.
 
         Raises:
             TaskError: if a batch is larger than the training split, or labels are beyond the model's outputs.
+            ValueError: if `data` gives something else than three splits.
         """
-        data = self.data(seed)
+        data = Data.of(self.data(seed))
+        self.check_size(data)
+        self.check_classes(data)
+        return data
+
+    def check_size(self, data: Data) -> None:
+        """Raise a TaskError if a batch is larger than the training split."""
         samples, size = len(data.train.inputs), self.recipe.batch_size
         if size > samples:
             raise TaskError(
                 f"batch_size = {size} is more than the {samples} training samples; lower it in [training]"
             )
-        if self.correct is class_correct and not data.train.labels.is_floating_point():
-            self._check_classes(data)
-        return data
 
     @torch.no_grad()
-    def _check_classes(self, data: Data) -> None:
-        """Ask a new model for its outputs: on a GPU the loss would fail and say nothing of labels."""
-        inputs = data.train.inputs[:2]
-        outputs = self.model().eval()(inputs if self.prepare is None else self.prepare(inputs, None))
-        highest = max(int(split.labels.max()) for split in (data.train, data.validation, data.test))
-        if outputs.ndim > 1 and highest >= outputs.shape[1]:
+    def check_classes(self, data: Data) -> None:
+        """Ask a new model for its outputs: on a GPU the loss would fail and say nothing of labels.
+
+        Raises:
+            TaskError: if labels are none of the classes that the metric compares.
+        """
+        if self.correct is not class_correct or data.train.labels.is_floating_point():
+            return
+        labels = torch.cat([split.labels.long().flatten() for _, split in data.named()])
+        labels = labels[labels != IGNORED]
+        lowest, highest = (int(labels.min()), int(labels.max())) if len(labels) else (0, 0)
+        if lowest < 0:
+            raise TaskError(f"there are labels down to {lowest}, but classes are numbered from 0")
+        inputs = data.train.inputs[:2].clone()  # a model may change them in place
+        if self.prepare is not None:
+            inputs = self.prepare(inputs, None).clone()
+        outputs = self.new_model().eval()(inputs)
+        if isinstance(outputs, Tensor) and outputs.ndim > 1 and highest >= outputs.shape[1]:
             has = f"the model has {outputs.shape[1]} outputs, but there are labels up to {highest}"
             raise TaskError(f"{has}; it needs at least {highest + 1}")
 

@@ -1,4 +1,8 @@
-"""Batches of a split that already lies on the device."""
+"""Batches of a split that already lies on the device.
+
+Each is in memory of its own: a model, a loss or a metric may change what it is given in place, as it may with
+a DataLoader, and the split is that of all levels.
+"""
 
 from __future__ import annotations
 
@@ -30,17 +34,22 @@ def batches(
     # A generator on the device: numbers from the CPU would make each batch wait for all that came before.
     generator = torch.Generator(split.inputs.device).manual_seed(stream_seed(seed, "augmentation", epoch))
     for inputs, labels in _shuffled(split, size, seed, epoch):
-        yield prepare(inputs, generator), labels
+        yield _prepared(inputs, prepare, generator), labels
+
+
+def _prepared(inputs: Tensor, prepare: Prepare, generator: torch.Generator | None) -> Tensor:
+    """Return the model's inputs; what `prepare` gives may be a part of a tensor that all batches share."""
+    return prepare(inputs, generator).clone()
 
 
 def _shuffled(split: Split, size: int, seed: int, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield inputs and labels of one epoch, shuffled for (seed, epoch); the last batch may be smaller.
 
-    A split that fits into one batch is yielded as it is: its order would change nothing but rounding.
+    A split that fits into one batch keeps its order, which would change nothing but rounding.
     """
     n = len(split.inputs)
     if n <= size:
-        yield split.inputs, split.labels
+        yield split.inputs.clone(), split.labels.clone()
         return
     shuffled = torch.randperm(n, generator=stream(seed, "order", epoch)).to(split.inputs.device)
     for chosen in shuffled.split(size):
@@ -49,8 +58,8 @@ def _shuffled(split: Split, size: int, seed: int, epoch: int) -> Iterator[tuple[
 
 def chunks(split: Split, size: int, prepare: Prepare | None = None) -> Iterator[Split]:
     """Yield a split in order, in parts of at most `size`, with the model's inputs, for evaluation."""
-    clean = split.clean_labels
     for start in range(0, len(split.inputs), size):
         part = slice(start, start + size)
-        inputs = split.inputs[part] if prepare is None else prepare(split.inputs[part], None)
-        yield Split(inputs, split.labels[part], None if clean is None else clean[part])
+        inputs, labels = split.inputs[part].clone(), split.labels[part].clone()
+        clean = None if split.clean_labels is None else split.clean_labels[part].clone()
+        yield Split(inputs if prepare is None else _prepared(inputs, prepare, None), labels, clean)

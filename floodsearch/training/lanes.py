@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from floodsearch.records import EpochRecord
 from floodsearch.spec import Keep
 from floodsearch.tasks.task import Data, Task
+from floodsearch.training.contract import new_model
 from floodsearch.training.progress import Evaluation, Plan, Progress
-from floodsearch.training.run import copied, evaluate, new_model, with_test
+from floodsearch.training.run import copied, evaluate, with_test
 
 WIDTH = 32
 """Lanes of a stack: two vectors of AVX-512, so that no tensor has a tail."""
@@ -45,7 +46,7 @@ class Start:
         self.task, self.plan, self.seed = task, plan, seed
         data = data or task.drawn(seed).to(device)
         self.train, self.validation, self.test = data.train, data.validation, data.test
-        self.model = new_model(task, seed, device)  # where weights are put to be tested
+        self.model = new_model(task, seed, device, self.train)  # where weights are put to be tested
         self.weights = {("weight", name): one.detach().clone() for name, one in named(self.model).items()}
 
     @property

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from floodsearch.errors import DivergedError
+from floodsearch.errors import DivergedError, TaskError
 from floodsearch.flooding import check_level
 from floodsearch.records import LARGEST, EpochRecord
 from floodsearch.schedules import SCHEDULES, ScheduleState, start
@@ -51,6 +51,16 @@ class Evaluation:
     loss: float
     accuracy: float | None
     accuracy_clean: float | None = None
+
+
+def check_counts(correct: float, samples: int) -> None:
+    """Check how many of some samples are correct: booleans cannot be wrong, but other numbers can.
+
+    Raises:
+        TaskError: if no number of samples can be that.
+    """
+    if not (0 <= correct <= samples and float(correct).is_integer()):
+        raise TaskError(f"correct must give booleans, but their sum over {samples} samples is {correct:g}")
 
 
 class Progress:
@@ -98,6 +108,7 @@ class Progress:
 
         Raises:
             DivergedError: when a loss is NaN or infinite.
+            TaskError: when that is not how many can be correct.
         """
         level = self.level
         for step, loss in enumerate(losses, start=1):
@@ -106,6 +117,7 @@ class Progress:
         self.epoch += 1
         self.lowest = min(losses)
         samples = sum(sizes)
+        check_counts(sum(correct), samples)
         return EpochRecord(
             seed=self.seed,
             epoch=self.epoch,
@@ -123,7 +135,13 @@ class Progress:
             DivergedError: when the loss is NaN or infinite: the last `step` broke the weights.
         """
         if not abs(validation.loss) <= LARGEST:
-            raise DivergedError(level=record.level, epoch=record.epoch, step=step, seed=self.seed)
+            raise DivergedError(
+                level=record.level,
+                epoch=record.epoch,
+                step=step,
+                seed=self.seed,
+                what="the validation loss",
+            )
         record = replace(record, val_loss=validation.loss, val_accuracy=validation.accuracy)
         new = getattr(record, self.plan.metric)
         old = None if self.best is None else getattr(self.best, self.plan.metric)

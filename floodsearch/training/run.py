@@ -21,7 +21,8 @@ from floodsearch.tasks.streams import stream_seed
 from floodsearch.tasks.task import Data, Split, Task
 from floodsearch.training.arithmetic import Forward, laid_out
 from floodsearch.training.batches import batches, chunks, count
-from floodsearch.training.progress import Evaluation, Plan, Progress
+from floodsearch.training.contract import blaming, count_correct, judged, new_model
+from floodsearch.training.progress import Evaluation, Plan, Progress, check_counts
 from floodsearch.training.randomness import seed_global
 
 EVALUATION_BATCH = 1024  # samples; bounds the memory of an evaluation: 1 GB for ResNet-34 on 32 x 32 pixels
@@ -59,7 +60,7 @@ class Run:
         self.task, self.plan, self.seed, self.device = task, plan, seed, device
         data = data or task.drawn(seed).to(device)
         self.train, self.validation, self.test = data.train, data.validation, data.test
-        self.model = laid_out(new_model(task, seed, device), plan.arithmetic)
+        self.model = laid_out(new_model(task, seed, device, self.train), plan.arithmetic)
         self.forward = Forward(self.model, plan.arithmetic)
         self.dropout_seed = stream_seed(seed, "dropout") >> 1  # room to add the number of the step
         self.optimizer = task.optimizer(self.model.parameters(), task.recipe)
@@ -90,13 +91,16 @@ class Run:
 
         Raises:
             DivergedError: when a batch loss is NaN or infinite.
+            TaskError: when the task gives what it must not.
         """
         progress = self.progress
-        record = self._train_epoch(self.epoch + 1)
+        with blaming(self.train, "training", first=self.epoch == 0):
+            record = self._train_epoch(self.epoch + 1)
         if progress.due:
             steps = count(self.train, self.task.recipe.batch_size)
             validation = self._evaluated(self.validation)
-            record = progress.validated(record, validation, step=steps)
+            with blaming(self.validation, "validation", first=progress.best is None):
+                record = progress.validated(record, validation, step=steps)
             if progress.best is record:
                 self.best_weights = {name: value.clone() for name, value in self.model.state_dict().items()}
         return progress.ended(record)
@@ -128,15 +132,14 @@ class Run:
         for step, (inputs, labels) in enumerate(prepared, steps_before):
             # Seeding each step makes a run independent of whatever else trains in this process.
             seed_global(self.dropout_seed + step, self.device)
-            outputs = self.forward(inputs)
-            loss = self.task.loss(outputs, labels)
+            loss, right = judged(self.task, self.forward(inputs), labels)
             self.optimizer.zero_grad(set_to_none=True)
             flood(loss, level).backward()
             self.optimizer.step()
             losses.append(loss.detach())
             sizes.append(len(inputs))
-            if self.task.correct is not None:
-                correct.append(self.task.correct(outputs.detach(), labels).sum())
+            if right is not None:
+                correct.append(right)
         return self.progress.trained(read(losses), sizes, read(correct))
 
     def tested(self) -> list[EpochRecord]:
@@ -200,12 +203,6 @@ class Run:
         self.best_weights = state["best_weights"]
 
 
-def new_model(task: Task, seed: int, device: torch.device) -> nn.Module:
-    """Return the model that a run of a seed starts with."""
-    seed_global(stream_seed(seed, "initialisation"), device)
-    return task.model().to(device)
-
-
 def with_test(record: EpochRecord, test: Evaluation) -> EpochRecord:
     """Return a record with test metrics."""
     return replace(
@@ -245,16 +242,17 @@ def evaluate(model: nn.Module, task: Task, split: Split, arithmetic: Arithmetic 
     """Return the plain loss and the accuracies on a split, in eval mode."""
     model.eval()
     forward = Forward(model, arithmetic, compiled=False)  # each other shape would be compiled anew
-    loss, correct, clean = 0.0, 0, 0
+    loss, correct, clean = 0.0, 0.0, 0.0
     for part in chunks(split, EVALUATION_BATCH, task.prepare):
         outputs = forward(part.inputs)
-        loss += float(task.loss(outputs, part.labels)) * len(part.inputs)
-        if task.correct is not None:
-            correct += int(task.correct(outputs, part.labels).sum())
-            if part.clean_labels is not None:
-                clean += int(task.correct(outputs, part.clean_labels).sum())
+        if task.correct is not None and part.clean_labels is not None:
+            clean += float(count_correct(task.correct, outputs.clone(), part.clean_labels))
+        mean, right = judged(task, outputs, part.labels)
+        loss += float(mean) * len(part.inputs)
+        correct += 0.0 if right is None else float(right)
     n = len(split.inputs)
     known = task.correct is not None
+    check_counts(correct, n)
     return Evaluation(
         loss=loss / n,
         accuracy=correct / n if known else None,

@@ -24,15 +24,16 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
-from floodsearch.errors import DivergedError
+from floodsearch.errors import DivergedError, TaskError
 from floodsearch.flooding import flood
 from floodsearch.records import EpochRecord
 from floodsearch.tasks.task import Task
 from floodsearch.training.arithmetic import computed
 from floodsearch.training.batches import batches, chunks, count
+from floodsearch.training.contract import blaming, judged
 from floodsearch.training.engine import Outcome
 from floodsearch.training.lanes import WIDTH, Lane, Lanes, Start
 from floodsearch.training.progress import Evaluation, Plan
@@ -56,7 +57,7 @@ class Stack:
 
     def __init__(self, task: Task, plan: Plan, device: torch.device) -> None:
         self.task, self.plan, self.device = task, plan, device
-        self.model = task.model().to(device)  # for its structure: its own weights mean nothing
+        self.model: nn.Module  # of a run that trains, for its structure: its own weights mean nothing
         self.at_once = WIDTH  # lanes whose gradients are computed together
         self._lanes: list[Lanes] = []
         self._starts: dict[int, Start] = {}
@@ -71,6 +72,7 @@ class Stack:
         """Train each run one epoch further; return an outcome for each."""
         outcomes: dict[int, Outcome] = {}
         for together in _alike(runs):
+            self.model = together[0].start.model
             try:
                 for lanes in self._seated(together):
                     outcomes |= {id(lane): outcome for lane, outcome in self._advance(lanes).items()}
@@ -108,8 +110,9 @@ class Stack:
         for lane in here:
             own, right = ([row[lane.index] for row in rows] for rows in (losses, correct))
             try:
-                outcomes[lane] = lane.progress.trained(own, sizes, right)
-            except DivergedError as error:
+                with blaming(lane.start.train, "training", first=lane.epoch == 0):
+                    outcomes[lane] = lane.progress.trained(own, sizes, right)
+            except (DivergedError, TaskError) as error:
                 outcomes[lane] = error
         records = {lane: one for lane, one in outcomes.items() if isinstance(one, EpochRecord)}
         due = any(lane.progress.due for lane in records)
@@ -181,9 +184,8 @@ class Stack:
         level: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Return the flooded loss of one lane's batch, the plain one, and how many are correct, each ()."""
-        outputs = self._outputs(parameters, fixed, inputs)
-        loss = self.task.loss(outputs, labels)
-        return flood(loss, level.to(loss.dtype)), loss, self._right(outputs.detach(), labels)
+        loss, right = self._judged(self._outputs(parameters, fixed, inputs), labels)
+        return flood(loss, level.to(loss.dtype)), loss, right
 
     def _outputs(self, parameters: Mapping[str, Tensor], fixed: Mapping[str, Tensor], inputs: Tensor) -> Any:
         """Return what the model gives for one lane's inputs."""
@@ -192,10 +194,10 @@ class Stack:
             lambda: functional_call(self.model, weights, (inputs,)), self.plan.arithmetic, self.device
         )
 
-    def _right(self, outputs: Tensor, labels: Tensor) -> Tensor:
-        if self.task.correct is None:
-            return torch.zeros((), device=self.device)
-        return self.task.correct(outputs, labels).sum()
+    def _judged(self, outputs: Any, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the loss of one lane's batch, and how many are correct, each ()."""
+        loss, right = judged(self.task, outputs, labels)
+        return loss, torch.zeros((), device=self.device) if right is None else right
 
     @torch.no_grad()
     def _evaluate(self, lanes: Lanes) -> dict[Lane, Evaluation]:
@@ -204,13 +206,13 @@ class Stack:
         parts = {lane.start.seed: chunks(lane.start.validation, CHUNK, self.task.prepare) for lane in by_seat}
         self.model.eval()
         loss = torch.zeros(WIDTH, dtype=torch.float64, device=self.device)
-        right = torch.zeros(WIDTH, dtype=torch.int64, device=self.device)
+        right = torch.zeros(WIDTH, dtype=torch.float64, device=self.device)
         samples = len(by_seat[0].start.validation.inputs)
         for drawn in zip(*parts.values(), strict=True):
             batch = {seed: (one.inputs, one.labels) for seed, one in zip(parts, drawn, strict=True)}
             one_loss, one_right = self._assess(lanes, *_by_seat(by_seat, batch))
             loss += one_loss.double() * len(drawn[0].inputs)
-            right += one_right.long()
+            right += one_right.double()
         accuracies = (right / samples).tolist() if self.task.correct is not None else [None] * WIDTH
         found = list(zip((loss / samples).tolist(), accuracies, strict=True))
         return {lane: Evaluation(*found[lane.index]) for lane in lanes.here()}
@@ -219,8 +221,7 @@ class Stack:
         """Return the mean losses of a batch, (WIDTH,), and how many are correct, (WIDTH,)."""
 
         def assess(parameters: Any, fixed: Any, inputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-            outputs = self._outputs(parameters, fixed, inputs)
-            return self.task.loss(outputs, labels), self._right(outputs, labels)
+            return self._judged(self._outputs(parameters, fixed, inputs), labels)
 
         def part_of(part: slice) -> tuple[Tensor, ...]:
             parameters = {name: one[part] for name, one in lanes.parameters.items()}
@@ -249,7 +250,8 @@ class Stack:
 def _ended(lane: Lane, record: EpochRecord, validation: Evaluation | None, steps: int) -> EpochRecord:
     """Note the end of an epoch and keep the weights of the best one."""
     if validation is not None:
-        record = lane.progress.validated(record, validation, step=steps)
+        with blaming(lane.start.validation, "validation", first=lane.progress.best is None):
+            record = lane.progress.validated(record, validation, step=steps)
         if lane.progress.best is record:
             lane.best_weights = lane.weights()
     return lane.progress.ended(record)
