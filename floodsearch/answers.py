@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from floodsearch import queue
 from floodsearch.analysis import best_level, best_of, comparable, count, latest, revisions
@@ -50,13 +51,14 @@ def answer(study: StoredStudy) -> BestLevel:
 def _answer(
     study: StoredStudy, trials: Sequence[TrialRecord], workers: Sequence[WorkerRecord], finished: bool
 ) -> BestLevel:
-    return best_level(
+    found = best_level(
         trials,
         study.question,
         epochs_run=sum(worker.epochs_run for worker in workers),
         epochs_exhaustive=epochs_exhaustive(study),
         finished=finished,
     )
+    return replace(found, warnings=tables.read_warnings(study.database, study.uuid))
 
 
 def status(study: StoredStudy, *, with_answer: bool = False) -> StudyStatus:
@@ -97,6 +99,7 @@ def status(study: StoredStudy, *, with_answer: bool = False) -> StudyStatus:
         revisions=revisions(trials),
         interruptions=_interruptions(trials),
         notes=tuple(_notes(trials)),
+        warnings=tables.read_warnings(study.database, study.uuid),
     )
 
 

@@ -245,6 +245,8 @@ class BestLevel:
     """Distinct tickets x seeds x epochs."""
     cost: float | None
     finished: bool
+    warnings: tuple[str, ...] = ()
+    """What its workers have warned of, each once."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -331,3 +333,5 @@ class StudyStatus:
     it was."""
     notes: tuple[TicketNote, ...] = ()
     """One for each ticket that was pruned, diverged or failed, or was taken up more than once."""
+    warnings: tuple[str, ...] = ()
+    """What its workers have warned of, each once."""

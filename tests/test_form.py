@@ -46,7 +46,12 @@ ROWS: list[dict[str, set[str]]] = [
     {"tasks": {"torch", "numpy", "sklearn", "torchvision", "filelock"}},
     {"training": {"torch", "numpy"}, "search": {"optuna", "numpy"}},
     {"catalog": {"optuna", "numpy"}, "storage": {"optuna", "sqlalchemy"}},
-    {"queue": {"optuna", "sqlalchemy"}, "retry": {"optuna", "sqlalchemy"}, "devices": {"torch"}},
+    {
+        "queue": {"optuna", "sqlalchemy"},
+        "retry": {"optuna", "sqlalchemy"},
+        "devices": {"torch"},
+        "notices": {">retry"},
+    },
     {
         "forecast": set(),
         "heart": set(),

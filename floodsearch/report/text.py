@@ -42,6 +42,7 @@ def best_text(best: BestLevel) -> str:
         ("tickets", counts_text(best.trials)),
         ("epochs", f"{best.epochs_run:,} of {best.epochs_exhaustive or 0:,} for an exhaustive search"),
         *_combinations(best),
+        *(("warning", warning) for warning in best.warnings),
     ]
     rows = [(name, text) for name, text in rows if text]
     width = max(len(name) for name, _ in rows)
@@ -89,6 +90,7 @@ def status_text(status: StudyStatus) -> str:
         lines.append(f"  time left about {duration(status.seconds_left)}")
     if len(status.revisions) > 1:
         lines.append(f"  code      changed while it was searched: {', then '.join(status.revisions)}")
+    lines += [f"  warning   {warning}" for warning in status.warnings]
     failed = [one for one in status.notes if one.cause in ("diverged", "error") and one.state in ENDED]
     return "\n".join([*lines, *(f"  {_note(one)}" for one in failed)])
 
