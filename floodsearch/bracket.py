@@ -293,8 +293,8 @@ class Bracket:
         beside = "".join(f", {name} = {value}" for name, value in ticket.beside.items())
         message = (
             f"no level floods anything: the lowest loss of a batch is {min(lowest):.4g}{beside}, the highest "
-            f"level {highest:g}; if the loss is a sum, make it the mean over the batch, else raise levels.high "
-            "or train longer"
+            f"level {highest:g}; if the loss is a sum, make it the mean over the batch, else raise "
+            "levels.high or train longer"
         )
         if ticket.beside:
             warn(self.study, f"nothing floods{beside}", message)

@@ -186,6 +186,8 @@ class LoopMembers:
     def lowest(self, member: int, seed: int) -> float | None:
         """Return the lowest loss of a batch of a complete run; None if nobody has seen its batches."""
         lowest = self._lowest.get((member, seed), math.inf)
+        if self._training is not None and (self._training[0], self._training[1].seed) == (member, seed):
+            lowest = self._training[1].lowest
         return lowest if math.isfinite(lowest) else None
 
     def drop(self, member: int) -> None:
@@ -300,25 +302,46 @@ class LoopMembers:
     def _mistake(self, member: int, run: LoopRun, key: RunKey, record: EpochRecord) -> str | None:
         """Return what the user's code does wrong, as far as an epoch shows it."""
         found = self.loops.comparison.note(key, Shown(record, run.losses))
-        if found is None:
-            return None if self.loops.starts_again else _without_flood(run)
+        if found is None or (found.kind == "level not used" and not self.loops.starts_again):
+            return self._without_flood(run, key)
         if found.kind == "not independent":
             return _not_independent(key, found, self.loops.made_outside())
         if found.kind == "seed not used":
             return _seed_not_used(key, found, command=self.loops.starts_again)
-        return self._level_not_used(member, key)
+        if found.kind == "level not used":
+            return self._level_not_used(member, key)
+        self.loops.warn_once(self.study, "evaluation", _evaluation(key, found))
+        return None
+
+    def _without_flood(self, run: LoopRun, key: RunKey) -> str | None:
+        """Return what is wrong with a run above level 0 that has flooded nothing, once that is no warm-up.
+
+        One that is another run than that of level 0 floods by itself; until such a pair is there it may.
+        """
+        first = min(max(FIRST_EPOCHS, math.ceil(FIRST_SHARE * run.length)), run.until)
+        if self.loops.starts_again or run.level == 0 or math.isfinite(run.lowest) or run.epoch < first:
+            return None
+        epochs = "1 epoch" if run.epoch == 1 else f"{run.epoch} epochs"
+        message = (
+            f"the loop has not called run.flood() in {epochs} at level {run.level:g}; "
+            "write: loss = run.flood(criterion(model(x), y))"
+        )
+        if self.loops.comparison.differs(key) is False:
+            return f"nothing is flooded: {message}"
+        self.loops.warn_once(self.study, "no flood", message)
+        return None
 
     def _level_not_used(self, member: int, key: RunKey) -> str | None:
-        """Return what is wrong where the runs of the highest level are those of level 0; warn at a lower one."""
+        """Return what is wrong where the highest level gave the runs of level 0; warn at a lower one."""
         idle = self._idle.setdefault(member, set())
         idle.add(key.seed)
         if idle != set(self.seeds[member]):
             return None
         message = (
-            f"level {key.level:g} gave the runs of level 0, to the last digit: let the command flood its loss "
-            "at {level}, or raise levels.high above the lowest loss of a batch"
+            f"level {key.level:g} gave the runs of level 0, to the last digit: let the command flood its "
+            "loss at {level}, or raise levels.high above the lowest loss of a batch"
         )
-        if key.level >= self.highest:
+        if key.level >= self.highest and not self.beside:
             return message
         self.loops.warn_once(self.study, "level not used", message)
         return None
@@ -328,8 +351,8 @@ class LoopMembers:
         if (owner := self.loops.owners.claim(one, key)) is None:
             return None
         return (
-            f"run.restore() was given {name} of another run, seed {owner.seed} at level {owner.level:g}: make "
-            "it inside of the function, so that each run begins anew"
+            f"run.restore() was given {name} of another run, seed {owner.seed} at level {owner.level:g}: "
+            "make it inside of the function, so that each run begins anew"
         )
 
     def _warn(self, member: int, run: LoopRun) -> None:
@@ -359,18 +382,6 @@ class LoopMembers:
             )
 
 
-def _without_flood(run: LoopRun) -> str | None:
-    """Return what is wrong with a run above level 0 that has flooded nothing, once that is no warm-up."""
-    first = min(max(FIRST_EPOCHS, math.ceil(FIRST_SHARE * run.length)), run.until)
-    if run.level == 0 or math.isfinite(run.lowest) or run.epoch < first:
-        return None
-    epochs = "1 epoch" if run.epoch == 1 else f"{run.epoch} epochs"
-    return (
-        f"nothing is flooded: the loop has not called run.flood() in {epochs} at level {run.level:g}; "
-        "write: loss = run.flood(criterion(model(x), y))"
-    )
-
-
 def _seed_not_used(key: RunKey, found: Finding, *, command: bool) -> str:
     gave = f"seed {found.other.seed} and seed {key.seed} gave the same run, to the last digit"
     if command:
@@ -391,4 +402,12 @@ def _not_independent(key: RunKey, found: Finding, outside: Sequence[str]) -> str
     return (
         f"{message}something goes on from run to run, or is drawn without run.seed; make the model inside of "
         "the function, and seed generators of your own by run.seed"
+    )
+
+
+def _evaluation(key: RunKey, found: Finding) -> str:
+    return (
+        f"the same weights were evaluated twice, with seed {key.seed} at levels {found.other.level:g} and "
+        f"{key.level:g}, and gave other numbers ({found.where}): seed what the evaluation draws by run.seed, "
+        "so that levels are compared in pairs"
     )

@@ -96,8 +96,8 @@ def _conduct(study: StoredStudy, starts: Starts, heart: Heart) -> Pilot | None:
         warn(
             study,
             "nothing learnt",
-            f"the validation loss never fell below its first value, {max(minima):.4g}, in the pilot: does the "
-            "model learn? levels near that flood from the start",
+            f"the validation loss never fell below its first value, {max(minima):.4g}, in the pilot: does "
+            "the model learn? levels near that flood from the start",
         )
     return Pilot(
         epochs=epochs,
@@ -115,19 +115,19 @@ def _bound(minima: Sequence[float], low: float) -> float:
     Raises:
         LoopError: if the losses give none above `low`.
     """
-    lowest = max(minima)
+    lowest, bound = max(minima), MARGIN * max(minima)
     if lowest <= 0:
         raise LoopError(
-            f'levels.high = "auto" needs a validation loss that stays above 0, but it fell to {lowest:.4g}; a '
-            "loss that can be 0 or negative has no such bound: give levels.high as a number, on the scale of "
-            "the training loss (a level floods where the loss of a batch falls below it)"
+            f'levels.high = "auto" needs a validation loss that stays above 0, but it fell to {lowest:.4g}; '
+            "a loss that can be 0 or negative has no such bound: give levels.high as a number, on the scale "
+            "of the training loss (a level floods where the loss of a batch falls below it)"
         )
-    if MARGIN * lowest <= low:
+    if bound <= low:
         raise LoopError(
-            f"the validation loss falls to {lowest:.4g}, so that levels are useful up to {MARGIN * lowest:.4g}, "
-            f"and levels.low is {low:g}; lower it, or give levels.high as a number"
+            f"the validation loss falls to {lowest:.4g}, so that levels are useful up to "
+            f"{bound:.4g}, and levels.low is {low:g}; lower it, or give levels.high as a number"
         )
-    return MARGIN * lowest
+    return bound
 
 
 class _Start:

@@ -252,7 +252,7 @@ WRONG = {
     "no report": ("", "the command ended without a report; let it print a line of JSON an epoch, such as"),
     "no metric": ("report(1, val_loss=1)", "epoch 1 was reported without val_accuracy, the study's metric"),
     "unknown": ("report(1, acc=0.5, lr=1)", "printed acc, lr of epoch 1, of which this study knows nothing"),
-    "text": ("report(1, val_accuracy='0.5')", "was given a str, not a number"),
+    "text": ("report(1, val_accuracy='0.5')", 'printed val_accuracy = "0.5" of epoch 1, not a number; print'),
     "ends early": ("report(1, val_accuracy=1)", "the command ended after epoch 1 of 4; give it {epochs}"),
     "twice": ("report(1, val_accuracy=1); report(1, val_loss=1)", "printed epoch 1 after epoch 1; let it"),
     "backwards": ("report(3, val_accuracy=1); report(2, val_accuracy=1)", "printed epoch 2 after epoch 3"),

@@ -61,13 +61,16 @@ class Shown(NamedTuple):
     """The plain losses of its batches, in their order; none where they are not known."""
 
 
+Kind = Literal["seed not used", "level not used", "not independent", "evaluation"]
+
+
 class Finding(NamedTuple):
     """A pair of runs that depend on something else than their seed and level, or not on these."""
 
-    kind: Literal["seed not used", "level not used", "not independent"]
+    kind: Kind
     other: RunKey
     where: str
-    """The first number that differs although it must not, or the last that is equal."""
+    """The first number that differs although it must not; "" where too much is equal."""
 
 
 @dataclass
@@ -76,6 +79,7 @@ class _Begun:
 
     Attributes:
         first: whether later runs may be compared with it when it has ended.
+        differs: whether it was another run than that of its seed, and nobody has seen the batches of either.
     """
 
     first: bool
@@ -84,6 +88,7 @@ class _Begun:
     batches: int = 0
     of_seed: RunKey | None = None
     of_level: RunKey | None = None
+    differs: bool = False
     shared: set[float] = field(default_factory=set)
 
 
@@ -98,6 +103,7 @@ class Comparison:
 
     def __init__(self, device: torch.device) -> None:
         self.on_a_cpu = device.type == "cpu"
+        self.rounding = ON_A_CPU if self.on_a_cpu else ELSEWHERE
         self._groups: dict[tuple[Hashable, int], dict[RunKey, _Begun]] = {}
 
     def note(self, key: RunKey, shown: Shown) -> Finding | None:
@@ -113,10 +119,15 @@ class Comparison:
         shown = Shown(shown.record, array("d", shown.losses[: BATCHES - run.batches]))
         run.batches += len(shown.losses)
         run.shown.append(shown)
-        found = self._beside_its_seed(key, run, runs) or self._beside_its_level(key, run, runs)
-        if run.epoch == key.epochs and not run.first:
-            del runs[key]
-        return found
+        return self._beside_its_seed(key, run, runs) or self._beside_its_level(key, run, runs)
+
+    def differs(self, key: RunKey) -> bool | None:
+        """Return whether a run whose batches nobody sees is another than one of its seed.
+
+        None where there is none to compare it with.
+        """
+        run = self._groups.get((key.beside, key.epochs), {}).get(key)
+        return None if run is None or not (run.differs or run.of_seed) else run.differs
 
     def _group(self, key: RunKey) -> dict[RunKey, _Begun]:
         group = key.beside, key.epochs
@@ -126,6 +137,8 @@ class Comparison:
 
     @staticmethod
     def _begin(key: RunKey, runs: dict[RunKey, _Begun]) -> _Begun:
+        for other in [other for other, run in runs.items() if run.epoch == other.epochs and not run.first]:
+            del runs[other]
         others = [other for other in runs if other != key]
         of_seed = [other for other in others if other.seed == key.seed]
         # The unflooded run is comparable for longest.
@@ -140,20 +153,22 @@ class Comparison:
         if run.of_seed is None or other is None or other.epoch < run.epoch:
             run.of_seed = None
             return None
-        new, known = run.shown[-1], other.shown[run.epoch - 1]
-        if new.record.flooded is None:  # nobody has seen its batches: whether it floods, its end shows
-            if not same(new, known):
-                run.of_seed = None
-            elif run.epoch == key.epochs and run.of_seed.level == 0 and weight(_all(run)) >= PROOF:
-                return Finding("level not used", run.of_seed, f"epoch {run.epoch}")
+        new, known, beside = run.shown[-1], other.shown[run.epoch - 1], run.of_seed
+        if new.record.flooded is None:  # nobody has seen its batches: only its numbers say whether it floods
+            if reports_parted(new.record, known.record, 0.0 if self.on_a_cpu else self.rounding):
+                run.of_seed, run.differs = None, True
+            elif run.epoch == key.epochs and beside.level == 0 and weight(_all(run)) >= PROOF:
+                return Finding("level not used", beside, "")
             return None
-        parted = where_parted(
-            new, known, rounding=ON_A_CPU if self.on_a_cpu else ELSEWHERE, whole=self.on_a_cpu
-        )
+        kind: Kind = "not independent"
+        parted = batches_parted(new, known, self.rounding)
+        if parted is None and self.on_a_cpu:
+            kind = "evaluation" if new.losses and known.losses else kind
+            parted = reports_parted(new.record, known.record, self.rounding)
         if parted is None:
             return None
-        beside, run.of_seed = run.of_seed, None
-        return Finding("not independent", beside, parted) if parted else None
+        run.of_seed = None
+        return Finding(kind, beside, parted) if parted else None
 
     @staticmethod
     def _beside_its_level(key: RunKey, run: _Begun, runs: dict[RunKey, _Begun]) -> Finding | None:
@@ -169,7 +184,7 @@ class Comparison:
         run.shared |= numbers(new)
         if run.epoch < min(2, key.epochs) or weight(run.shared) < PROOF:
             return None
-        return Finding("seed not used", run.of_level, f"epoch {run.epoch}")
+        return Finding("seed not used", run.of_level, "")
 
 
 def _all(run: _Begun) -> set[float]:
@@ -200,17 +215,16 @@ def _is_coarse(number: float) -> bool:
     return abs(Fraction(number).limit_denominator(COARSE) - Fraction(number)) < 1e-7
 
 
-def where_parted(one: Shown, other: Shown, *, rounding: float, whole: bool) -> str | None:
-    """Return where an epoch of two runs of one seed parts that were equal before.
+def batches_parted(one: Shown, other: Shown, rounding: float) -> str | None:
+    """Return where the batches of two runs of one seed part in an epoch, if they were equal before.
 
     Args:
         one: of either run.
         other: the same epoch of the other.
         rounding: relative; numbers that are nearer part by rounding.
-        whole: whether what was reported is compared too.
 
     Returns:
-        The first number that differs although neither run has flooded; "" where they part by rounding, or may
+        The first loss that differs although neither run has flooded; "" where they part by rounding, or may
         part because one of them floods; None where they are equal.
     """
     highest, scale = max(one.record.level, other.record.level), 0.0
@@ -222,12 +236,11 @@ def where_parted(one: Shown, other: Shown, *, rounding: float, whole: bool) -> s
         if highest > 0 and losses[0] <= highest * (1 + rounding):
             return ""
     counted = one.losses and other.losses and len(one.losses) != len(other.losses)
-    if counted or one.record.flooded != 0 or other.record.flooded != 0:
-        return ""
-    return _reports_parted(one.record, other.record, rounding) if whole else None
+    return "" if counted or one.record.flooded != 0 or other.record.flooded != 0 else None
 
 
-def _reports_parted(one: EpochRecord, other: EpochRecord, rounding: float) -> str | None:
+def reports_parted(one: EpochRecord, other: EpochRecord, rounding: float) -> str | None:
+    """Return the first reported number that differs; "" where they do by rounding only, None if none does."""
     parted = None
     for name in COMPARED:
         pair = getattr(one, name), getattr(other, name)

@@ -348,7 +348,10 @@ class LoopRun:
     def _number(self, name: str, value: Any) -> float:
         """Return a reported number; one on another device is waited for."""
         if hasattr(value, "__float__") and not isinstance(value, bool) and getattr(value, "shape", ()) == ():
-            return float(value)
+            try:
+                return float(value)
+            except OverflowError:  # a whole number beyond all others
+                return math.inf
         shape = f" of shape {tuple(value.shape)}" if hasattr(value, "shape") else ""
         raise self._wrong(f"run.report({name}=...) was given a {type(value).__name__}{shape}, not a number")
 
