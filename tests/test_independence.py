@@ -203,11 +203,11 @@ def data(seed):
     x = torch.randn(60, 4, generator=generator)
     return x[:30], (x.sum(1) > 0).long()[:30], x[30:], (x.sum(1) > 0).long()[30:]
 
-def trained(run, model, optimizer, order=None, scale=1.0):
+def trained(run, model, optimizer, order=None, shift=0.0):
     x, y, vx, vy = data(run.seed)
     for _ in run.epochs():
         for part in torch.randperm(30, generator=order).split(10):
-            loss = run.flood(scale * nn.functional.cross_entropy(model(x[part]), y[part]))
+            loss = run.flood(shift + nn.functional.cross_entropy(model(x[part]), y[part]))
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -257,7 +257,7 @@ WRONG = {
         "nothing is flooded: the loop has not called run.flood() in 2 epochs at level 0.1; write: loss = run",
     ),
     "a sum": (
-        RIGHT.replace("model, optimizer)\n", "model, optimizer, scale=30.0)\n"),
+        RIGHT.replace("model, optimizer)\n", "model, optimizer, shift=30.0)\n"),
         "no level floods anything: the lowest loss of a batch is ",
     ),
 }  # fmt: skip
@@ -320,7 +320,7 @@ def test_what_is_right_is_searched_to_its_end(search):
 
 
 def test_level_0_tells_first_whether_a_level_will_ever_flood(search):
-    """Where nothing has flooded at a rung: a loop that floods late is judged as if all had gone on together."""
+    """Where nothing has flooded at a rung: one that floods late is judged as if all had gone on together."""
     late = RIGHT.replace(
         "trained(run", "run.flood = lambda loss, flood=run.flood: flood(loss - 0.3)\n    trained(run"
     )
@@ -341,17 +341,17 @@ def test_other_settings_may_flood_where_these_do_not(search):
     """So a combination in which nothing can flood is a warning."""
     source = RIGHT.replace(
         "    trained(run, model, optimizer)",
-        "    trained(run, model, optimizer, scale=run.settings['scale'])",
+        "    trained(run, model, optimizer, shift=run.settings['shift'])",
     )
     study, reason = search(
         source,
         levels={"high": 0.5, "count": 2},
-        options={"scale": {"choices": [1.0, 30.0]}},
+        options={"shift": {"choices": [0.0, 30.0]}},
         search={"pruner": "none"},
     )
     assert reason == "all tickets are finished"
     [warning] = [one for one in status(study).warnings if one.startswith("no level floods anything")]
-    assert ", scale = 30.0, the highest level 0.5; if the loss is a sum" in warning
+    assert ", shift = 30.0, the highest level 0.5; if the loss is a sum" in warning
     assert f"warning            {warning}" in best_text(answer(study))
 
 
