@@ -219,12 +219,36 @@ class LoopMembers:
         A script that starts again when it goes on is not paused where nobody judges: at level 0, and alone.
         """
         nothing_flooded = self._until > 0 and not any(map(self.forked, self.levels))
+        if self._until > 0 and self.loops.starts_again and not self._probe(note):
+            return False
         self._until = until
         return all(
             self._reach(member, seed, self._pause(member, until, nothing_flooded), note)
             for member in tuple(self.levels)
             for seed in self.seeds[member]
         )
+
+    def _probe(self, note: Note) -> bool:
+        """Train the highest level of a script on where no level has changed a number yet: none may ever do.
+
+        Seed by seed, until one changes a number, so that it is judged with the others if it does. Return
+        whether to go on with others.
+        """
+        above = {member: level for member, level in self.levels.items() if level > 0}
+        if not above or not all(self._as_level_0(one, seed) for one in above for seed in self.seeds[one]):
+            return True
+        highest = max(above, key=lambda member: above[member])
+        for seed in self.seeds[highest]:
+            if not self._reach(highest, seed, self.plan.epochs, note):
+                return False
+            if not self._as_level_0(highest, seed):
+                break
+        return True
+
+    def _as_level_0(self, member: int, seed: int) -> bool:
+        """Return whether all numbers of a run are those of one of its seed whose level is another."""
+        key = RunKey(self.beside, self.plan.epochs, self.levels.get(member, 0.0), seed)
+        return self.loops.comparison.differs(key) is False
 
     def _pause(self, member: int, until: int, nothing_flooded: bool) -> int:
         """Return the epoch up to which a member is trained now, if all are wanted up to some epoch."""
@@ -343,7 +367,8 @@ class LoopMembers:
         )
         if key.level >= self.highest and not self.beside:
             return message
-        self.loops.warn_once(self.study, "level not used", message)
+        if key.level >= self.highest / 2:
+            self.loops.warn_once(self.study, "level not used", message)
         return None
 
     def _claim(self, key: RunKey, name: str, one: object) -> str | None:
