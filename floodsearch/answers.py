@@ -57,7 +57,8 @@ def _answer(
         finished=finished,
         stopped=queue.closed(study, workers),
     )
-    return replace(found, changed=study.changed())
+    warnings = tables.read_warnings(study.database, study.uuid)
+    return replace(found, changed=study.changed(), warnings=warnings)
 
 
 def status(study: StoredStudy, *, with_answer: bool = False) -> StudyStatus:
@@ -99,6 +100,7 @@ def status(study: StoredStudy, *, with_answer: bool = False) -> StudyStatus:
         interruptions=_interruptions(trials),
         notes=tuple(_notes(trials)),
         changed=study.changed(),
+        warnings=tables.read_warnings(study.database, study.uuid),
     )
 
 

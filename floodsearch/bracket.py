@@ -12,8 +12,9 @@ import torch
 
 from floodsearch import queue
 from floodsearch.analysis import RUNG_VALIDATIONS, mean_and_se, mean_of, recent_mean, seed_result
-from floodsearch.errors import DivergedError, TicketLostError
+from floodsearch.errors import DivergedError, MistakeError, TicketLostError
 from floodsearch.heart import Heart
+from floodsearch.notices import warn
 from floodsearch.queue import Entry, Ticket
 from floodsearch.records import Attribute, EpochRecord, Parameter, SeedResult
 from floodsearch.retry import attempt, persistently
@@ -26,6 +27,8 @@ from floodsearch.training.checkpoint import Checkpoints
 from floodsearch.training.cohort import Step
 from floodsearch.training.weights import KeptWeights
 
+ROUNDING = 1e-6
+"""Relative; a batch loss so near above a level may be one that floods."""
 FLUSH_SECONDS = 10.0
 """Curves are written at least this often, so that a dashboard lives and little is lost."""
 
@@ -228,10 +231,16 @@ class Bracket:
         elif isinstance(error, torch.OutOfMemoryError) and self.together > 1:
             self.fits = max(1, self.together // 2)
             log.warning("out of memory: ticket %d waits to be trained with fewer others", number)
+            told = "a device's memory held fewer runs than were to be trained at once: the others wait"
+            warn(self.study, "out of memory", told)
             self._ended(number, "handed back", lambda: queue.hand_back(ticket, Attribute.OUT_OF_MEMORY))
         else:
             log.error("ticket %d failed", number, exc_info=error)
             self._ended(number, "failed", lambda: queue.fail(ticket, error))
+        if isinstance(error, MistakeError):
+            self.heart.leave.ask(str(error))
+            for each in self.curves:  # what was trained so is not gone on from when the mistake is mended
+                self.checkpoints.remove(each)
 
     def _ended(self, number: int, ending: Ending, write: Callable[[], object]) -> None:
         """Write down how a ticket ended; one that was taken from this worker is dropped quietly."""
@@ -261,6 +270,7 @@ class Bracket:
         try:
             curve.add(cohort.tested(number))
             self._keep(ticket, cohort)
+            lowest = [cohort.lowest(number, seed) for seed in ticket.seeds]
             cohort.drop(number)
         except Exception as error:  # a user's model may also fail on the test split
             self._failed(number, error)
@@ -272,6 +282,28 @@ class Bracket:
         value, numbers = _summary(results)
         complete = partial(queue.complete, ticket, value, numbers, flooded=curve.flooded)
         self._ended(number, "complete", complete)
+        self._stop_if_nothing_floods(ticket, [one for one in lowest if one is not None])
+
+    def _stop_if_nothing_floods(self, ticket: Ticket, lowest: Sequence[float]) -> None:
+        """End a study whose unflooded runs came to no batch loss below its highest level.
+
+        Until it floods a run of any level is the unflooded one of its seed, so that no level ever will. With
+        other parameters beside the level one may.
+        """
+        highest = self.study.spec.levels.highest
+        if len(lowest) < len(ticket.seeds) or min(lowest) * (1 - ROUNDING) <= highest:
+            return
+        beside = "".join(f", {name} = {value}" for name, value in ticket.beside.items())
+        message = (
+            f"no level floods anything: the lowest loss of a batch is {min(lowest):.4g}{beside}, the highest "
+            f"level {highest:g}; if the loss is a sum, make it the mean over the batch, else raise "
+            "levels.high or train longer"
+        )
+        if ticket.beside:
+            warn(self.study, f"nothing floods{beside}", message)
+            return
+        persistently(lambda: self.study.stop(message))
+        self.heart.leave.ask(message)
 
     def _keep(self, ticket: Ticket, cohort: Members) -> None:
         """Keep the weights of a ticket's runs, if that is asked for.

@@ -634,15 +634,25 @@ def _show(launched: Launch) -> None:
         _say(f"{len(launched.slots)} workers on {workers}; logs in {launched.slots[0].log.parent}")
     if console.is_terminal:
         with Live(console=console, refresh_per_second=4) as live:
-            for status in launched.watch():
+            for status in _warned(launched.watch()):
                 live.update(_view(status))
         return
     shown, last = "", 0.0
-    for status in launched.watch():
+    for status in _warned(launched.watch()):
         line = progress_text(status)
         if line != shown and (time.monotonic() - last >= PLAIN_SECONDS or status.finished):
             _say(line)
             shown, last = line, time.monotonic()
+
+
+def _warned(watched: Iterator[StudyStatus]) -> Iterator[StudyStatus]:
+    """Yield where the study stands, and say what its workers warn of as soon as it is there."""
+    said = 0
+    for status in watched:
+        for warning in status.warnings[said:]:
+            _say(f"warning: {warning}")
+        said = len(status.warnings)
+        yield status
 
 
 def _view(status: StudyStatus) -> Table:

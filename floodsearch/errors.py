@@ -15,6 +15,7 @@ FloodsearchError
 ├── WorkersFailedError       the local workers of a launch kept dying
 ├── DivergedError            a training whose loss is no longer finite
 ├── LoopError                a training loop of the user's own that does not do what it must
+│   └── MistakeError         ... and makes every result of its study worthless
 └── TicketLostError          a trial that was taken from this worker while it trained
 
 Every message says what is wrong, with what value, and what to do.
@@ -161,6 +162,10 @@ class DivergedError(FloodsearchError):
 
 class LoopError(FloodsearchError):
     """A training loop of the user's own that does not do what it must, such as to report an epoch."""
+
+
+class MistakeError(LoopError):
+    """A mistake in a user's code that makes every result of its study worthless, so that the study ends."""
 
 
 class TicketLostError(FloodsearchError):

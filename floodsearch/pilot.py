@@ -12,15 +12,17 @@ import time
 from collections.abc import Sequence
 
 from floodsearch import queue
-from floodsearch.errors import DivergedError, LoopError
+from floodsearch.errors import DivergedError, LoopError, MistakeError
 from floodsearch.heart import Heart
 from floodsearch.imports import said
+from floodsearch.notices import warn
 from floodsearch.records import EpochRecord, Pilot
 from floodsearch.retry import persistently
 from floodsearch.spec import Training
 from floodsearch.storage import tables
 from floodsearch.storage.studies import StoredStudy
 from floodsearch.trainer import Starts
+from floodsearch.training.checkpoint import Checkpoints
 from floodsearch.training.cohort import Step
 
 MARGIN = 1.25
@@ -64,8 +66,10 @@ def _find(study: StoredStudy, starts: Starts, heart: Heart) -> None:
         found = _conduct(study, starts, heart)
     except (Exception, SystemExit) as error:  # a user's code may do anything
         log.error("the pilot failed", exc_info=error)
-        reason = f"the pilot failed: {_why(error)}"
+        reason = str(error) if isinstance(error, MistakeError) else f"the pilot failed: {_why(error)}"
         persistently(lambda: study.stop(reason))
+        if isinstance(error, MistakeError):  # what was trained so is not gone on from when it is mended
+            Checkpoints(heart.settings.files(study)).clear()
         return
     if found is not None:
         log.info("pilot: validation losses fall to %s; levels up to %g", found.minima, found.high)
@@ -75,7 +79,7 @@ def _find(study: StoredStudy, starts: Starts, heart: Heart) -> None:
 def _conduct(study: StoredStudy, starts: Starts, heart: Heart) -> Pilot | None:
     """Train the start of all seeds; None if there is a reason to leave before the end."""
     training = study.spec.training
-    minima, epochs, trained, seconds = [], 0, heart.epochs_run, 0.0
+    minima, epochs, trained, seconds, fell = [], 0, heart.epochs_run, 0.0, False
     for seed in training.seeds:
         if heart.leave.wanted.is_set():
             return None
@@ -87,7 +91,15 @@ def _conduct(study: StoredStudy, starts: Starts, heart: Heart) -> Pilot | None:
             return None
         epochs += len(start.records)
         minima.append(min(start.losses))
-    bound = MARGIN * max(minima)
+        fell = fell or minima[-1] < start.losses[0]
+    bound = _bound(minima, study.spec.levels.low)
+    if not fell:
+        warn(
+            study,
+            "nothing learnt",
+            f"the validation loss never fell below its first value, {max(minima):.4g}, in the pilot: does "
+            "the model learn? levels near that flood from the start",
+        )
     return Pilot(
         epochs=epochs,
         minima=tuple(minima),
@@ -96,6 +108,27 @@ def _conduct(study: StoredStudy, starts: Starts, heart: Heart) -> Pilot | None:
         seconds_per_epoch=seconds / max(1, heart.epochs_run - trained),
         device=str(starts.device),
     )
+
+
+def _bound(minima: Sequence[float], low: float) -> float:
+    """Return the level above which flooding is underfitting by choice.
+
+    Raises:
+        LoopError: if the losses give none above `low`.
+    """
+    lowest, bound = max(minima), MARGIN * max(minima)
+    if lowest <= 0:
+        raise LoopError(
+            f'levels.high = "auto" needs a validation loss that stays above 0, but it fell to {lowest:.4g}; '
+            "a loss that can be 0 or negative has no such bound: give levels.high as a number, on the scale "
+            "of the training loss (a level floods where the loss of a batch falls below it)"
+        )
+    if bound <= low:
+        raise LoopError(
+            f"the validation loss falls to {lowest:.4g}, so that levels are useful up to "
+            f"{bound:.4g}, and levels.low is {low:g}; lower it, or give levels.high as a number"
+        )
+    return bound
 
 
 class _Start:
@@ -127,8 +160,8 @@ class _Start:
                 raise error
         if len(self.records) >= self.validate_every and not self.losses:
             raise LoopError(
-                'levels.high = "auto" needs a validation loss; give val_loss to run.report(), '
-                "or levels.high a number"
+                'levels.high = "auto" needs a validation loss; give val_loss to run.report() at each '
+                "validation (see validate_every), or levels.high a number"
             )
         self.ended = bool(step.failed) or settled(self.records) or len(self.records) >= self.most
         return not self.ended and not self.heart.leave.wanted.is_set()

@@ -18,7 +18,7 @@ from sqlalchemy import Connection
 
 from floodsearch.analysis import latest, unconfirmed, worth_more_seeds
 from floodsearch.catalog import pruner_of, sampler_of
-from floodsearch.errors import DivergedError, TicketLostError
+from floodsearch.errors import DivergedError, MistakeError, TicketLostError
 from floodsearch.imports import said
 from floodsearch.records import (
     BY_HAND,
@@ -493,12 +493,14 @@ def _known(flooded: bool | None) -> dict[Attribute, bool]:
 
 
 def fail(ticket: Ticket, error: BaseException) -> None:
-    """Finish a ticket whose code raised; it is tried again, and several in a row stop the study."""
+    """Finish a ticket whose code raised; it is tried again. Several in a row stop the study, or a mistake."""
     reason = said(error)
     trace = "".join(traceback.format_exception(error))[-TRACEBACK_CHARACTERS:]
     why = {Attribute.CAUSE: "error", Attribute.REASON: reason, Attribute.TRACEBACK: trace}
     _end(ticket, TrialState.FAIL, why)
-    if _failing(ticket.study):
+    if isinstance(error, MistakeError):
+        ticket.study.stop(str(error))
+    elif _failing(ticket.study):
         ticket.study.stop(f"{FAILURES_IN_A_ROW} tickets in a row failed, the last with {reason}")
 
 

@@ -306,6 +306,9 @@ class BestLevel:
     changed: str | None = None
     """What somebody changed of the study as a whole, and how to set it right; None if nothing."""
 
+    warnings: tuple[str, ...] = ()
+    """What its workers have warned of, each once."""
+
     @property
     def failed(self) -> bool:
         """Whether the search is over without level 0, so that nothing tells whether flooding helps."""
@@ -398,3 +401,5 @@ class StudyStatus:
     """One for each ticket that was pruned, diverged or failed, or was taken up more than once."""
     changed: str | None = None
     """What somebody changed of the study as a whole, and how to set it right; None if nothing."""
+    warnings: tuple[str, ...] = ()
+    """What its workers have warned of, each once."""

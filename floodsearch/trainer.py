@@ -15,6 +15,7 @@ from torch.nn.modules.conv import _ConvNd
 from floodsearch import queue
 from floodsearch.catalog import schedule_settings, task_of
 from floodsearch.files import files_at
+from floodsearch.notices import warn
 from floodsearch.queue import Ticket
 from floodsearch.records import EpochRecord, Parameter
 from floodsearch.search.space import Space
@@ -48,6 +49,12 @@ class Members(Protocol):
 
     def forked(self, member: int) -> bool:
         """Return whether a member's level has begun to matter."""
+
+    def lowest(self, member: int, seed: int) -> float | None:
+        """Return the lowest loss of a batch of a run that is at its end; None if that is not known.
+
+        It is asked for to see whether a level can flood, so that of a run that has flooded it may be None.
+        """
 
     def drop(self, member: int) -> None:
         """Train a member no further."""
@@ -155,19 +162,27 @@ class Cohorts:
         spec = study.spec
         kind = study.engine or default_engine(study.trusted, self.device)
         task, plan = task_of(study.trusted, beside), plan_of(spec, beside, epochs)
-        return engine_of(kind, task, plan, self.device, spec.training.seeds[0])
+        seed = spec.training.seeds[0]
+        return engine_of(kind, task, plan, self.device, seed, lambda message: warn(study, "stack", message))
 
 
-def engine_of(kind: str, task: Task, plan: Plan, device: torch.device, seed: int) -> Engine:
+def engine_of(
+    kind: str,
+    task: Task,
+    plan: Plan,
+    device: torch.device,
+    seed: int,
+    warn: Callable[[str], None] = log.info,
+) -> Engine:
     """Return an engine, `loop` or `stack`; runs that cannot be stacked are trained one after the other."""
     if kind == "loop":
         return Loop(task, plan, device)
     if (reason := obstacle(task, device, seed)) is not None:
-        log.info("runs are trained one after the other, not as a stack: %s", reason)
+        warn(f"runs are trained one after the other, not as a stack: {reason}")
         return Loop(task, plan, device)
     log.info("runs are trained as stacks")
     if depends_on_place(task, device, seed):
-        log.warning(
+        warn(
             "on this machine the last digits of a run depend on its place in a stack, so that results hold "
             'to rounding only; a study with training.engine = "loop" is exact'
         )

@@ -22,6 +22,7 @@ from floodsearch.devices import find_device
 from floodsearch.errors import TicketLostError
 from floodsearch.heart import Heart, Leave, Settings
 from floodsearch.loops import Loops
+from floodsearch.notices import warn
 from floodsearch.pilot import pilot
 from floodsearch.retry import persistently
 from floodsearch.spec import AUTO
@@ -116,12 +117,11 @@ def _compare(revision: str | None, study: StoredStudy) -> None:
     known = revisions(persistently(lambda: read_trials(study, results=False)))
     others = [one for one in known if one != revision]
     if revision is not None and others:
-        log.warning(
-            "this worker has %s at revision %s, but earlier tickets were trained at %s: if that changes what "
-            "is trained, give the study another name",
-            study.spec.code,
-            revision,
-            ", ".join(others),
+        warn(
+            study,
+            f"revision {revision}",
+            f"a worker has {study.spec.code} at revision {revision}, but earlier tickets were trained at "
+            f"{', '.join(others)}: if that changes what is trained, give the study another name",
         )
 
 

@@ -252,7 +252,7 @@ WRONG = {
     "no report": ("", "the command ended without a report; let it print a line of JSON an epoch, such as"),
     "no metric": ("report(1, val_loss=1)", "epoch 1 was reported without val_accuracy, the study's metric"),
     "unknown": ("report(1, acc=0.5, lr=1)", "printed acc, lr of epoch 1, of which this study knows nothing"),
-    "text": ("report(1, val_accuracy='0.5')", "was given a str, not a number"),
+    "text": ("report(1, val_accuracy='0.5')", 'printed val_accuracy = "0.5" of epoch 1, not a number; print'),
     "ends early": ("report(1, val_accuracy=1)", "the command ended after epoch 1 of 4; give it {epochs}"),
     "twice": ("report(1, val_accuracy=1); report(1, val_loss=1)", "printed epoch 1 after epoch 1; let it"),
     "backwards": ("report(3, val_accuracy=1); report(2, val_accuracy=1)", "printed epoch 2 after epoch 3"),
@@ -277,6 +277,59 @@ def test_what_a_script_does_wrong_is_one_clear_line(alone, case):
     assert isinstance(error, LoopError), error
     assert message in str(error)
     assert "\n" not in str(error)
+
+
+LINES = {
+    "behind a progress bar": r"' 3%|#| 1/9\r99%|##| 9/9\r' + line",
+    "behind one that has not ended its line": "'Epoch 1: 100%|##| 9/9 [00:01<00:00, loss=0.3]' + line",
+    "in colours": r"'\x1b[32m' + line + '\x1b[0m'",
+    "of a logger": "'2026-11-26 10:00:00,123 INFO train [x.py:3]: ' + line",
+    "with more behind": "line + ' # done'",
+    "with Windows' ends": r"line + '\r'",
+    "beside what is no UTF-8": r"'\udcff\udcfe ' + line",
+    "behind a line of 3 MB": r"'{' * 3_000_000 + '\n' + line",
+    "with an epoch as a float": "line.replace(f'\"epoch\": {epoch}', f'\"epoch\": {epoch}.0')",
+}
+"""How a line of JSON is printed in practice."""
+
+
+@pytest.mark.parametrize("case", LINES)
+def test_a_report_is_found_however_it_is_printed(alone, case):
+    one = alone(f"""
+sys.stdout.reconfigure(errors="surrogateescape", newline="")
+for epoch in range(1, epochs + 1):
+    line = json.dumps({{"epoch": epoch, "val_accuracy": epoch / 10}})
+    print({LINES[case]})
+""")
+    assert one.train() is None
+    assert [(one.epoch, one.val_accuracy) for one in one.records] == [(n, n / 10) for n in (1, 2, 3, 4)]
+
+
+def test_two_reports_may_be_in_one_line_and_settings_are_none(alone):
+    """Behind other text only an object with a number of the study is a report."""
+    one = alone("""
+print('settings: {"epoch": 100, "rate": 0.1}', "{'epoch': 7}")
+for epoch in (1, 3):
+    print(*(json.dumps({"epoch": n, "val_accuracy": 0.5}) for n in (epoch, epoch + 1)))
+""")
+    assert one.train() is None
+    assert [record.epoch for record in one.records] == [1, 2, 3, 4]
+
+
+def test_a_child_that_goes_on_to_print_is_waited_for_a_little_only(alone, monkeypatch):
+    monkeypatch.setattr(script_module, "GRACE_SECONDS", 0.3)
+    monkeypatch.setattr(script_module, "LOOK_SECONDS", 0.1)
+    one = alone("""
+for epoch in range(1, epochs + 1): report(epoch, val_accuracy=0.5)
+subprocess.Popen(["sh", "-c", "while :; do echo here; sleep 0.02; done"])
+""")
+    assert one.train() is None
+    assert one.run.epoch == 4
+
+
+@pytest.mark.parametrize("value", ["float('nan')", "float('-inf')", "10 ** 400"])
+def test_a_number_beyond_all_others_has_diverged(alone, value):
+    assert isinstance(alone(f"report(1, val_accuracy={value})").train(), DivergedError)
 
 
 def test_a_number_that_is_not_finite_has_diverged(alone):

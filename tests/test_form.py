@@ -47,7 +47,12 @@ ROWS: list[dict[str, set[str]]] = [
     {"tasks": {"torch", "numpy", "sklearn", "torchvision", "filelock"}},
     {"training": {"torch", "numpy"}, "search": {"optuna", "numpy"}},
     {"catalog": {"optuna", "numpy"}, "storage": {"optuna", "sqlalchemy"}},
-    {"queue": {"optuna", "sqlalchemy"}, "retry": set(), "devices": {"torch"}},
+    {
+        "queue": {"optuna", "sqlalchemy"},
+        "retry": set(),
+        "devices": {"torch"},
+        "notices": {">retry"},
+    },
     {
         "forecast": set(),
         "heart": set(),

@@ -678,13 +678,6 @@ def test_without_restore_finished_runs_are_kept(make_study, here):
 
 
 @sqlite
-def test_a_loop_that_never_floods_is_told_so_once(make_study, here, caplog):
-    caplog.set_level(logging.WARNING, logger="floodsearch.worker")
-    work(make_study(source=TRAIN.replace("run.flood(", "(")), here, Leave())
-    assert caplog.text.count("as the loop never called run.flood(); write: loss = run.flood(") == 1
-
-
-@sqlite
 def test_an_error_of_the_loop_is_kept_and_the_study_stops(make_study, here):
     """Each ticket ends failed with its message; several in a row stop the study, which says why."""
     study = make_study(source=TRAIN.replace("val_accuracy=", "accuracy="))
@@ -885,8 +878,8 @@ def test_a_range_from_the_data_needs_a_validation_loss(make_study, here):
     study = make_study(source=TRAIN.replace("val_loss=", "test_loss="), levels={"high": "auto", "count": 3})
     reason = work(study, here, Leave())
     assert reason == (
-        'the pilot failed: levels.high = "auto" needs a validation loss; give val_loss to run.report(), '
-        "or levels.high a number"
+        'the pilot failed: levels.high = "auto" needs a validation loss; give val_loss to run.report() at '
+        "each validation (see validate_every), or levels.high a number"
     )
     assert epochs_run(study) == 1
 

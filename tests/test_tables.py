@@ -1,4 +1,4 @@
-"""Our tables beside Optuna's: curves, workers, leases and the database's clock, on both databases."""
+"""Our tables beside Optuna's: curves, workers, leases, warnings and the database's clock, on both."""
 
 from __future__ import annotations
 
@@ -210,3 +210,25 @@ def test_the_clock_runs_forward_in_utc_seconds(database):
         sqlite = connection.dialect.name == "sqlite"
         said = "SELECT strftime('%s', 'now')" if sqlite else "SELECT extract(epoch from now())"
         assert abs(float(connection.exec_driver_sql(said).scalar_one()) - times[-1]) < 60
+
+
+def test_a_warning_is_kept_once_a_kind_and_in_order(database):
+    """The first one of a kind stays, whoever comes later; each study has its own, until it is forgotten."""
+    assert tables.write_warning(database, STUDY, "b", "first")
+    assert tables.write_warning(database, STUDY, "a", "second")
+    assert not tables.write_warning(database, STUDY, "b", "again")
+    assert tables.write_warning(database, OTHER, "b", "other")
+    assert tables.read_warnings(database, STUDY) == ("first", "second")
+    with database.write() as connection:
+        tables.forget(connection, STUDY)
+    assert tables.read_warnings(database, STUDY) == ()
+    assert tables.read_warnings(database, OTHER) == ("other",)
+
+
+def test_warnings_are_bounded(database):
+    """In their number and length, whatever is warned of."""
+    for number in range(tables.MOST_WARNINGS + 5):
+        tables.write_warning(database, STUDY, f"{number} " + "k" * 200, "x" * 100_000)
+    found = tables.read_warnings(database, STUDY)
+    assert len(found) == tables.MOST_WARNINGS
+    assert set(map(len, found)) == {tables.WARNING_CHARACTERS}

@@ -292,7 +292,7 @@ def train(run):
     model = nn.Linear(1, 1)
     run.restore({model})
     for epoch in run.epochs():
-        run.flood(model(torch.ones(1, 1)).mean())
+        run.flood(0 * model(torch.ones(1, 1)).mean())
         nn.init.constant_(model.weight, run.level)
         nn.init.constant_(model.bias, 100 * run.seed + epoch)
         run.report(val_accuracy=0.8 - (run.level - {best}) ** 2 + 0.001 * run.seed - 0.1 * (epoch == 3))

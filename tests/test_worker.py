@@ -348,6 +348,9 @@ class Hill:
     def drop(self, member):
         self.seeds.pop(member, None)
 
+    def lowest(self, member, seed):
+        return None
+
     def tested(self, member):
         return [self.record(member, seed, test_loss=0.5, test_accuracy=0.5) for seed in self.seeds[member]]
 

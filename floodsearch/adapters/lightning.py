@@ -138,6 +138,11 @@ class _State:
     def __init__(self, trainer: Trainer) -> None:
         self.trainer = trainer
 
+    @property
+    def model(self) -> LightningModule:
+        """What is trained."""
+        return self.trainer.lightning_module
+
     def state_dict(self) -> dict[str, Any]:
         """Return all that changes while a trainer trains, but for the global random states."""
         trainer = self.trainer

@@ -46,6 +46,7 @@ def best_text(best: BestLevel) -> str:
         ("epochs", f"{best.epochs_run:,} of {best.epochs_exhaustive or 0:,} for an exhaustive search"),
         ("changed", best.changed),
         *_combinations(best),
+        *(("warning", warning) for warning in best.warnings),
     ]
     rows = [(name, text) for name, text in rows if text]
     width = max(len(name) for name, _ in rows)
@@ -97,6 +98,7 @@ def status_text(status: StudyStatus) -> str:
         lines.append(f"  code      changed while it was searched: {', then '.join(status.revisions)}")
     if status.changed is not None:
         lines.append(f"  changed   {status.changed}")
+    lines += [f"  warning   {warning}" for warning in status.warnings]
     wrong = ("diverged", "error", BY_HAND)
     failed = [one for one in status.notes if one.cause in wrong and one.state in ENDED]
     return "\n".join([*lines, *(f"  {_note(one)}" for one in failed)])

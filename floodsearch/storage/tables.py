@@ -1,4 +1,4 @@
-"""Our tables beside Optuna's: curves, workers, leases, and the version of their schema."""
+"""Our tables beside Optuna's: curves, workers, leases, warnings, and the version of their schema."""
 
 from __future__ import annotations
 
@@ -24,20 +24,21 @@ from sqlalchemy import (
     insert,
     literal_column,
     select,
-    text,
     update,
 )
 from sqlalchemy.dialects import postgresql, sqlite
 
 from floodsearch.errors import DamagedError
 from floodsearch.records import LARGEST, EpochRecord, WorkerRecord
-from floodsearch.storage.rows import number, parsed, whole
+from floodsearch.storage.rows import number, parsed, text, whole
 
 if TYPE_CHECKING:
     from floodsearch.storage.database import Database
 
 VERSION = 3
 """Raised whenever a table changes; a database with another one is refused."""
+MOST_WARNINGS, WARNING_CHARACTERS, KIND_CHARACTERS = 50, 1000, 64
+"""Of one study, and of each and its name: many workers may warn of many things."""
 
 metadata = MetaData()
 
@@ -86,6 +87,15 @@ leases = Table(
     Column("name", String(32), primary_key=True),
     Column("holder", String(64), nullable=False),
     Column("until", Double, nullable=False),
+)
+
+warnings = Table(
+    "floodsearch_warnings",
+    metadata,
+    Column("study", String(32), primary_key=True),
+    Column("kind", String(KIND_CHARACTERS), primary_key=True),
+    Column("text", Text, nullable=False),
+    Column("written", Double, nullable=False),
 )
 
 CURVE_FIELDS = tuple(field.name for field in fields(EpochRecord))
@@ -141,7 +151,7 @@ def create(connection: Connection) -> None:
 
 
 def _guard(connection: Connection) -> None:
-    if connection.execute(text("SELECT to_regproc('floodsearch_guard')")).scalar() is not None:
+    if connection.exec_driver_sql("SELECT to_regproc('floodsearch_guard')").scalar() is not None:
         return
     connection.exec_driver_sql(GUARD)
     for table, settled in GUARDED:
@@ -318,7 +328,32 @@ def release_lease(database: Database, study: str, name: str, holder: str) -> Non
         connection.execute(update(leases).where(held).values(until=0.0))
 
 
+def write_warning(database: Database, study: str, kind: str, message: str) -> bool:
+    """Keep a warning with a study, unless it has one of this kind; return whether it is new."""
+    upsert: Any = UPSERT[database.engine.dialect.name](warnings)
+    with database.write() as connection:
+        counted = select(func.count()).where(warnings.c.study == study)
+        if connection.execute(counted).scalar_one() >= MOST_WARNINGS:
+            return False
+        new = upsert.values(
+            study=study,
+            kind=kind[:KIND_CHARACTERS],
+            text=message[:WARNING_CHARACTERS],
+            written=database_clock(connection),
+        )
+        added = new.on_conflict_do_nothing().returning(warnings.c.kind)
+        return connection.execute(added).scalar_one_or_none() is not None
+
+
+def read_warnings(database: Database, study: str) -> tuple[str, ...]:
+    """Return what the workers of a study have warned of, in the order in which they did."""
+    query = select(warnings).where(warnings.c.study == study).order_by(warnings.c.written, warnings.c.kind)
+    with database.read() as connection:
+        rows = connection.execute(query).mappings().all()
+    return tuple(text(row["text"], f"warning {row['kind']!r} of a study") for row in rows)
+
+
 def forget(connection: Connection, study: str) -> None:
     """Remove all rows of a study, by our uuid of it."""
-    for table in (curves, workers, leases):
+    for table in (curves, workers, leases, warnings):
         connection.execute(delete(table).where(table.c.study == study))

@@ -151,6 +151,12 @@ class Cohort:
         """Return whether a member has left the trunk with any of its seeds: its level has begun to matter."""
         return any(self._left.get((member, seed), math.inf) <= self.epoch for seed in self.seeds[member])
 
+    def lowest(self, member: int, seed: int) -> float | None:
+        """Return the lowest loss of a batch of a run that has not flooded; None if that is not known here."""
+        if seed not in self.seeds[member] or (member, seed) in self.runs:
+            return None
+        return self.trunks.of(seed).lowest
+
     def drop(self, member: int) -> None:
         """Train a member no further and free its memory."""
         for seed in self.seeds.pop(member, ()):

@@ -10,14 +10,14 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from floodsearch.errors import DivergedError, LoopError
+from floodsearch.errors import DivergedError, LoopError, MistakeError
 from floodsearch.flooding import flood, mean_over_ranks
 from floodsearch.records import LARGEST, REPORTED, EpochRecord, field_of
 from floodsearch.training import randomness
@@ -25,7 +25,7 @@ from floodsearch.training.checkpoint import Checkpoint, Pace, rows, strange
 from floodsearch.training.progress import Plan
 from floodsearch.training.run import copied, read
 
-PARTS = ("epoch", "records", "objects", "random")
+PARTS = ("epoch", "records", "objects", "random", "lowest")
 """What a checkpoint of a run holds at least."""
 UNREAD = 1024
 """Losses that are left on their device before they are read in one transfer."""
@@ -47,6 +47,7 @@ class LoopRun:
         note: takes in each epoch; returns whether to go on.
         checkpoint: of the run.
         saved: its content, from an earlier part of the run.
+        claim: (name, object) to what is wrong with it as a part of this run's state, or None.
 
     The weights that the plan keeps are those of the object that is given to `restore` as `model`.
 
@@ -55,11 +56,12 @@ class LoopRun:
         metric: of the study.
         length: epochs of the whole run.
         epoch: the last one that was trained.
+        until: the epoch after which it pauses, if it can.
         wanted: whether this run is still asked for; else it ends after the epoch, and keeps no checkpoint.
         repeated: epochs that were trained again, as their records are known.
         goes_on: whether `note` wants more, of this run or of others.
-        lowest: the lowest loss of a batch that was given to `flood`, in this part of the run; infinite if
-            there was none.
+        lowest: the lowest loss of a batch that was given to `flood`; infinite if there was none.
+        losses: those of the batches of the last epoch, if they are this process's own.
         interrupted: what was raised while an epoch was noted, which is not the loop's fault.
     """
 
@@ -76,18 +78,20 @@ class LoopRun:
         note: Callable[[EpochRecord], bool],
         checkpoint: Checkpoint,
         saved: Mapping[str, Any] | None = None,
+        claim: Callable[[str, Any], str | None] = lambda name, one: None,
     ) -> None:
         self.name, self.metric = name, plan.metric
         self.level, self.seed, self.device, self.length = level, seed, device, plan.epochs
         self.settings: Mapping[str, Any] = MappingProxyType(dict(settings))
         self.epoch, self.lowest, self.repeated, self.wanted = 0, math.inf, 0, True
         self.interrupted: BaseException | None = None
-        self._plan, self._until, self._note = plan, until, note
-        self._checkpoint, self._saved, self._pace = checkpoint, saved, Pace()
+        self._plan, self.until, self._note = plan, min(until, plan.epochs), note
+        self._checkpoint, self._saved, self._pace, self._claim = checkpoint, saved, Pace(), claim
         self._objects: dict[str, Any] = {}
         self._records: list[EpochRecord] = []
         self._kept: Mapping[str, Any] | None = None
         self._losses = _Losses()
+        self.losses: Sequence[float] = ()
         self._error: LoopError | DivergedError | None = None
         # In which state the loop over `epochs` is: begun, in its body, in it before the report, paused.
         self._begun = self._inside = self._open = self._paused = False
@@ -111,7 +115,7 @@ class LoopRun:
     @property
     def ends(self) -> bool:
         """Whether `epochs` ends after the epoch that was reported last; for trainers that count theirs."""
-        last = min(self._until, self.length) if self.can_pause else self.length
+        last = self.until if self.can_pause else self.length
         return self.epoch >= last or not (self.goes_on and self.wanted)
 
     def restore(self, **objects: Any) -> bool:
@@ -133,6 +137,8 @@ class LoopRun:
             if not isinstance(one, torch.Generator) and not hasattr(one, "load_state_dict"):
                 has = f"a {type(one).__name__}, which has no state_dict and load_state_dict"
                 raise self._wrong(f"run.restore() was given {name}, {has}; leave it out or give it these")
+            if (mistake := self._claim(name, one)) is not None:
+                raise self.refuse(MistakeError(mistake))
         self._objects |= objects
         if self._saved is None:
             return False
@@ -184,6 +190,7 @@ class LoopRun:
         self.epoch = self._saved["epoch"]
         self._records = list(self._saved["records"])
         self._kept = read_kept(self._saved, self._plan)
+        self.lowest = float(self._saved["lowest"])
         # Whatever the function has drawn until here, it goes on where it paused.
         randomness.set_states(self._saved["random"], self.device)
 
@@ -203,6 +210,7 @@ class LoopRun:
             "objects": {} if done else {name: self._state(name) for name in self._objects},
             "random": randomness.states(self.device),
             "kept": self._kept,
+            "lowest": self.lowest,
         }
         try:
             self._checkpoint.save(content)
@@ -261,6 +269,7 @@ class LoopRun:
         """
         if across_ranks and self.level > 0:
             loss = mean_over_ranks(loss)
+            self._losses.of_all_ranks = True
         flooded = flood(loss, self.level)
         if not torch.is_grad_enabled():
             return loss
@@ -289,6 +298,7 @@ class LoopRun:
         record = self._record(metrics)
         self._open = False
         self.epoch += 1
+        self.losses = () if self._losses.of_all_ranks else self._losses.known
         self._losses = _Losses()
         self._keep(record)
         self._records.append(record)
@@ -338,9 +348,17 @@ class LoopRun:
     def _number(self, name: str, value: Any) -> float:
         """Return a reported number; one on another device is waited for."""
         if hasattr(value, "__float__") and not isinstance(value, bool) and getattr(value, "shape", ()) == ():
-            return float(value)
+            try:
+                return float(value)
+            except OverflowError:  # a whole number beyond all others
+                return math.inf
         shape = f" of shape {tuple(value.shape)}" if hasattr(value, "shape") else ""
         raise self._wrong(f"run.report({name}=...) was given a {type(value).__name__}{shape}, not a number")
+
+    def refuse(self, error: LoopError) -> LoopError:
+        """End the run with an error, whatever its function goes on to do; return it."""
+        self._error = error
+        return error
 
     def leave(self) -> None:
         """End the run where it is: its worker is asked to leave."""
@@ -365,8 +383,7 @@ class LoopRun:
         )
 
     def _wrong(self, message: str) -> LoopError:
-        self._error = LoopError(message)  # kept, in case the loop's own code catches it
-        return self._error
+        return self.refuse(LoopError(message))  # kept, in case the loop's own code catches it
 
 
 def read_kept(saved: Mapping[str, Any], plan: Plan) -> Mapping[str, Any] | None:
@@ -387,6 +404,7 @@ class _Losses:
 
     def __init__(self) -> None:
         self.known: list[float] = []
+        self.of_all_ranks = False
         self.unread: list[Tensor] = []
 
     def add(self, loss: Tensor) -> None:

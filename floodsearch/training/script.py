@@ -9,14 +9,16 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
+import re
 import selectors
 import shlex
 import signal
 import subprocess
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from pathlib import Path
 from typing import IO, Any
 
@@ -33,6 +35,14 @@ LOOK_SECONDS = 0.5
 """Between two looks at whether the worker is to leave, while the script prints nothing."""
 LAST_LINES, LAST_CHARACTERS = 3, 200
 """Of what a script that failed has said last: so many lines, of so many characters each."""
+
+
+ENDS = re.compile(rb"[\r\n]")
+"""What ends a line: a progress bar writes over its own by a carriage return only."""
+LONGEST = 2**20
+"""Bytes of a line; a longer one is no report."""
+COLOURS = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
+"""What a terminal takes for colours and moves."""
 
 
 class Script:
@@ -71,7 +81,7 @@ class Script:
                 process.end()
 
     def _train(self, run: LoopRun, process: Process, numbering: _Numbering) -> None:
-        printed = numbering.epochs(process.lines())
+        printed = numbering.epochs(process.lines(), _names(run).keys())
         epoch = 0
         metrics: dict[str, Any] = {}
         for wanted in run.epochs():
@@ -116,14 +126,25 @@ class Script:
 
 def _known(run: LoopRun, epoch: int, metrics: Mapping[str, Any]) -> dict[str, Any]:
     """Return those numbers of an epoch that a study knows; a script may print any others beside them."""
-    names = dict.fromkeys((run.metric, *REPORTED))
+    names = _names(run)
     known = {name: value for name, value in metrics.items() if name in names and value is not None}
     if metrics and not known:
         raise LoopError(
             f"the command printed {', '.join(metrics)} of epoch {epoch}, of which this study knows nothing; "
             f"it knows {', '.join(names)}"
         )
+    for name, value in known.items():
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise LoopError(
+                f"the command printed {name} = {json.dumps(value)[:LAST_CHARACTERS]} of epoch {epoch}, not a "
+                "number; print it as one, without quotes"
+            )
     return known
+
+
+def _names(run: LoopRun) -> dict[str, None]:
+    """Return the names of what a study knows, in their order."""
+    return dict.fromkeys((run.metric, *REPORTED))
 
 
 class _Numbering:
@@ -142,21 +163,24 @@ class _Numbering:
     def load_state_dict(self, state: Mapping[str, int | None]) -> None:
         self.first = state["first"]
 
-    def epochs(self, lines: Iterator[bytes]) -> Iterator[tuple[int, dict[str, Any]]]:
+    def epochs(self, lines: Iterable[bytes], known: Set[str]) -> Iterator[tuple[int, dict[str, Any]]]:
         """Yield each epoch that lines report, counted from 1, and what they say of it.
+
+        Args:
+            lines: of the script's output.
+            known: names of the numbers that are looked for.
 
         Raises:
             LoopError: if an epoch comes twice or after a later one, or is no number of an epoch.
         """
         before: int | None = None
-        for line in lines:
-            if (found := _report(line)) is None:
-                continue
-            number = found.pop("epoch")
+        for found in (found for line in lines for found in _reports(line, known)):
+            told = found.pop("epoch")
+            number = _epoch(told)
             if self.first is None:
                 self.first = 0 if number == 0 else 1
-            if not isinstance(number, int) or isinstance(number, bool) or number < self.first:
-                raise LoopError(f"the command printed epoch {number!r}; epochs are counted from 0 or from 1")
+            if number is None or number < self.first:
+                raise LoopError(f"the command printed epoch {told!r}; epochs are counted from 0 or from 1")
             if before is not None and number <= before:
                 raise LoopError(
                     f"the command printed epoch {number} after epoch {before}; "
@@ -166,15 +190,31 @@ class _Numbering:
             yield number - self.first + 1, found
 
 
-def _report(line: bytes) -> dict[str, Any] | None:
-    """Return what a line reports; None if it is other output."""
-    if not line.lstrip().startswith(b"{"):
+def _epoch(told: object) -> int | None:
+    """Return the number of an epoch, also as 3.0; None if it is no whole number."""
+    if isinstance(told, bool) or not isinstance(told, int | float) or not math.isfinite(told):
         return None
-    try:
-        found = json.loads(line)
-    except ValueError:
-        return None
-    return found if isinstance(found, dict) and "epoch" in found else None
+    return int(told) if told == int(told) else None
+
+
+def _reports(line: bytes, known: Set[str]) -> Iterator[dict[str, Any]]:
+    """Yield what a line reports: each JSON object with an epoch; nothing if it is other output.
+
+    Behind other text, such as what a logger or a progress bar puts before, it has to be of numbers that are
+    `known`: a script may print its settings, too.
+    """
+    if b'"epoch"' not in line:
+        return
+    text = COLOURS.sub("", line.decode(errors="replace"))
+    at = begins = text.find("{")
+    while at >= 0:
+        try:
+            found, end = json.JSONDecoder().raw_decode(text, at)
+        except (ValueError, RecursionError):
+            return
+        if "epoch" in found and (not text[:begins].strip() or not known.isdisjoint(found)):
+            yield found
+        at = text.find("{", end)
 
 
 class Process:
@@ -211,17 +251,23 @@ class Process:
         except OSError as error:
             raise LoopError(f"the command cannot be started: {words[0]!r}: {error.strerror}") from error
         self.selector = selectors.DefaultSelector()
-        self.partial: dict[Any, bytes] = {}
+        self.partial: dict[Any, bytearray] = {}
         for stream in (self.process.stdout, self.process.stderr):
             self.selector.register(stream, selectors.EVENT_READ)  # type: ignore[arg-type]
-            self.partial[stream] = b""
+            self.partial[stream] = bytearray()
 
     def lines(self) -> Iterator[bytes]:
-        """Yield the lines of standard output; it ends with the output, or when nobody wants more."""
-        while self.selector.get_map() and not self.leaving():
+        """Yield the lines of standard output; it ends with the output, or when nobody wants more.
+
+        What the process left behind may hold its output open, and may go on to print.
+        """
+        until = math.inf
+        while self.selector.get_map() and not self.leaving() and time.monotonic() < until:
             ready = self.selector.select(LOOK_SECONDS)
-            if not ready and self.process.poll() is not None:
-                return  # what it left behind holds its output open
+            if self.process.poll() is not None:
+                if not ready:
+                    return
+                until = min(until, time.monotonic() + GRACE_SECONDS)
             for key, _ in ready:
                 yield from self._read(key.fileobj)
 
@@ -237,10 +283,15 @@ class Process:
         content = os.read(stream.fileno(), 65536)
         self.output.write(content)
         self.output.flush()
-        *lines, self.partial[stream] = (self.partial[stream] + content).split(b"\n")
+        self.partial[stream] += content
+        lines: list[bytes] = []
+        if ENDS.search(content) or len(self.partial[stream]) > LONGEST:
+            *lines, rest = ENDS.split(self.partial[stream])
+            lines, rest = (lines, rest) if len(rest) <= LONGEST else ([*lines, rest], b"")
+            self.partial[stream] = bytearray(rest)
         if not content:
             self.selector.unregister(stream)
-            lines.append(self.partial.pop(stream))
+            lines.append(bytes(self.partial.pop(stream)))
         if stream is self.process.stdout:
             return lines
         for line in lines:

@@ -155,6 +155,11 @@ class Trunk:
         lowest = self._lowest[epoch - 1]
         return level >= lowest - ROUNDING * abs(lowest)
 
+    @property
+    def lowest(self) -> float | None:
+        """The lowest loss of a batch in all epochs; None before the first."""
+        return min(self._lowest, default=None)
+
     def fork(self, epoch: int, level: float) -> AnyRun:
         """Return the run of a level as of the start of an epoch, or as near before it as there is a state.
 

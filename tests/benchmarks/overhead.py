@@ -149,6 +149,9 @@ class Beside:
             self.watch.lap("bare epochs")
         return step
 
+    def lowest(self, member: int, seed: int) -> float | None:
+        return self.ours.lowest(member, seed)
+
     def tested(self, member: int) -> list[EpochRecord]:
         found = self.ours.tested(member)
         self.watch.lap("ticket")

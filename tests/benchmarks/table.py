@@ -191,6 +191,10 @@ class Recorded:
             val_accuracy=float(table.val_accuracy[place][found[0]]),
         )
 
+    def lowest(self, member: int, seed: int) -> float | None:
+        """Return None: no batch losses were recorded."""
+        return None
+
     def tested(self, member: int) -> list[EpochRecord]:
         """Return the last records with the test accuracy; the best validation epoch was not recorded."""
         return [
