@@ -11,11 +11,11 @@ import torch
 
 from floodsearch import queue
 from floodsearch.analysis import RUNG_VALIDATIONS, mean_and_se, mean_of, recent_mean, seed_result
-from floodsearch.errors import DivergedError, TicketLostError
+from floodsearch.errors import DivergedError, TicketLostError, pass_on_ctrl_c
 from floodsearch.heart import Heart
 from floodsearch.queue import Entry, Ticket
 from floodsearch.records import Attribute, EpochRecord, Parameter, SeedResult
-from floodsearch.retry import attempt, persistently
+from floodsearch.retry import STORAGE_ERRORS, attempt, persistently
 from floodsearch.search.halving import Standing
 from floodsearch.search.pruners import HalvingPruner
 from floodsearch.spec import Budget
@@ -57,7 +57,7 @@ class Bracket:
         self._say_what_trains()
         try:
             for together in self._alike():
-                self._train(together)
+                self._train_or_fail(together)
                 if self.heart.leave.wanted.is_set():
                     self._hand_back()
         finally:
@@ -69,6 +69,22 @@ class Bracket:
         for number, ticket in self.alive.items():
             groups.setdefault((frozenset(ticket.beside.items()), ticket.epochs), []).append(number)
         return list(groups.values())
+
+    def _train_or_fail(self, together: Sequence[int]) -> None:
+        """Train tickets that differ in level only; what is raised outside of a run is an error of theirs too.
+
+        Raises:
+            StorageInternalError, SQLAlchemyError: if the storage is away for too long.
+            KeyboardInterrupt: if that is a Ctrl-C.
+        """
+        try:
+            self._train(together)
+        except STORAGE_ERRORS:
+            raise
+        except BaseException as error:
+            pass_on_ctrl_c(error)
+            for number in sorted(self.alive.keys() & set(together)):
+                self._failed(number, error)
 
     def _train(self, together: Sequence[int]) -> None:
         tickets = self._tried([self.alive[number] for number in together if number in self.alive])
@@ -84,12 +100,7 @@ class Bracket:
             ticket.number: [seed for seed in ticket.seeds if not self.curves[ticket.number].records[seed]]
             for ticket in tickets
         }
-        try:
-            cohort = self.trainer(self.study, tickets, seeds)
-        except (Exception, SystemExit) as error:  # a user's task may fail in any way while it is built
-            for number in numbers:
-                self._failed(number, error)
-            return
+        cohort = self.trainer(self.study, tickets, seeds)
         judged = self._judged(epochs)
         rungs = {*self.study.spec.training.report_epochs(), *judged}
         for ticket in tickets:
@@ -260,7 +271,8 @@ class Bracket:
             curve.add(cohort.tested(number))
             self._keep(ticket, cohort)
             cohort.drop(number)
-        except Exception as error:  # a user's model may also fail on the test split
+        except BaseException as error:  # a user's model may also fail on the test split
+            pass_on_ctrl_c(error)
             self._failed(number, error)
             return
         self._flush_all([number], persistent=True)  # a complete ticket without its curve would have no value

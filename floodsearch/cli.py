@@ -22,6 +22,7 @@ import typer
 
 from floodsearch.defaults import CHECKPOINTS, LEAVE_SECONDS, LOOPBACK, STORAGE
 from floodsearch.errors import HANDED_BACK, FloodsearchError, UsageError
+from floodsearch.nesting import refuse
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -100,6 +101,7 @@ def launch(
     from floodsearch.report.text import best_text
     from floodsearch.storage.studies import put_study
 
+    refuse("a search")
     spec = _read(study)
     crew = Crew.of(devices, workers, workers_per_device, available_cores(), queue.portions(spec))
     check_place(checkpoints)
@@ -171,6 +173,7 @@ def work(
     from floodsearch.heart import Leave, Settings
     from floodsearch.worker import work as train
 
+    refuse("a worker")
     log.setLevel(min(log.level, logging.INFO))
     _import_from_here(Path.cwd())
     leave = Leave()

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from floodsearch.catalog import find_loop, find_program, loop_settings
+from floodsearch.errors import pass_on_ctrl_c
 from floodsearch.heart import Leave, Settings
 from floodsearch.queue import Ticket
 from floodsearch.records import EpochRecord, Parameter
@@ -113,7 +114,8 @@ class Loops:
         error: BaseException | None = None
         try:
             self.loop(run)
-        except (Exception, SystemExit) as raised:  # a user's code may do anything
+        except BaseException as raised:  # a user's code may do anything
+            pass_on_ctrl_c(raised)
             error = raised
         if run.interrupted is not None:
             raise run.interrupted

@@ -12,10 +12,10 @@ import time
 from collections.abc import Sequence
 
 from floodsearch import queue
-from floodsearch.errors import DivergedError, LoopError
+from floodsearch.errors import DivergedError, LoopError, named, pass_on_ctrl_c
 from floodsearch.heart import Heart
 from floodsearch.records import EpochRecord, Pilot
-from floodsearch.retry import first_line, persistently
+from floodsearch.retry import STORAGE_ERRORS, persistently
 from floodsearch.spec import Training
 from floodsearch.storage import tables
 from floodsearch.storage.studies import StoredStudy
@@ -61,7 +61,10 @@ def _find(study: StoredStudy, starts: Starts, heart: Heart) -> None:
     """Conduct the pilot and store what it found, or why it failed."""
     try:
         found = _conduct(study, starts, heart)
-    except (Exception, SystemExit) as error:  # a user's code may do anything
+    except STORAGE_ERRORS:
+        raise
+    except BaseException as error:  # a user's code may do anything
+        pass_on_ctrl_c(error)
         log.error("the pilot failed", exc_info=error)
         reason = f"the pilot failed: {_why(error)}"
         persistently(lambda: study.stop(reason))
@@ -151,4 +154,4 @@ def _why(error: BaseException) -> str:
         return f"{error}; lower the learning rate, or give levels.high as a number"
     if isinstance(error, LoopError):
         return str(error)
-    return f"{type(error).__name__}: {first_line(error)}"
+    return named(error)

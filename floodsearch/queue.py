@@ -17,7 +17,7 @@ from sqlalchemy import Connection
 
 from floodsearch.analysis import latest, unconfirmed, worth_more_seeds
 from floodsearch.catalog import pruner_of, sampler_of
-from floodsearch.errors import DivergedError, TicketLostError
+from floodsearch.errors import DivergedError, TicketLostError, named
 from floodsearch.records import Attribute, Decision, EpochRecord, Parameter, TrialRecord, WorkerRecord
 from floodsearch.search.halving import Standing
 from floodsearch.search.pruners import HalvingPruner
@@ -443,7 +443,7 @@ def diverge(ticket: Ticket, error: DivergedError) -> None:
 
 def fail(ticket: Ticket, error: BaseException) -> None:
     """Finish a ticket whose code raised; it is tried again, and several in a row stop the study."""
-    reason = f"{type(error).__name__}: {error}".splitlines()[0]
+    reason = named(error)
     trace = "".join(traceback.format_exception(error))[-TRACEBACK_CHARACTERS:]
     why = {Attribute.CAUSE: "error", Attribute.REASON: reason, Attribute.TRACEBACK: trace}
     _end(ticket, TrialState.FAIL, why)

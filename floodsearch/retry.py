@@ -57,8 +57,3 @@ def attempt(call: Callable[[], Result]) -> Result | None:
     except STORAGE_ERRORS as error:
         log.warning("the storage failed, going on without it: %s", cause(error))
         return None
-
-
-def first_line(error: BaseException) -> str:
-    """Return an error's first line, or its name if it says nothing."""
-    return str(error).splitlines()[0] if str(error) else type(error).__name__

@@ -22,6 +22,7 @@ from floodsearch.devices import find_device
 from floodsearch.errors import TicketLostError, UsageError
 from floodsearch.heart import Heart, Leave, Settings
 from floodsearch.loops import Loops
+from floodsearch.nesting import inside
 from floodsearch.pilot import pilot
 from floodsearch.retry import persistently
 from floodsearch.spec import AUTO
@@ -79,7 +80,8 @@ def work(study: StoredStudy, settings: Settings, leave: Leave, trainer: Trainer 
     if engines and study.engine is None:
         study = persistently(lambda: study.settle_engine(default_engine(study.spec, device)))
     fits: int | None = None
-    with borrowed(device), Heart(study, worker, settings, leave) as heart:
+    place = f"a worker of study {study.name!r}"
+    with borrowed(device), inside(place, leave.ask), Heart(study, worker, settings, leave) as heart:
         while not leave.wanted.is_set():
             study = _reread(study)
             if (reason := persistently(lambda: _closed(study))) is not None:  # noqa: B023 - called at once

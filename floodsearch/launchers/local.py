@@ -25,6 +25,7 @@ from floodsearch.defaults import CHECKPOINTS, LOGS, STORAGE
 from floodsearch.devices import devices, find_device
 from floodsearch.errors import UsageError, WorkersFailedError
 from floodsearch.files import check_place
+from floodsearch.nesting import refuse
 from floodsearch.records import BestLevel, StudyStatus
 from floodsearch.retry import persistently
 from floodsearch.spec import Spec
@@ -107,6 +108,7 @@ def launch(
         NoAnswerError: if no ticket was completed.
         WorkersFailedError: if the workers kept dying.
     """
+    refuse("a search")
     if isinstance(study, Mapping):
         spec = parse(study, known())
     else:
