@@ -230,7 +230,9 @@ def best_level(
     counts = count(trials)
     found = _landscapes(trials, question)
     if not found:
-        then = "ask again later" if counts.unfinished else f"floodsearch status {question.study} shows why"
+        failed = [one.reason for one in latest(trials).values() if one.state == "failed" and one.reason]
+        why = f"the last failed with {failed[-1]}" if failed else f"see floodsearch status {question.study}"
+        then = "ask again later" if counts.unfinished else why
         raise NoAnswerError(
             f"study {question.study!r} has no complete ticket yet: {counts.running} running, "
             f"{counts.waiting} waiting, {counts.pruned} pruned, {counts.failed} failed; {then}"

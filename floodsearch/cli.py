@@ -14,14 +14,14 @@ import signal
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from floodsearch.defaults import CHECKPOINTS, LEAVE_SECONDS, LOOPBACK, STORAGE
-from floodsearch.errors import HANDED_BACK, FloodsearchError, UsageError
+from floodsearch.errors import HANDED_BACK, FloodsearchError, NoAnswerError, StorageError, UsageError
 from floodsearch.nesting import refuse
 
 if TYPE_CHECKING:
@@ -94,11 +94,9 @@ def launch(
 ) -> None:
     """Create or resume a study, train it with local workers, and print the answer."""
     from floodsearch import queue
-    from floodsearch.answers import answer
     from floodsearch.files import check_place
     from floodsearch.launchers.local import Crew, Launch, available_cores
     from floodsearch.launchers.local import detach as in_background
-    from floodsearch.report.text import best_text
     from floodsearch.storage.studies import put_study
 
     refuse("a search")
@@ -124,11 +122,36 @@ def launch(
         except KeyboardInterrupt:
             _say("interrupted; give the same command again to go on")
             raise typer.Exit(INTERRUPTED) from None
-        if (reason := stored.stopped()) is not None:
-            _say(f"the study was stopped: {reason}")
-        print(best_text(answer(stored)))  # noqa: T201
-        if reason not in (None, queue.STOPPED_BY_COMMAND):
-            raise typer.Exit(FAILED)
+        _conclude(stored)
+
+
+def _conclude(study: StoredStudy) -> None:
+    """Print the answer of a study that is trained no further, and why something of it is missing.
+
+    Raises:
+        NoAnswerError: if there is none, with the reason.
+        Exit: if the study was stopped for a mistake.
+    """
+    from floodsearch.answers import answer
+    from floodsearch.answers import status as status_of
+    from floodsearch.queue import STOPPED_BY_COMMAND
+    from floodsearch.report.text import best_text, failures_text
+
+    reason = study.stopped()
+    mistake = reason not in (None, STOPPED_BY_COMMAND)
+    try:
+        text = best_text(answer(study))
+    except NoAnswerError:
+        if mistake:
+            raise NoAnswerError(f"the study was stopped: {reason}") from None
+        raise
+    print(text)  # noqa: T201
+    if failures := failures_text(status_of(study)):
+        _say(failures)
+    if reason is not None:
+        _say(f"the study was stopped: {reason}")
+    if mistake:
+        raise typer.Exit(FAILED)
 
 
 @app.command()
@@ -186,7 +209,7 @@ def work(
         name = spec.name
         trusted.add(spec.trust)
     check_place(checkpoints)
-    with _found(storage, name) as study:
+    with _joined(storage, name, launched=leave_on_eof) as study:
         if (wanted := study.spec.trust) is not None and wanted not in trusted:
             does = "runs the command" if study.spec.command else "trains code of"
             raise UsageError(
@@ -518,6 +541,25 @@ def _found(storage: str, name: str) -> Iterator[StoredStudy]:
         yield find_study(database, name)
 
 
+@contextmanager
+def _joined(storage: str, name: str, *, launched: bool) -> Iterator[StoredStudy]:
+    """Open a study to train it.
+
+    Raises:
+        FloodsearchError: where the storage cannot be opened, but was by the launch that has started this
+            worker: it is away for now, so that another worker is to be started.
+        UsageError: as `_found` does.
+    """
+    with ExitStack() as stack:
+        try:
+            study = stack.enter_context(_found(storage, name))
+        except StorageError as error:
+            if launched:
+                raise FloodsearchError(str(error)) from None
+            raise
+        yield study
+
+
 def _import_from_here(folder: Path) -> None:
     """Let a study name modules beside its file and in the current folder, as `python -m` would."""
     for path in (str(folder.absolute()), str(Path.cwd())):
@@ -549,11 +591,15 @@ def _show(launched: Launch) -> None:
         _say(f"{len(launched.slots)} workers on {workers}; logs in {launched.slots[0].log.parent}")
     if console.is_terminal:
         with Live(console=console, refresh_per_second=4) as live:
-            for status in launched.watch():
+            for status, said in launched.watch():
+                for text in said:
+                    _say(text)
                 live.update(_view(status))
         return
     shown, last = "", 0.0
-    for status in launched.watch():
+    for status, said in launched.watch():
+        for text in said:
+            _say(text)
         line = progress_text(status)
         if line != shown and (time.monotonic() - last >= PLAIN_SECONDS or status.finished):
             _say(line)
@@ -561,22 +607,23 @@ def _show(launched: Launch) -> None:
 
 
 def _view(status: StudyStatus) -> Table:
-    """Return a bar over the tickets, and a line of numbers under it."""
+    """Return a bar over the epochs that are expected, what is trained and found, and a line a worker."""
     from rich.progress_bar import ProgressBar
     from rich.table import Table
     from rich.text import Text
 
-    from floodsearch.report.text import progress_text
+    from floodsearch.report.text import crew_lines, found_text, share_done, stage_text
 
-    ended = status.trials.total - status.trials.unfinished
+    share = share_done(status)
+    told = "pilot" if status.piloting else "" if share is None else f"{share:.0%}"
     bar = Table.grid(padding=(0, 1))
-    total = None if status.piloting else status.trials.total
-    progress = ProgressBar(total=total, completed=ended, width=40)
-    told = "pilot" if status.piloting else f"{ended} of {status.trials.total} tickets"
-    bar.add_row(status.name, progress, told)
+    total = None if share is None else 1.0
+    bar.add_row(status.name, ProgressBar(total=total, completed=share or 0.0, width=40), told)
     view = Table.grid()
     view.add_row(bar)
-    view.add_row(Text(progress_text(status), style="dim"))
+    for line in (stage_text(status), found_text(status), *crew_lines(status)):
+        if line:
+            view.add_row(Text(line, style="dim", no_wrap=True, overflow="ellipsis"))
     return view
 
 
