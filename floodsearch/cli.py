@@ -587,8 +587,9 @@ def _show(launched: Launch) -> None:
 
     console = Console(stderr=True)
     if launched.slots:
-        workers = ", ".join(launched.crew.devices)
-        _say(f"{len(launched.slots)} workers on {workers}; logs in {launched.slots[0].log.parent}")
+        count, devices = len(launched.slots), ", ".join(launched.crew.devices)
+        workers = "1 worker" if count == 1 else f"{count} workers"
+        _say(f"{workers} on {devices}; logs in {launched.slots[0].log.parent}")
     if console.is_terminal:
         with Live(console=console, refresh_per_second=4) as live:
             for status, said in launched.watch():

@@ -156,11 +156,11 @@ def stage_text(status: StudyStatus) -> str:
     parts = []
     if (stage := status.stage) is not None:
         levels = "1 level" if stage.tickets == 1 else f"{stage.tickets} levels"
-        parts.append(f"epochs {stage.after + 1:,} to {stage.until:,} of {levels}")
-    if status.epochs_expected is not None and not status.finished:
+        parts.append(f"epochs {stage.after + 1:,} to {stage.until:,}, {levels} alive")
+    if (status.epochs_expected or 0) > status.epochs_run:
         parts.append(f"{status.epochs_run:,} of about {status.epochs_expected:,} epochs")
     else:
-        parts.append(f"{epochs_text(status)} epochs")
+        parts.append(f"epochs {epochs_text(status)}")
     if status.seconds_left is not None:
         parts.append(f"about {duration(status.seconds_left)} left")
     return " · ".join(parts)
