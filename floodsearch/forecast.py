@@ -77,11 +77,12 @@ def current_stage(spec: Spec, trials: Iterable[TrialRecord]) -> StudyStage | Non
     begun count.
     """
     running = [one for one in latest(trials).values() if one.state == "running"]
-    running = [one for one in running if one.epoch > 0] or running
     if not running:
         return None
-    pruner = pruner_of(spec)
-    rungs = pruner.rungs if isinstance(pruner, HalvingPruner) else ()
+    pruner, rungs = pruner_of(spec), tuple[int, ...]()
+    if isinstance(pruner, HalvingPruner):
+        running = [one for one in running if one.epoch > 0] or running
+        rungs = pruner.rungs
     # Level 0 goes on to its end when the others are judged.
     reached = min(one.epoch for one in [one for one in running if one.level != 0] or running)
     end = max(one.epochs for one in running)

@@ -171,7 +171,7 @@ def test_each_restart_and_the_end_of_all_are_said_with_their_causes(launch):
     ]
     given_up = "worker 0 is given up: it died 4 times in a row without having trained anything new, and ended"
     assert str(error.value) == f"{given_up} with exit status 1; {ends}"
-    assert said[-1] == f"{error.value}; 0 of 1 workers are left"
+    assert len(said) == CRASHES - 1
 
 
 def test_others_go_on_when_one_is_given_up(launch, study, tmp_path):

@@ -201,7 +201,7 @@ class Launch:
         known = tables.count_epochs(self.study.database, self.study.uuid)
         for index, device in enumerate(self.crew.devices):
             log = folder / f"worker-{index}.log"
-            since = log.stat().st_size if log.is_file() else 0
+            since = _size(log)
             process = self._start(device, log)
             self.slots.append(Slot(f"worker {index}", device, log, known, process, since))
         return self
@@ -269,7 +269,7 @@ class Launch:
             if over:
                 slot.due, slot.closed = None, True
             elif time.monotonic() >= slot.due:
-                slot.due, slot.since = None, slot.log.stat().st_size
+                slot.due, slot.since = None, _size(slot.log)
                 slot.process = self._start(slot.device, slot.log)
             return None
         status = slot.process.poll()
@@ -307,19 +307,22 @@ class Launch:
         ended = (one.worker == worker.id and one.state in ("complete", "pruned") for one in trials)
         return worker.epochs_run > 0 or any(ended)
 
-    def _replace(self, slot: Slot, death: Death) -> str:
-        """Let another worker take a place when it is due, or give that up; return what is to be said."""
+    def _replace(self, slot: Slot, death: Death) -> str | None:
+        """Let another worker take a place when it is due, or give that up; return what is to be said.
+
+        That the last place is given up is said by what `watch` raises.
+        """
         pause = slot.patience.pause(death)
-        log = f"{slot.log} ends with: {death.said}"
+        ends = f"{slot.log} ends with: {death.said}"
         if pause is not None:
             slot.due = time.monotonic() + pause
             when = f" in {pause:g} s" if pause else ""
-            return f"{slot.name} {death.cause}; it is started again{when}; {log}"
+            return f"{slot.name} {death.cause}; it is started again{when}; {ends}"
         slot.closed = True
         times = f"died {slot.patience.deaths} times in a row without having trained anything new"
-        slot.given_up = f"{slot.name} is given up: it {times}, and {death.cause}; {log}"
+        slot.given_up = f"{slot.name} is given up: it {times}, and {death.cause}; {ends}"
         left = sum(not other.closed for other in self.slots)
-        return f"{slot.given_up}; {left} of {len(self.slots)} workers are left"
+        return f"{slot.given_up}; {left} of {len(self.slots)} workers are left" if left else None
 
     def _status(self) -> StudyStatus:
         """Ask where the study stands; a storage that is away for a moment ends no launch."""
@@ -354,6 +357,10 @@ class Launch:
         for process in (slot.process for slot in self.slots):
             _close_lifeline(process)
             attempt(lambda: self._release(process.pid, "its worker took too long to leave"))  # noqa: B023 - called at once
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.is_file() else 0
 
 
 def _close_lifeline(process: subprocess.Popen[bytes]) -> None:
