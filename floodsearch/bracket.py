@@ -11,7 +11,7 @@ import torch
 
 from floodsearch import queue
 from floodsearch.analysis import RUNG_VALIDATIONS, mean_and_se, mean_of, recent_mean, seed_result
-from floodsearch.errors import DivergedError, TicketLostError, pass_on_ctrl_c
+from floodsearch.errors import DamagedError, DivergedError, TicketLostError, pass_on_ctrl_c
 from floodsearch.heart import Heart
 from floodsearch.queue import Entry, Ticket
 from floodsearch.records import Attribute, EpochRecord, Parameter, SeedResult
@@ -75,11 +75,12 @@ class Bracket:
 
         Raises:
             StorageInternalError, SQLAlchemyError: if the storage is away for too long.
+            DamagedError: if a row of the database cannot be read.
             KeyboardInterrupt: if that is a Ctrl-C.
         """
         try:
             self._train(together)
-        except STORAGE_ERRORS:
+        except (*STORAGE_ERRORS, DamagedError):
             raise
         except BaseException as error:
             pass_on_ctrl_c(error)
