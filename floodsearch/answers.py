@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
 from floodsearch import queue
 from floodsearch.analysis import best_level, best_of, comparable, count, latest, revisions
 from floodsearch.defaults import STORAGE
 from floodsearch.errors import NoAnswerError
-from floodsearch.forecast import epochs_a_second, epochs_left
-from floodsearch.records import BY_HAND, BestLevel, StudyStatus, TicketNote, TrialRecord, WorkerRecord
+from floodsearch.forecast import current_stage, epochs_a_second, epochs_left
+from floodsearch.records import (
+    BY_HAND,
+    BestLevel,
+    StudyStatus,
+    TicketNote,
+    TrialRecord,
+    WorkerRecord,
+    WorkerStatus,
+)
 from floodsearch.search.space import ticket_count
 from floodsearch.spec import AUTO
 from floodsearch.storage import tables
@@ -98,6 +106,9 @@ def status(study: StoredStudy, *, with_answer: bool = False) -> StudyStatus:
         stopped=queue.closed(study, workers),
         revisions=revisions(trials),
         interruptions=_interruptions(trials),
+        epochs_expected=_epochs_expected(study, trials, workers),
+        stage=current_stage(study.spec, trials),
+        crew=tuple(_crew(alive, trials, now)),
         notes=tuple(_notes(trials)),
         changed=study.changed(),
         warnings=tables.read_warnings(study.database, study.uuid),
@@ -125,6 +136,31 @@ def _seconds_left(
     if speed is None or not alive or study.spec.levels.high == AUTO:
         return None
     return epochs_left(study.spec, trials) / speed
+
+
+def _epochs_expected(
+    study: StoredStudy, trials: Sequence[TrialRecord], workers: Sequence[WorkerRecord]
+) -> int | None:
+    """Return the member-epochs of the whole search as it looks now; None while the levels are not known."""
+    if study.spec.levels.high == AUTO:
+        return None
+    return sum(worker.epochs_run for worker in workers) + epochs_left(study.spec, trials)
+
+
+def _crew(alive: Iterable[WorkerRecord], trials: Sequence[TrialRecord], now: float) -> Iterator[WorkerStatus]:
+    newest = latest(trials)
+    for one in alive:
+        held = [newest[ticket] for ticket in one.training if ticket in newest]
+        yield WorkerStatus(
+            worker=one.id,
+            host=one.host,
+            device=one.device,
+            levels=tuple(sorted(trial.level for trial in held if trial.level is not None)),
+            seeds=max((trial.seeds for trial in held), default=None),
+            epochs_run=one.epochs_run,
+            seconds=now - one.started,
+            silent_seconds=now - one.last_beat,
+        )
 
 
 def _interruptions(trials: Sequence[TrialRecord]) -> dict[str, int]:

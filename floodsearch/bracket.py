@@ -12,7 +12,18 @@ import torch
 
 from floodsearch import queue
 from floodsearch.analysis import RUNG_VALIDATIONS, mean_and_se, mean_of, recent_mean, seed_result
-from floodsearch.errors import DivergedError, MistakeError, TicketLostError
+from floodsearch.errors import (
+    DamagedError,
+    DivergedError,
+    MistakeError,
+    StorageError,
+    StorageFailedError,
+    StudyChangedError,
+    StudyDeletedError,
+    TicketLostError,
+    UntrustedError,
+    pass_on_ctrl_c,
+)
 from floodsearch.heart import Heart
 from floodsearch.notices import warn
 from floodsearch.queue import Entry, Ticket
@@ -22,6 +33,7 @@ from floodsearch.search.halving import Standing
 from floodsearch.search.pruners import HalvingPruner
 from floodsearch.spec import Budget
 from floodsearch.storage import tables
+from floodsearch.storage.failures import STORAGE_ERRORS
 from floodsearch.trainer import Members, Trainer
 from floodsearch.training.checkpoint import Checkpoints
 from floodsearch.training.cohort import Step
@@ -31,6 +43,17 @@ ROUNDING = 1e-6
 """Relative; a batch loss so near above a level may be one that floods."""
 FLUSH_SECONDS = 10.0
 """Curves are written at least this often, so that a dashboard lives and little is lost."""
+
+NOT_OF_THE_CODE = (
+    *STORAGE_ERRORS,
+    DamagedError,
+    StorageError,
+    StorageFailedError,
+    StudyChangedError,
+    StudyDeletedError,
+    UntrustedError,
+)
+"""What is raised while tickets are trained and says nothing of the user's code."""
 
 log = logging.getLogger("floodsearch.worker")
 
@@ -61,7 +84,7 @@ class Bracket:
         self._say_what_trains()
         try:
             for together in self._alike():
-                self._train(together)
+                self._train_or_fail(together)
                 if self.heart.leave.wanted.is_set():
                     self._hand_back()
         finally:
@@ -73,6 +96,23 @@ class Bracket:
         for number, ticket in self.alive.items():
             groups.setdefault((frozenset(ticket.beside.items()), ticket.epochs), []).append(number)
         return list(groups.values())
+
+    def _train_or_fail(self, together: Sequence[int]) -> None:
+        """Train tickets that differ in level only; what is raised outside of a run is an error of theirs too.
+
+        Raises:
+            StorageInternalError, SQLAlchemyError: if the storage is away for too long.
+            UsageError: if a row of the database cannot be read, or somebody changed the study.
+            KeyboardInterrupt: if that is a Ctrl-C.
+        """
+        try:
+            self._train(together)
+        except NOT_OF_THE_CODE:
+            raise
+        except BaseException as error:
+            pass_on_ctrl_c(error)
+            for number in sorted(self.alive.keys() & set(together)):
+                self._failed(number, error)
 
     def _train(self, together: Sequence[int]) -> None:
         tickets = self._tried([self.alive[number] for number in together if number in self.alive])
@@ -88,12 +128,7 @@ class Bracket:
             ticket.number: [seed for seed in ticket.seeds if not self.curves[ticket.number].records[seed]]
             for ticket in tickets
         }
-        try:
-            cohort = self.trainer(self.study, tickets, seeds)
-        except (Exception, SystemExit) as error:  # a user's task may fail in any way while it is built
-            for number in numbers:
-                self._failed(number, error)
-            return
+        cohort = self.trainer(self.study, tickets, seeds)
         judged = self._judged(epochs)
         rungs = {*self.study.spec.training.report_epochs(), *judged}
         for ticket in tickets:
@@ -272,7 +307,8 @@ class Bracket:
             self._keep(ticket, cohort)
             lowest = [cohort.lowest(number, seed) for seed in ticket.seeds]
             cohort.drop(number)
-        except Exception as error:  # a user's model may also fail on the test split
+        except BaseException as error:  # a user's model may also fail on the test split
+            pass_on_ctrl_c(error)
             self._failed(number, error)
             return
         self._flush_all([number], persistent=True)  # a complete ticket without its curve would have no value

@@ -22,7 +22,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from floodsearch.defaults import CHECKPOINTS, LEAVE_SECONDS, LOOPBACK, REPRODUCIBLE, STORAGE
-from floodsearch.errors import HANDED_BACK, INTERRUPTED, FloodsearchError, UsageError
+from floodsearch.errors import (
+    HANDED_BACK,
+    INTERRUPTED,
+    FloodsearchError,
+    NoAnswerError,
+    StorageError,
+    UsageError,
+)
+from floodsearch.nesting import refuse
 from floodsearch.signals import listen
 
 if TYPE_CHECKING:
@@ -101,13 +109,12 @@ def launch(
 ) -> None:
     """Create or resume a study, train it with local workers, and print the answer."""
     from floodsearch import queue
-    from floodsearch.answers import answer
     from floodsearch.files import check_place
     from floodsearch.launchers.local import Crew, Launch, available_cores
     from floodsearch.launchers.local import detach as in_background
-    from floodsearch.report.text import best_text
     from floodsearch.storage.studies import put_study
 
+    refuse("a search")
     spec = _read(study)
     crew = Crew.of(devices, workers, workers_per_device, available_cores(), queue.portions(spec))
     check_place(checkpoints)
@@ -133,12 +140,36 @@ def launch(
         except KeyboardInterrupt:
             _say("interrupted; give the same command again to go on")
             raise typer.Exit(INTERRUPTED) from None
-        reason, found = stored.stopped(), answer(stored)
-        if reason is not None:
-            _say(f"the study was stopped: {reason}")
-        print(best_text(found))  # noqa: T201
-        if found.failed or reason not in (None, queue.STOPPED_BY_COMMAND):
-            raise typer.Exit(FAILED)
+        _conclude(stored)
+
+
+def _conclude(study: StoredStudy) -> None:
+    """Print the answer of a study that is trained no further, and why something of it is missing.
+
+    Raises:
+        NoAnswerError: if there is none, with the reason.
+        Exit: if the study was stopped for a mistake, or level 0 has no value.
+    """
+    from floodsearch.answers import answer
+    from floodsearch.answers import status as status_of
+    from floodsearch.queue import STOPPED_BY_COMMAND
+    from floodsearch.report.text import best_text, failures_text
+
+    reason = study.stopped()
+    mistake = reason not in (None, STOPPED_BY_COMMAND)
+    try:
+        found = answer(study)
+    except NoAnswerError:
+        if mistake:
+            raise NoAnswerError(f"the study was stopped: {reason}") from None
+        raise
+    print(best_text(found))  # noqa: T201
+    if failures := failures_text(status_of(study)):
+        _say(failures)
+    if reason is not None:
+        _say(f"the study was stopped: {reason}")
+    if mistake or found.failed:
+        raise typer.Exit(FAILED)
 
 
 @app.command()
@@ -196,6 +227,7 @@ def work(
     from floodsearch.trust import trust_by
     from floodsearch.worker import work as train
 
+    refuse("a worker")
     log.setLevel(min(log.level, logging.INFO))
     _import_from_here(Path.cwd())
     if leave_on_eof:
@@ -203,7 +235,7 @@ def work(
     trusts = trust_by(trust or ())
     spec = _read(Path(name)) if name.endswith(".toml") else None
     check_place(checkpoints)
-    with _opened(storage) as database:
+    with _joined(storage, launched=leave_on_eof) as database:
         study = find_study(database, name, trusts) if spec is None else find_study_of(database, spec)
         place = checkpoints if is_url(checkpoints) else Path(checkpoints).absolute()
         reason = train(study, Settings(device=device, threads=threads, checkpoints=place), leave)
@@ -603,6 +635,25 @@ def _found(storage: str, name: str, *, read_only: bool = False) -> Iterator[Stor
         yield find_study(database, name)
 
 
+@contextmanager
+def _joined(storage: str, *, launched: bool) -> Iterator[Database]:
+    """Open a storage to train a study of it.
+
+    Raises:
+        FloodsearchError: where the storage cannot be opened, but was by the launch that has started this
+            worker: it is away for now, so that another worker is to be started.
+        StorageError: where it cannot be opened.
+    """
+    try:
+        database = _opened(storage)
+    except StorageError as error:
+        if launched:
+            raise FloodsearchError(str(error)) from None
+        raise
+    with database:
+        yield database
+
+
 def _import_from_here(folder: Path) -> None:
     """Let a study name modules beside its file and in the current folder, as `python -m` would."""
     for path in (str(folder.absolute()), str(Path.cwd())):
@@ -630,48 +681,44 @@ def _show(launched: Launch) -> None:
 
     console = Console(stderr=True)
     if launched.slots:
-        workers = ", ".join(launched.crew.devices)
-        _say(f"{len(launched.slots)} workers on {workers}; logs in {launched.slots[0].log.parent}")
+        count, devices = len(launched.slots), ", ".join(launched.crew.devices)
+        workers = "1 worker" if count == 1 else f"{count} workers"
+        _say(f"{workers} on {devices}; logs in {launched.slots[0].log.parent}")
     if console.is_terminal:
         with Live(console=console, refresh_per_second=4) as live:
-            for status in _warned(launched.watch()):
+            for status, said in launched.watch():
+                for text in said:
+                    _say(text)
                 live.update(_view(status))
         return
     shown, last = "", 0.0
-    for status in _warned(launched.watch()):
+    for status, said in launched.watch():
+        for text in said:
+            _say(text)
         line = progress_text(status)
         if line != shown and (time.monotonic() - last >= PLAIN_SECONDS or status.finished):
             _say(line)
             shown, last = line, time.monotonic()
 
 
-def _warned(watched: Iterator[StudyStatus]) -> Iterator[StudyStatus]:
-    """Yield where the study stands, and say what its workers warn of as soon as it is there."""
-    said = 0
-    for status in watched:
-        for warning in status.warnings[said:]:
-            _say(f"warning: {warning}")
-        said = len(status.warnings)
-        yield status
-
-
 def _view(status: StudyStatus) -> Table:
-    """Return a bar over the tickets, and a line of numbers under it."""
+    """Return a bar over the epochs that are expected, what is trained and found, and a line a worker."""
     from rich.progress_bar import ProgressBar
     from rich.table import Table
     from rich.text import Text
 
-    from floodsearch.report.text import progress_text
+    from floodsearch.report.text import crew_lines, found_text, share_done, stage_text
 
-    ended = status.trials.total - status.trials.unfinished
+    share = share_done(status)
+    told = "pilot" if status.piloting else "" if share is None else f"{share:.0%}"
     bar = Table.grid(padding=(0, 1))
-    total = None if status.piloting else status.trials.total
-    progress = ProgressBar(total=total, completed=ended, width=40)
-    told = "pilot" if status.piloting else f"{ended} of {status.trials.total} tickets"
-    bar.add_row(status.name, progress, told)
+    total = None if share is None else 1.0
+    bar.add_row(status.name, ProgressBar(total=total, completed=share or 0.0, width=40), told)
     view = Table.grid()
     view.add_row(bar)
-    view.add_row(Text(progress_text(status), style="dim"))
+    for line in (stage_text(status), found_text(status), *crew_lines(status)):
+        if line:
+            view.add_row(Text(line, style="dim", no_wrap=True, overflow="ellipsis"))
     return view
 
 

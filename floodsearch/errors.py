@@ -9,10 +9,11 @@ FloodsearchError
 │   ├── TaskError            a task or a training loop that cannot be imported or built
 │   ├── UntrustedError       a stored study whose code nobody has trusted here
 │   ├── StorageError         a storage URL that cannot be used
+│   ├── NestedError          a search or worker that a worker, or an import that it does, would start
 │   └── DamagedError         a row of the database that floodsearch has not written so
 ├── NoAnswerError            nothing has finished yet, so there is no best level
 ├── StorageFailedError       a database that failed: it is away, locked or full, or its file is gone
-├── WorkersFailedError       the local workers of a launch kept dying
+├── WorkersFailedError       the local workers of a launch kept dying, or said that they can never work
 ├── DivergedError            a training whose loss is no longer finite
 ├── LoopError                a training loop of the user's own that does not do what it must
 │   └── MistakeError         ... and makes every result of its study worthless
@@ -23,6 +24,8 @@ Every message says what is wrong, with what value, and what to do.
 
 from __future__ import annotations
 
+import signal
+import threading
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -118,6 +121,10 @@ class StorageError(UsageError):
     """A storage that cannot be used, now or later; messages never hold the password."""
 
 
+class NestedError(UsageError):
+    """A search or a worker that code of a study's own would start, which some worker or launch runs."""
+
+
 class DamagedError(UsageError):
     """A row of the database that floodsearch has not written so: changed by hand, or by another program."""
 
@@ -136,7 +143,7 @@ class StorageFailedError(FloodsearchError):
 
 
 class WorkersFailedError(FloodsearchError):
-    """The local workers of a launch died more often than they are restarted."""
+    """The local workers of a launch died more often than they are restarted, or can never work."""
 
 
 class DivergedError(FloodsearchError):
@@ -170,3 +177,29 @@ class MistakeError(LoopError):
 
 class TicketLostError(FloodsearchError):
     """The trial of a ticket was finished by someone else while this worker trained it."""
+
+
+def pass_on_ctrl_c(error: BaseException) -> None:
+    """Raise an error again that may be a Ctrl-C, and no word of the user's code.
+
+    A worker handles SIGINT itself: there a KeyboardInterrupt is the code's own, like any other error.
+    """
+    handled = signal.getsignal(signal.SIGINT) is not signal.default_int_handler
+    main = threading.current_thread() is threading.main_thread()
+    if isinstance(error, KeyboardInterrupt) and main and not handled:
+        raise error
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of what an error says, or its name if it says nothing."""
+    try:
+        lines = [line for line in str(error).splitlines() if line.strip()]
+    except Exception:  # a user's error may fail even at this
+        lines = []
+    return lines[0].strip() if lines else type(error).__name__
+
+
+def named(error: BaseException) -> str:
+    """Return an error's name, and the first line of what it says."""
+    name, said = type(error).__name__, first_line(error)
+    return name if said == name else f"{name}: {said}"

@@ -11,7 +11,7 @@ from floodsearch.analysis import latest
 from floodsearch.catalog import pruner_of
 from floodsearch.errors import UsageError
 from floodsearch.queue import brackets, portions
-from floodsearch.records import TrialRecord, WorkerRecord
+from floodsearch.records import StudyStage, TrialRecord, WorkerRecord
 from floodsearch.search.pruners import HalvingPruner
 from floodsearch.search.space import Space, ticket_count, tickets
 from floodsearch.spec import Spec
@@ -68,6 +68,29 @@ def epochs_left(spec: Spec, trials: Iterable[TrialRecord]) -> int:
         if one.state in ("waiting", "running")
     ]
     return sum(part.epochs for part in _parts(spec, unfinished))
+
+
+def current_stage(spec: Spec, trials: Iterable[TrialRecord]) -> StudyStage | None:
+    """Return what is in training now, by the tickets that are the least far; None if nothing is.
+
+    Where a worker has taken tickets with other choices beside the level, which follow later, those that have
+    begun count.
+    """
+    running = [one for one in latest(trials).values() if one.state == "running"]
+    if not running:
+        return None
+    pruner, rungs = pruner_of(spec), tuple[int, ...]()
+    if isinstance(pruner, HalvingPruner):
+        running = [one for one in running if one.epoch > 0] or running
+        rungs = pruner.rungs
+    # Level 0 goes on to its end when the others are judged.
+    reached = min(one.epoch for one in [one for one in running if one.level != 0] or running)
+    end = max(one.epochs for one in running)
+    return StudyStage(
+        after=max((rung for rung in rungs if rung <= reached < end), default=0),
+        until=min((rung for rung in rungs if reached < rung < end), default=end),
+        tickets=len(running),
+    )
 
 
 def _parts(spec: Spec, unfinished: Sequence[Open]) -> Iterator[Stage]:

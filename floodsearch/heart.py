@@ -164,7 +164,9 @@ class Heart:
         self.leave.overdue = self._leave_at_once
         return self
 
-    def __exit__(self, *error: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
+        if kind is not None:  # whatever it is, nobody has to wait until this worker is missed
+            attempt(lambda: queue.hand_all_back(self.study, self.worker))
         self.leave.overdue = None
         self._stopped = True
         self._wake.set()

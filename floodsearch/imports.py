@@ -10,7 +10,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from floodsearch.errors import TaskError
+from floodsearch import nesting
+from floodsearch.errors import NestedError, TaskError, named, pass_on_ctrl_c
 
 
 def find_code(reference: str, wanted: str) -> Callable[..., Any]:
@@ -25,17 +26,20 @@ def find_code(reference: str, wanted: str) -> Callable[..., Any]:
     """
     module_name, _, name = reference.partition(":")
     try:
-        module = importlib.import_module(module_name)
+        with nesting.importing(reference):
+            module = importlib.import_module(module_name)
+    except NestedError as error:
+        raise TaskError(f"{reference!r} cannot be imported: {error}") from None
     except ModuleNotFoundError as error:
         own = f"{module_name}.".startswith(f"{error.name}.")
         missing = f"module {error.name!r}" + ("" if own else ", which it imports,")
         raise TaskError(
             f"{reference!r} cannot be imported: {missing} is not installed nor in the current folder"
         ) from None
-    except (Exception, SystemExit) as error:  # a user's module may fail in any way while it is imported
+    except BaseException as error:  # a user's module may fail in any way while it is imported
+        pass_on_ctrl_c(error)
         raise TaskError(
-            f"{reference!r} cannot be imported: {type(error).__name__}: {error}; "
-            "run it in Python to see the whole error"
+            f"{reference!r} cannot be imported: {named(error)}; run it in Python to see the whole error"
         ) from error
     found = getattr(module, name, None)
     if found is None:
@@ -47,7 +51,12 @@ def find_code(reference: str, wanted: str) -> Callable[..., Any]:
 
 def file_of(reference: str) -> Path | None:
     """Return the file of the module that `package.module:name` names; None if it has none."""
-    spec = find_spec(reference.partition(":")[0])
+    try:
+        with nesting.importing(reference):  # looking for a module imports the packages that it is in
+            spec = find_spec(reference.partition(":")[0])
+    except BaseException as error:
+        pass_on_ctrl_c(error)
+        return None
     return None if spec is None or not spec.has_location or spec.origin is None else Path(spec.origin)
 
 
@@ -62,8 +71,7 @@ def said(error: BaseException) -> str:
     """Return an error in a line: its kind, its own words, and where in the user's own code it came from."""
     if isinstance(error, TaskError):  # our own words, which say what to change
         return str(error)
-    words = str(error).strip().splitlines()
-    told = f"{type(error).__name__}: {words[0]}" if words else type(error).__name__
+    told = named(error)
     own = [
         frame
         for frame in traceback.extract_tb(error.__traceback__)

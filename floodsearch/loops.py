@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from floodsearch.catalog import command_of, loop_of, loop_settings
-from floodsearch.errors import MistakeError
+from floodsearch.errors import MistakeError, pass_on_ctrl_c
 from floodsearch.heart import Leave, Settings
 from floodsearch.notices import warn
 from floodsearch.queue import Ticket
@@ -118,7 +118,8 @@ class Loops:
         error: BaseException | None = None
         try:
             self.loop(run)
-        except (Exception, SystemExit) as raised:  # a user's code may do anything
+        except BaseException as raised:  # a user's code may do anything
+            pass_on_ctrl_c(raised)
             error = raised
         if run.interrupted is not None:
             raise run.interrupted

@@ -12,7 +12,7 @@ import time
 from collections.abc import Sequence
 
 from floodsearch import queue
-from floodsearch.errors import DivergedError, LoopError, MistakeError
+from floodsearch.errors import DivergedError, LoopError, MistakeError, pass_on_ctrl_c
 from floodsearch.heart import Heart
 from floodsearch.imports import said
 from floodsearch.notices import warn
@@ -20,6 +20,7 @@ from floodsearch.records import EpochRecord, Pilot
 from floodsearch.retry import persistently
 from floodsearch.spec import Training
 from floodsearch.storage import tables
+from floodsearch.storage.failures import STORAGE_ERRORS
 from floodsearch.storage.studies import StoredStudy
 from floodsearch.trainer import Starts
 from floodsearch.training.checkpoint import Checkpoints
@@ -64,7 +65,10 @@ def _find(study: StoredStudy, starts: Starts, heart: Heart) -> None:
     """Conduct the pilot and store what it found, or why it failed."""
     try:
         found = _conduct(study, starts, heart)
-    except (Exception, SystemExit) as error:  # a user's code may do anything
+    except STORAGE_ERRORS:
+        raise
+    except BaseException as error:  # a user's code may do anything
+        pass_on_ctrl_c(error)
         log.error("the pilot failed", exc_info=error)
         reason = str(error) if isinstance(error, MistakeError) else f"the pilot failed: {_why(error)}"
         persistently(lambda: study.stop(reason))

@@ -366,6 +366,36 @@ class TicketNote:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class StudyStage:
+    """What a study trains now: runs on their way from one decision of the pruner to the next."""
+
+    after: int
+    """The epoch behind which it begins, of the tickets that are the least far."""
+    until: int
+    """The epoch with which it ends."""
+    tickets: int
+    """Those in training, level 0 among them."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerStatus:
+    """What a worker that is alive does now."""
+
+    worker: int
+    host: str
+    device: str
+    levels: tuple[float, ...]
+    """Of the tickets in its hands, ascending; empty while it waits, or finds the range of levels."""
+    seeds: int | None
+    """Of each of these tickets; None while it has none."""
+    epochs_run: int
+    seconds: float
+    """Since it began."""
+    silent_seconds: float
+    """Since its last sign of life; one comes every few seconds."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class StudyStatus:
     """Where a study stands."""
 
@@ -397,6 +427,12 @@ class StudyStatus:
     interruptions: Mapping[str, int] = field(default_factory=dict)
     """How often trials were `lost`, ended by an `error` or `by hand`, `handed back`, or `out of memory`, each
     as often as it was."""
+    epochs_expected: int | None = None
+    """What was run, and what is still to be run by the pruner's plan; None until the pilot has ended."""
+    stage: StudyStage | None = None
+    """None while nothing is in training."""
+    crew: tuple[WorkerStatus, ...] = ()
+    """One for each worker alive."""
     notes: tuple[TicketNote, ...] = ()
     """One for each ticket that was pruned, diverged or failed, or was taken up more than once."""
     changed: str | None = None

@@ -22,6 +22,7 @@ from floodsearch.devices import find_device
 from floodsearch.errors import TicketLostError
 from floodsearch.heart import Heart, Leave, Settings
 from floodsearch.loops import Loops
+from floodsearch.nesting import inside
 from floodsearch.notices import warn
 from floodsearch.pilot import pilot
 from floodsearch.retry import persistently
@@ -84,7 +85,8 @@ def work(study: StoredStudy, settings: Settings, leave: Leave, trainer: Trainer 
     if engines and study.engine is None:
         study = persistently(lambda: study.settle_engine(default_engine(trusted, device)))
     fits: int | None = None
-    with borrowed(device), Heart(study, worker, settings, leave) as heart:
+    place = f"a worker of study {study.name!r}"
+    with borrowed(device), inside(place, leave.ask), Heart(study, worker, settings, leave) as heart:
         while not leave.wanted.is_set():
             study = persistently(study.reread)
             if (reason := persistently(lambda: _closed(study))) is not None:  # noqa: B023 - called at once

@@ -462,6 +462,34 @@ def test_a_lightning_trainer_that_does_not_fit_the_run_is_refused(alone, options
     assert message in str(error.value)
 
 
+@pytest.mark.parametrize("strategy", ["ddp", "ddp_spawn", "ddp_notebook"])
+@pytest.mark.parametrize("method", ["fit", "validate"])
+def test_a_lightning_trainer_that_would_start_processes_is_refused(alone, strategy, method):
+    """Before it starts one: a rank would be a second worker, for which the first one waits."""
+
+    def function(run):
+        options = {"accelerator": "cpu", "devices": 2, "strategy": strategy, "logger": False}
+        trainer = LightningTrainer(max_epochs=run.length, callbacks=[FloodCallback(run)], **options)
+        getattr(trainer, method)(Line())
+
+    with pytest.raises(LoopError) as error:
+        alone(**BY_LOSS).train(function)
+    assert "would start processes of its own" in str(error.value)
+    assert 'write Trainer(accelerator="cpu", devices=1), and leave strategy and num_nodes out' in str(
+        error.value
+    )
+
+
+@pytest.mark.parametrize("make", [FloodCallback, FloodTrainer])
+def test_a_worker_that_is_one_of_several_ranks_is_refused(alone, monkeypatch, make):
+    """As under torchrun and accelerate: each of them is a worker of its own."""
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    FloodCallback(None)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(LoopError, match="one of 2 processes that torchrun or accelerate has started"):
+        alone(**BY_LOSS).train(make)
+
+
 def test_lightning_on_another_device_is_refused(alone):
     def function(run):
         run.device = torch.device("cuda", 1)

@@ -9,7 +9,8 @@ import pytest
 from floodsearch import speed
 from floodsearch.catalog import known
 from floodsearch.errors import UsageError
-from floodsearch.forecast import Stage, plan, speeds_of, timed
+from floodsearch.forecast import Stage, current_stage, plan, speeds_of, timed
+from floodsearch.records import StudyStage, TrialRecord
 from floodsearch.search.space import ticket_count
 from floodsearch.spec import Arithmetic
 from floodsearch.studyfile import read
@@ -107,3 +108,38 @@ def test_a_speed_is_measured_by_training(engine: str, make_spec, monkeypatch) ->
 def test_a_device_that_does_not_exist_is_refused_with_those_that_do(make_spec) -> None:
     with pytest.raises(UsageError, match=r"'cuda:99' does not exist; this machine has .*cpu"):
         speed.measured(make_spec(), "cuda:99", [1])
+
+
+def running(*tickets, epochs=100, state="running"):
+    """Return trials of (level, last rung reported)."""
+    return [
+        TrialRecord(
+            number=n, ticket=n, state=state, parameters={"level": level}, epochs=epochs, seeds=2, epoch=epoch
+        )
+        for n, (level, epoch) in enumerate(tickets)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("tickets", "stage"),
+    [
+        ([(0.0, 0), (0.1, 0), (0.2, 0)], StudyStage(after=0, until=8, tickets=3)),
+        ([(0.0, 8), (0.1, 8), (0.2, 6)], StudyStage(after=0, until=8, tickets=3)),
+        ([(0.0, 8), (0.1, 8)], StudyStage(after=8, until=16, tickets=2)),
+        ([(0.0, 50), (0.1, 12), (0.2, 12)], StudyStage(after=8, until=16, tickets=3)),  # 0 has gone ahead
+        ([(0.0, 70)], StudyStage(after=64, until=100, tickets=1)),
+        # Levels with other choices beside them, which wait for those that have begun.
+        ([(0.1, 16), (0.2, 16), (0.3, 0)], StudyStage(after=16, until=32, tickets=2)),
+    ],
+)
+def test_the_stage_of_halving_is_that_of_the_levels_that_are_the_least_far(make_spec, tickets, stage):
+    """From one rung to the next, with the levels that are alive."""
+    whole = {"training": {"epochs": 100}, "levels": {"high": 0.5, "count": 19}}
+    assert current_stage(make_spec(**whole, search={"pruner": "halving"}), running(*tickets)) == stage
+
+
+def test_without_rungs_there_is_one_stage(make_spec):
+    """And none while nothing is in training."""
+    spec = make_spec(training={"epochs": 100})
+    assert current_stage(spec, running((0.0, 50), (0.1, 0))) == StudyStage(after=0, until=100, tickets=2)
+    assert current_stage(spec, running((0.0, 0), state="waiting")) is None

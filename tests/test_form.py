@@ -32,7 +32,8 @@ ROWS: list[dict[str, set[str]]] = [
     {
         "flooding": {"torch"},
         "schedules": set(),
-        "imports": set(),
+        "nesting": set(),
+        "imports": {">nesting"},
         "files": {"fsspec"},
         "revision": set(),
         "spec": {"pydantic", "pydantic_core"},

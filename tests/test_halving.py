@@ -236,8 +236,8 @@ def make_study(database, make_spec):
     return make
 
 
-class Killed(BaseException):
-    """The end of a process."""
+class Killed(KeyboardInterrupt):
+    """The end of a process: of all that code may raise, a worker lets a Ctrl-C through."""
 
 
 def enter(study):

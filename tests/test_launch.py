@@ -223,7 +223,8 @@ def test_workers_that_cannot_start_are_given_up(here, monkeypatch):
     with pytest.raises(WorkersFailedError) as caught:
         floodsearch.launch(TINY, storage=f"sqlite:///{here}/studies.db", workers=2, devices="cpu")
     message = str(caught.value)
-    assert "died 4 times (exit status 1)" in message
+    assert "is given up: it died 4 times in a row" in message
+    assert "ended with exit status 1" in message
     assert "floodsearch-logs/tiny/worker-" in message
     assert message.endswith("the disk is on fire")
     for log in (here / "floodsearch-logs" / "tiny").glob("*.log"):
@@ -249,7 +250,10 @@ def test_a_killed_worker_is_restarted(launched, eventually):
     assert launched.states() == dict.fromkeys(range(3), "complete")
     [lost] = [trial for trial in launched.trials() if trial.state != "complete"]
     assert (lost.cause, lost.worker, lost.ticket) == ("lost", first[victim], held[first[victim]])
-    assert "exit status -9" in lost.reason
+    assert lost.reason == "its worker was killed by SIGKILL, perhaps for want of memory"
+    [said] = [line for line in errors.splitlines() if "is started again" in line]
+    assert said.startswith("floodsearch: worker ")
+    assert "was killed by SIGKILL, perhaps for want of memory; it is started again" in said
     assert all(gone(worker.pid) for worker in launched.workers())
     assert all(worker.left is not None for worker in launched.workers())
 

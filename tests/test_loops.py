@@ -600,8 +600,8 @@ def test_a_loop_is_halved_as_if_all_runs_trained_together(make_study, here):
     assert answer(study).finished
 
 
-class Killed(BaseException):
-    """The end of a process."""
+class Killed(KeyboardInterrupt):
+    """The end of a process: of all that code may raise, a worker lets a Ctrl-C through."""
 
 
 @sqlite

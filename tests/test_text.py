@@ -6,8 +6,27 @@ from dataclasses import replace
 
 import pytest
 
-from floodsearch.records import Baseline, BestLevel, Combination, StudyStatus, TicketCounts, TicketNote
-from floodsearch.report.text import best_text, notes_text, paste_line, progress_text, status_text
+from floodsearch.records import (
+    Baseline,
+    BestLevel,
+    Combination,
+    StudyStage,
+    StudyStatus,
+    TicketCounts,
+    TicketNote,
+    WorkerStatus,
+)
+from floodsearch.report.text import (
+    best_text,
+    crew_lines,
+    failures_text,
+    notes_text,
+    paste_line,
+    progress_text,
+    share_done,
+    stage_text,
+    status_text,
+)
 
 FOUND = BestLevel(
     study="two-gaussians-10",
@@ -234,3 +253,90 @@ def test_what_diverged_failed_or_was_taken_up_again_is_told():
         "  ticket 5, open level: waiting in attempt 2, after: why 5",
     ]
     assert notes_text(STANDS) == ""
+
+
+# --- how far it is ----------------------------------------------------------------------------------------
+
+TRAINS = replace(
+    STANDS,
+    finished=False,
+    trials=TicketCounts(pruned=42, running=9),
+    best_level=None,
+    epochs_run=86,
+    epochs_expected=956,
+    epochs_exhaustive=15_300,
+    stage=StudyStage(after=10, until=20, tickets=9),
+    seconds_left=206.0,
+)
+
+
+def test_progress_is_of_the_epochs_that_are_expected():
+    """Not of tickets, most of which halving sets aside before the first epoch."""
+    assert share_done(TRAINS) == pytest.approx(86 / 956)
+    stage = "epochs 11 to 20, 9 levels alive \N{MIDDLE DOT} 86 of about 956 epochs"
+    assert stage_text(TRAINS) == f"{stage} \N{MIDDLE DOT} about 3 min 26 s left"
+    assert progress_text(TRAINS) == f"{stage_text(TRAINS)} \N{MIDDLE DOT} 42 pruned, 9 running"
+    assert f"  stage     {stage_text(TRAINS)}" in status_text(TRAINS).splitlines()
+
+
+def test_where_nothing_is_expected_yet_there_is_no_share():
+    """While the pilot looks for the levels, and before anything is known; a finished study is done."""
+    piloting = replace(TRAINS, piloting=True, epochs_expected=None, stage=None)
+    assert share_done(piloting) is None
+    assert progress_text(piloting) == "pilot: looking for the highest level \N{MIDDLE DOT} 86 epochs"
+    assert "  stage     pilot: looking" in status_text(piloting)
+    assert share_done(replace(TRAINS, epochs_run=0, epochs_expected=0)) is None
+    assert share_done(STANDS) == 1.0
+    assert "stage" not in status_text(STANDS)
+
+
+def a_worker(**fields):
+    known = {"worker": 3, "host": "here", "device": "cpu", "levels": (), "seeds": None}
+    return WorkerStatus(**{**known, "epochs_run": 86, "seconds": 65.0, "silent_seconds": 4.0, **fields})
+
+
+@pytest.mark.parametrize(
+    ("fields", "does"),
+    [
+        ({"levels": (0.25,), "seeds": 2}, "level 0.25, 2 seeds"),
+        ({"levels": (0.0, 0.25, 0.5), "seeds": 1}, "3 levels, 0 to 0.5, 1 seed"),
+        ({}, "waits for work"),
+    ],
+)
+def test_each_worker_has_a_line(fields, does):
+    """Where it is, what it trains, how much and since when."""
+    [line] = crew_lines(replace(TRAINS, crew=(a_worker(**fields),)))
+    assert line.split(" \N{MIDDLE DOT} ") == ["worker 3", "cpu", does, "86 epochs in 1 min 5 s"]
+    assert len(line) <= 80
+
+
+def test_a_silent_worker_is_told_and_where_it_is_if_there_are_several_hosts():
+    crew = (a_worker(silent_seconds=40.0), a_worker(worker=4, host="there"))
+    first, second = crew_lines(replace(TRAINS, crew=crew))
+    assert first.endswith("silent for 40 s")
+    assert first.startswith("worker 3 \N{MIDDLE DOT} here cpu")
+    assert "there cpu" in second
+    assert "silent" not in second
+
+
+def test_of_a_large_crew_the_first_are_listed():
+    lines = crew_lines(replace(TRAINS, crew=tuple(a_worker(worker=n) for n in range(20))))
+    assert len(lines) == 9
+    assert lines[-1] == "and 12 more workers"
+
+
+def test_a_pilot_is_told_of_the_worker_that_trains_it():
+    crew = (a_worker(), a_worker(epochs_run=0))
+    first, second = crew_lines(replace(TRAINS, piloting=True, crew=crew))
+    assert "looks for the highest level" in first
+    assert "waits for work" in second
+
+
+def test_what_failed_for_good_is_told_with_its_reasons():
+    """In one line, each reason once."""
+    failed = {"state": "failed", "cause": "error", "attempts": 3}
+    notes = (note(1, **failed, reason="E: a"), note(2, **failed, reason="E: a"), note(4, **failed))
+    assert failures_text(replace(STANDS, notes=(*notes, note(3)))) == (
+        "2 tickets failed with E: a; ticket 4 failed with why 4"
+    )
+    assert failures_text(STANDS) == ""

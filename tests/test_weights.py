@@ -209,8 +209,8 @@ def test_keep_may_be_asked_for_later(make_study, here):
     assert files(study, here) == [f"weights/ticket-3-seed-{seed}-epochs-10-best.pt" for seed in (0, 1)]
 
 
-class Killed(BaseException):
-    """The end of a process."""
+class Killed(KeyboardInterrupt):
+    """The end of a process: of all that code may raise, a worker lets a Ctrl-C through."""
 
 
 def test_no_complete_level_lacks_its_weights(make_study, here, monkeypatch):

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -22,7 +23,9 @@ import torch
 from torch import Tensor
 
 from floodsearch.adapters.metrics import pick
+from floodsearch.adapters.ranks import check_alone
 from floodsearch.errors import LoopError
+from floodsearch.nesting import MARK
 from floodsearch.training.loop import LoopRun
 
 try:
@@ -32,6 +35,8 @@ except ModuleNotFoundError as error:
     raise ModuleNotFoundError(
         f"floodsearch.adapters.huggingface needs transformers ({error}); install floodsearch[huggingface]"
     ) from error
+if MARK in os.environ:  # TrainingArguments already wait for the other processes
+    check_alone()
 
 
 class FloodTrainer(Trainer):
@@ -64,6 +69,7 @@ class FloodTrainer(Trainer):
     def __init__(
         self, run: LoopRun, *args: Any, metrics: Mapping[str, str] | None = None, **kwargs: Any
     ) -> None:
+        check_alone()
         super().__init__(*args, **kwargs)
         self.run = run
         self._resumed: dict[str, Any] | None = None

@@ -12,12 +12,13 @@ trainer's counters and the global random states.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from torch import Generator, Tensor
 
 from floodsearch.adapters.metrics import pick
+from floodsearch.adapters.ranks import check_alone
 from floodsearch.errors import LoopError
 from floodsearch.training.loop import LoopRun
 
@@ -47,12 +48,13 @@ class FloodCallback(Callback):
             reported where they were logged.
 
     Raises (when `fit` begins or reports):
-        LoopError: if the trainer has another number of epochs or another device than the run, or the study's
-            metric is due and was not logged.
+        LoopError: if the trainer has another number of epochs or another device than the run, would start
+            processes of its own, or the study's metric is due and was not logged.
         DivergedError: if a number is NaN or infinite.
     """
 
     def __init__(self, run: LoopRun, *, metrics: Mapping[str, str] | None = None) -> None:
+        check_alone()
         self.run = run
         self.metrics = dict(metrics or {})
         self._epochs: Iterator[int] = iter(())
@@ -105,6 +107,44 @@ class FloodCallback(Callback):
             del trainer.strategy.training_step
 
 
+def _in_one_process(method: Callable[..., Any]) -> Callable[..., Any]:
+    """Let a method of `Trainer` look first whether a trainer of a run would start processes of its own.
+
+    No callback is asked before it does: ranks would run the worker's command line again, and wait for each
+    other.
+    """
+
+    @functools.wraps(method)
+    def checked(self: Trainer, *args: Any, **kwargs: Any) -> Any:
+        for callback in self.callbacks:
+            if isinstance(callback, FloodCallback):
+                _check_place(self, callback.run)
+        return method(self, *args, **kwargs)
+
+    return checked
+
+
+for _name in ("fit", "validate", "test", "predict"):
+    setattr(Trainer, _name, _in_one_process(getattr(Trainer, _name)))
+
+
+def _check_place(trainer: Trainer, run: LoopRun) -> None:
+    """Raise a LoopError if a trainer does not train in this process, on one device."""
+    count = trainer.num_devices * trainer.num_nodes
+    if trainer.strategy.launcher is None and count == 1:
+        return
+    raise LoopError(
+        f"the trainer would start processes of its own ({type(trainer.strategy).__name__}, {count} of them), "
+        f"but a run is trained in one; write {_wanted(run)}, and leave strategy and num_nodes out"
+    )
+
+
+def _wanted(run: LoopRun) -> str:
+    """Return how a trainer is told to train where its run does."""
+    devices = 1 if run.device.type == "cpu" else [run.device.index or 0]
+    return f'Trainer(accelerator="{run.device.type}", devices={devices})'
+
+
 def _check(trainer: Trainer, run: LoopRun) -> None:
     """Raise a LoopError if a trainer does not fit a run."""
     if trainer.max_epochs != run.length or trainer.max_steps != -1:
@@ -118,13 +158,8 @@ def _check(trainer: Trainer, run: LoopRun) -> None:
             "the run was pruned; leave them out"
         )
     device = trainer.strategy.root_device
-    one = trainer.world_size == 1 and device.type == run.device.type
-    if not one or (device.index or 0) != (run.device.index or 0):
-        devices = 1 if run.device.type == "cpu" else [run.device.index or 0]
-        raise LoopError(
-            f"the trainer trains on {device} (of {trainer.world_size}), the run on {run.device}; "
-            f'write Trainer(accelerator="{run.device.type}", devices={devices})'
-        )
+    if (device.type, device.index or 0) != (run.device.type, run.device.index or 0):
+        raise LoopError(f"the trainer trains on {device}, the run on {run.device}; write {_wanted(run)}")
 
 
 class _State:

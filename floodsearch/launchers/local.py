@@ -6,6 +6,7 @@ gone: its standard input is a pipe whose other end the launch holds.
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import socket
@@ -13,10 +14,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 from floodsearch import queue
 from floodsearch.answers import answer, status
@@ -25,22 +26,27 @@ from floodsearch.defaults import CHECKPOINTS, LOGS, STORAGE
 from floodsearch.devices import devices, find_device
 from floodsearch.errors import UsageError, WorkersFailedError
 from floodsearch.files import Folder, check_place
-from floodsearch.records import BestLevel, StudyStatus
-from floodsearch.retry import persistently
+from floodsearch.launchers.supervision import Death, Patience, last_line, memory_kills
+from floodsearch.nesting import refuse
+from floodsearch.records import BestLevel, StudyStatus, WorkerRecord
+from floodsearch.retry import attempt, persistently
+from floodsearch.search.space import ticket_count
 from floodsearch.spec import Spec
 from floodsearch.storage import tables
 from floodsearch.storage.database import open_database
-from floodsearch.storage.studies import StoredStudy, put_study
+from floodsearch.storage.studies import StoredStudy, put_study, read_trials
 from floodsearch.studyfile import parse, read
 
 FLOODSEARCH = (sys.executable, "-m", "floodsearch")
 """The command line, as processes of our own are started."""
-RESTARTS = 3
-"""How often a worker that died is started again."""
+DONE, WRONG_USE = 0, 2
+"""Exit statuses of a worker that has no more to do, and of one that can never work as it was told."""
 POLL_SECONDS = 0.5
 STOP_SECONDS = 30.0
 """How long workers may take to hand their tickets back before they are killed."""
 MOST_CPU_WORKERS = 8
+
+log = logging.getLogger("floodsearch.launch")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,8 +112,11 @@ def launch(
         UsageError: for bad input, before anything is created.
         NoAnswerError: if no ticket was completed.
         StorageFailedError: if the storage failed for too long, or its file is gone.
-        WorkersFailedError: if the workers kept dying.
+        WorkersFailedError: if the workers kept dying without having done anything, or one can never work.
+
+    What happens to workers on the way is logged as warnings.
     """
+    refuse("a search")
     if isinstance(study, Mapping):
         spec = parse(study, known())
     else:
@@ -118,8 +127,9 @@ def launch(
         stored = put_study(database, spec)
         queue.fill(stored)
         with Launch(stored, storage, crew, checkpoints=checkpoints) as launched:
-            for _ in launched.watch():
-                pass
+            for look in launched.watch():
+                for said in look.said:
+                    log.warning(said)
         return answer(stored)
 
 
@@ -130,13 +140,35 @@ def available_cores() -> int:
 
 @dataclass
 class Slot:
-    """The place of one worker: its process now, and how often it was started again."""
+    """The place of one worker, over all processes that take it.
 
+    Attributes:
+        name: in messages.
+        known: epochs of the study that were in the database when a worker last died here.
+        process: the last one.
+        since: the byte of its log where that process began.
+        due: when the next one is started, if it is to be; on the monotonic clock.
+        closed: whether there is none to come: the work is done, or the place is given up.
+        given_up: why.
+    """
+
+    name: str
     device: str
     log: Path
+    known: int
     process: subprocess.Popen[bytes]
-    restarts: int = 0
-    done: bool = False
+    since: int = 0
+    due: float | None = None
+    closed: bool = False
+    given_up: str | None = None
+    patience: Patience = field(default_factory=Patience)
+
+
+class Look(NamedTuple):
+    """What a look at a launch shows: where the study stands, and what is to be said since the last look."""
+
+    status: StudyStatus
+    said: tuple[str, ...] = ()
 
 
 @dataclass
@@ -158,13 +190,17 @@ class Launch:
     logs: Path = LOGS
     checkpoints: Path | str = field(default=CHECKPOINTS, repr=False)
     slots: list[Slot] = field(default_factory=list)
+    memory_kills: int = field(default_factory=memory_kills)
 
     def __enter__(self) -> Launch:
         if status(self.study).finished:
             return self
+        known = tables.count_epochs(self.study.database, self.study.uuid)
         for index, device in enumerate(self.crew.devices):
             log = self.logs / self.study.name / f"worker-{index}.log"
-            self.slots.append(Slot(device, log, self._start(device, log)))
+            since = _size(log)
+            process = self._start(device, log)
+            self.slots.append(Slot(f"worker {index}", device, log, known, process, since))
         return self
 
     def __exit__(
@@ -197,52 +233,116 @@ class Launch:
                 start_new_session=True,
             )
 
-    def watch(self) -> Iterator[StudyStatus]:
+    def watch(self) -> Iterator[Look]:
         """Yield where the study stands, about twice a second, until the workers are done.
 
         Raises:
-            WorkersFailedError: if the last worker died more often than it is restarted.
+            WorkersFailedError: if the last worker was given up, or one can never work.
         """
-        yield self._status()
-        while not all(slot.done for slot in self.slots):
+        now, finished = self._status(), None
+        idle = idle_text(self.study.spec, len(self.slots))
+        yield Look(now, (*((idle,) if idle else ()), *_warned(now)))
+        while not all(slot.closed for slot in self.slots):
             time.sleep(POLL_SECONDS)
-            for slot in self.slots:
-                self._look_after(slot)
-            yield self._status()
-        failed = [slot for slot in self.slots if slot.process.returncode != 0]
-        now = self._status()
-        if failed and not now.finished and now.stopped is None:
-            slot = failed[0]
-            raise WorkersFailedError(
-                f"the workers died {RESTARTS + 1} times (exit status {slot.process.returncode}); "
-                f"see {slot.log}, which ends with: {last_line(slot.log)}"
-            )
+            over = now.finished or now.stopped is not None
+            said = [text for slot in self.slots if (text := self._look_after(slot, over))]
+            before, now = now, self._status()
+            said += _warned(now)[len(before.warnings) :]
+            finished = (finished or time.monotonic()) if now.finished else None
+            if finished is not None and time.monotonic() - finished > STOP_SECONDS:
+                self.stop()  # threads that code of the user's own has left behind keep a process
+                said.append("workers that did not leave a finished study were ended")
+            yield Look(now, tuple(said))
+        given_up = [slot.given_up for slot in self.slots if slot.given_up is not None]
+        if given_up and not now.finished and now.stopped is None:
+            raise WorkersFailedError(given_up[-1])
 
-    def _look_after(self, slot: Slot) -> None:
-        code = slot.process.poll()
-        if slot.done or code is None:
-            return
-        if code != 0:
-            persistently(lambda: self._release(slot.process.pid, f"its worker died (exit status {code})"))
+    def _look_after(self, slot: Slot, over: bool) -> str | None:
+        """See to a place, and return what there is to say of it.
+
+        Args:
+            slot: the place.
+            over: whether the study hands out no more tickets, so that nobody has to take it again.
+        """
+        if slot.due is not None:
+            if over:
+                slot.due, slot.closed = None, True
+            elif time.monotonic() >= slot.due:
+                slot.due, slot.since = None, _size(slot.log)
+                slot.process = self._start(slot.device, slot.log)
+            return None
+        status = slot.process.poll()
+        if slot.closed or status is None:
+            return None
         _close_lifeline(slot.process)
-        if code == 0 or slot.restarts >= RESTARTS:
-            slot.done = True
-        else:
-            slot.restarts += 1
-            slot.process = self._start(slot.device, slot.log)
+        death = self._bury(slot, status)
+        if status == WRONG_USE:
+            slot.closed = True
+            raise WorkersFailedError(f"{slot.name} cannot work: {death.said}; see {slot.log}")
+        if status == DONE or over:
+            slot.closed = True
+            return None
+        return self._replace(slot, death)
+
+    def _bury(self, slot: Slot, status: int) -> Death:
+        """Queue the tickets of a process that has ended, and return how it ended."""
+        kills = memory_kills()
+        short, self.memory_kills = kills > self.memory_kills, kills
+        said = last_line(slot.log, slot.since)
+        death = Death(status, status == -signal.SIGKILL and short, progress=False, said=said)
+        worker = persistently(lambda: self._release(slot.process.pid, f"its worker {death.cause}"))
+        return replace(death, progress=persistently(lambda: self._progress(slot, worker)))
+
+    def _progress(self, slot: Slot, worker: WorkerRecord | None) -> bool:
+        """Return whether a worker has trained anything that nobody had trained before.
+
+        Its count of epochs alone would not tell: one that dies in the same epoch each time has one, too.
+        """
+        known = tables.count_epochs(self.study.database, self.study.uuid)
+        trials = read_trials(self.study, results=False)
+        grown, slot.known = known > slot.known, known
+        if worker is None or not grown:
+            return False
+        ended = (one.worker == worker.id and one.state in ("complete", "pruned") for one in trials)
+        return worker.epochs_run > 0 or any(ended)
+
+    def _replace(self, slot: Slot, death: Death) -> str | None:
+        """Let another worker take a place when it is due, or give that up; return what is to be said.
+
+        That the last place is given up is said by what `watch` raises.
+        """
+        pause = slot.patience.pause(death)
+        ends = f"{slot.log} ends with: {death.said}"
+        if pause is not None:
+            slot.due = time.monotonic() + pause
+            when = f" in {pause:g} s" if pause else ""
+            return f"{slot.name} {death.cause}; it is started again{when}; {ends}"
+        slot.closed = True
+        times = f"died {slot.patience.deaths} times in a row without having trained anything new"
+        slot.given_up = f"{slot.name} is given up: it {times}, and {death.cause}; {ends}"
+        left = sum(not other.closed for other in self.slots)
+        return f"{slot.given_up}; {left} of {len(self.slots)} workers are left" if left else None
 
     def _status(self) -> StudyStatus:
         """Ask where the study stands; a storage that is away for a moment ends no launch."""
         return persistently(lambda: status(self.study))
 
-    def _release(self, pid: int, reason: str) -> None:
-        """Queue the tickets of a dead process again: its parent knows at once what others learn late."""
-        for worker in tables.read_workers(self.study.database, self.study.uuid):
-            if (worker.host, worker.pid, worker.left) == (socket.gethostname(), pid, None):
-                queue.release(self.study, worker.id, reason)
+    def _release(self, pid: int, reason: str) -> WorkerRecord | None:
+        """Queue the tickets of a process that has ended again, and return its row, if it had one.
+
+        Its parent knows at once what others learn late, or never: it may have left without a word of them.
+        """
+        workers = tables.read_workers(self.study.database, self.study.uuid)
+        own = [one for one in workers if (one.host, one.pid) == (socket.gethostname(), pid)]
+        for worker in own[-1:]:  # numbers of processes come again
+            queue.release(self.study, worker.id, reason)
+            return worker
+        return None
 
     def stop(self) -> None:
         """Let the workers hand their tickets back and leave; kill those that take too long."""
+        for slot in self.slots:
+            slot.due, slot.closed = None, True
         running = [slot.process for slot in self.slots if slot.process.poll() is None]
         for process in running:
             process.send_signal(signal.SIGTERM)
@@ -253,9 +353,13 @@ class Launch:
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
-                self._release(process.pid, "its worker took too long to leave and was killed")
-        for slot in self.slots:
-            _close_lifeline(slot.process)
+        for process in (slot.process for slot in self.slots):
+            _close_lifeline(process)
+            attempt(lambda: self._release(process.pid, "its worker took too long to leave"))  # noqa: B023 - called at once
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.is_file() else 0
 
 
 def _close_lifeline(process: subprocess.Popen[bytes]) -> None:
@@ -278,10 +382,24 @@ def _log_file(logs: Path, study: str, name: str) -> IO[bytes]:
         ) from None
 
 
-def last_line(log: Path) -> str:
-    """Return the last line of a log that is not empty."""
-    lines = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
-    return lines[-1].strip() if lines else "nothing"
+def _warned(status: StudyStatus) -> list[str]:
+    """Return what is to be said of the warnings of a study's workers, the oldest first."""
+    return [f"warning: {warning}" for warning in status.warnings]
+
+
+def idle_text(spec: Spec, workers: int) -> str | None:
+    """Return what to say where more workers are started than can train at once; None if there are not."""
+    portions = queue.portions(spec)
+    if (idle := workers - portions) <= 0:
+        return None
+    whom = f"{idle} of {workers} workers {'has' if idle == 1 else 'have'} nothing to train"
+    if portions == ticket_count(spec):
+        return f"{whom}: there are {portions} tickets, each of which one worker trains"
+    parts = "1 bracket" if portions == 1 else f"{portions} brackets"
+    return (
+        f"{whom}: the levels are {parts}, and one worker trains a bracket; "
+        f"a study of another name with brackets = {workers} in [halving] has work for all"
+    )
 
 
 def detach(

@@ -16,11 +16,14 @@ from floodsearch.records import (
     StudyStatus,
     TicketCounts,
     TicketNote,
+    WorkerStatus,
 )
 from floodsearch.spec import Keep, Spec
 
 ENDED = ("pruned", "failed")
 """States in which a ticket stays without a value at its end."""
+SILENT_SECONDS = 15.0
+"""Without a sign of life, of which one comes every five seconds, after which a worker is told as silent."""
 MOST_NAMED = 8
 """Tied levels that are listed one by one; more are told by their range. Of combinations, the best so many."""
 
@@ -87,13 +90,15 @@ def status_text(status: StudyStatus) -> str:
         value = f"{status.metric} {_number(status.best_value)}"
         lines.append(f"  best      level {status.best_level:g}, {value}, as a single ticket")
     lines.append(f"  epochs    {epochs_text(status)}")
+    if not status.finished and (status.stage is not None or status.piloting):
+        lines.append(f"  stage     {stage_text(status)}")
+    elif status.seconds_left is not None:
+        lines.append(f"  time left about {duration(status.seconds_left)}")
     if status.pilot is not None:
         lines.append(f"  pilot     {pilot_text(status.pilot)}")
     if status.interruptions:
         told = ", ".join(f"{count} x {cause}" for cause, count in status.interruptions.items())
         lines.append(f"  trials    interrupted: {told}")
-    if status.seconds_left is not None:
-        lines.append(f"  time left about {duration(status.seconds_left)}")
     if len(status.revisions) > 1:
         lines.append(f"  code      changed while it was searched: {', then '.join(status.revisions)}")
     if status.changed is not None:
@@ -115,6 +120,19 @@ def notes_text(status: StudyStatus) -> str:
             again.append(note)
     pruned = [_pruned(epoch, notes) for epoch, notes in sorted(by_epoch.items())]
     return "\n".join(f"  {line}" for line in [*pruned, *map(_note, again)])
+
+
+def failures_text(status: StudyStatus) -> str:
+    """Return which tickets failed for good, and why, in one line; empty if none did."""
+    reasons: dict[str, list[TicketNote]] = {}
+    for note in status.notes:
+        if note.state == "failed" and note.reason is not None:
+            reasons.setdefault(note.reason, []).append(note)
+    told = []
+    for reason, notes in reasons.items():
+        tickets = f"ticket {notes[0].ticket}" if len(notes) == 1 else f"{len(notes)} tickets"
+        told.append(f"{tickets} failed with {reason}")
+    return "; ".join(told)
 
 
 def _pruned(epoch: int, notes: Sequence[TicketNote]) -> str:
@@ -139,16 +157,68 @@ def _note(note: TicketNote) -> str:
 
 def progress_text(status: StudyStatus) -> str:
     """Return where a study stands, in one line."""
+    return " · ".join(filter(None, (stage_text(status), found_text(status))))
+
+
+def stage_text(status: StudyStatus) -> str:
+    """Return what a study trains now, how much of what is expected it has trained, and how long it takes."""
     if status.piloting:
         return f"pilot: looking for the highest level · {status.epochs_run:,} epochs"
-    parts = [counts_text(status.trials)]
-    if status.best_level is not None:
-        parts.append(
-            f"best single ticket {status.best_level:g} ({status.metric} {_number(status.best_value)})"
-        )
-    parts.append(f"epochs {epochs_text(status)}")
+    parts = []
+    if (stage := status.stage) is not None:
+        levels = "1 level" if stage.tickets == 1 else f"{stage.tickets} levels"
+        parts.append(f"epochs {stage.after + 1:,} to {stage.until:,}, {levels} alive")
+    if (status.epochs_expected or 0) > status.epochs_run:
+        parts.append(f"{status.epochs_run:,} of about {status.epochs_expected:,} epochs")
+    else:
+        parts.append(f"epochs {epochs_text(status)}")
     if status.seconds_left is not None:
         parts.append(f"about {duration(status.seconds_left)} left")
+    return " · ".join(parts)
+
+
+def found_text(status: StudyStatus) -> str:
+    """Return the states of a study's tickets and the best of them, in one line; empty without any."""
+    if status.piloting:
+        return ""
+    if status.best_level is None:
+        return counts_text(status.trials)
+    value = f"{status.metric} {_number(status.best_value)}"
+    return f"{counts_text(status.trials)} · best single ticket {status.best_level:g} ({value})"
+
+
+def share_done(status: StudyStatus) -> float | None:
+    """Return the share of the expected epochs that were run, in [0, 1]; None while that is not known."""
+    if status.finished:
+        return 1.0
+    if not status.epochs_expected:
+        return None
+    return status.epochs_run / status.epochs_expected
+
+
+def crew_lines(status: StudyStatus) -> list[str]:
+    """Return a line for each worker that is alive: where it is, what it trains, and since when."""
+    hosts = {one.host for one in status.crew}
+    lines = [_worker(one, status, where=len(hosts) > 1) for one in status.crew[:MOST_NAMED]]
+    more = len(status.crew) - len(lines)
+    return [*lines, f"and {more} more workers"] if more > 0 else lines
+
+
+def _worker(one: WorkerStatus, status: StudyStatus, *, where: bool) -> str:
+    does = "waits for work"
+    if one.levels:
+        seeds = "1 seed" if one.seeds == 1 else f"{one.seeds} seeds"
+        low, high = one.levels[0], one.levels[-1]
+        levels = f"level {low:g}"
+        if len(one.levels) > 1:
+            levels = f"{len(one.levels)} levels, {low:g} to {high:g}"
+        does = f"{levels}, {seeds}"
+    elif status.piloting and one.epochs_run > 0:
+        does = "looks for the highest level"
+    place = f"{one.host} {one.device}" if where else one.device
+    parts = [f"worker {one.worker}", place, does, f"{one.epochs_run:,} epochs in {duration(one.seconds)}"]
+    if one.silent_seconds > SILENT_SECONDS:
+        parts.append(f"silent for {duration(one.silent_seconds)}")
     return " · ".join(parts)
 
 

@@ -242,6 +242,13 @@ def read_curves(
     return found
 
 
+def count_epochs(database: Database, study: str) -> int:
+    """Return how many epochs of runs are known of a study; one that is trained again counts once."""
+    with database.read() as connection:
+        query = select(func.count()).select_from(curves).where(curves.c.study == study)
+        return int(connection.execute(query).scalar_one())
+
+
 def enter_worker(
     database: Database, study: str, *, host: str, pid: int, device: str, versions: dict[str, str]
 ) -> int:

@@ -25,7 +25,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from floodsearch.errors import TaskError
+from floodsearch import nesting
+from floodsearch.errors import NestedError, TaskError, named, pass_on_ctrl_c
 from floodsearch.imports import find_code
 from floodsearch.tasks import TASKS
 from floodsearch.tasks.tensors import samples_of, tensor_of
@@ -324,11 +325,15 @@ def build_task(reference: str, options: Mapping[str, Any], recipe: Mapping[str, 
     """
     factory = find_task(reference)
     try:
-        task = factory(**options)
+        with nesting.importing(reference):
+            task = factory(**options)
+    except NestedError as error:
+        raise TaskError(f"{reference!r} cannot be built: {error}") from None
     except (ValueError, TypeError) as error:  # says itself what it does not like
         raise TaskError(f"{reference!r} cannot be built: {error}") from error
-    except Exception as error:
-        raise TaskError(f"{reference!r} cannot be built: {type(error).__name__}: {error}") from error
+    except BaseException as error:
+        pass_on_ctrl_c(error)
+        raise TaskError(f"{reference!r} cannot be built: {named(error)}") from error
     if not isinstance(task, Task):
         raise TaskError(f"{reference!r} returned a {type(task).__name__} instead of a Task")
     try:

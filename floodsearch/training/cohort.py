@@ -18,7 +18,7 @@ from typing import Any, Protocol
 
 import torch
 
-from floodsearch.errors import DivergedError
+from floodsearch.errors import DivergedError, pass_on_ctrl_c
 from floodsearch.records import EpochRecord
 from floodsearch.schedules import forks
 from floodsearch.tasks.task import Task
@@ -143,7 +143,7 @@ class Cohort:
                     self.checkpoint(member, seed).save({"epoch": self.epoch, **content})
             for seed in sorted({seed for member, seed in self._shown if (member, seed) not in self.runs}):
                 self.trunks.of(seed).save()
-        except (OSError, RuntimeError) as error:
+        except Exception as error:  # of the disk, or of whatever a user's model holds
             log.warning("no checkpoint: %s", error)
         self._pace.saved(since)
 
@@ -216,7 +216,8 @@ class Cohort:
                 try:
                     self.runs[member, seed] = self.trunks.engine.start(seed, level)
                     self._left[member, seed] = 1
-                except (Exception, SystemExit) as error:
+                except BaseException as error:
+                    pass_on_ctrl_c(error)
                     errors[member, seed] = error
 
     def _advance_together(self, step: Step, errors: Errors) -> None:
@@ -226,7 +227,8 @@ class Cohort:
             members = self._sharing(seed, errors)
             try:
                 trunk = self.trunks.of(seed) if members else None
-            except (Exception, SystemExit) as error:  # whatever a user's code does ends these members only
+            except BaseException as error:  # whatever a user's code does ends these members only
+                pass_on_ctrl_c(error)
                 errors |= {(member, seed): error for member in members}
                 continue
             if trunk is not None:
@@ -271,7 +273,8 @@ class Cohort:
             try:
                 self.runs[member, seed] = trunk.fork(self.epoch, self.levels[member])
                 self._left[member, seed] = self.epoch
-            except (Exception, SystemExit) as error:  # not every model can be made a second time
+            except BaseException as error:  # not every model can be made a second time
+                pass_on_ctrl_c(error)
                 errors[member, seed] = error
         if self.last:
             trunk.forget(self.epoch)

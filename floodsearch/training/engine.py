@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 import torch
 
+from floodsearch.errors import pass_on_ctrl_c
 from floodsearch.records import EpochRecord
 from floodsearch.spec import Keep
 from floodsearch.tasks.task import Task
@@ -84,5 +85,6 @@ class Loop:
 def _outcome(run: Run) -> Outcome:
     try:
         return run.advance()
-    except (Exception, SystemExit) as error:  # whatever a user's code does ends this run only
+    except BaseException as error:  # whatever a user's code does ends this run only
+        pass_on_ctrl_c(error)
         return error

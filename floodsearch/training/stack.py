@@ -27,7 +27,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
-from floodsearch.errors import DivergedError, TaskError
+from floodsearch.errors import DivergedError, TaskError, pass_on_ctrl_c
 from floodsearch.flooding import flood
 from floodsearch.records import EpochRecord
 from floodsearch.tasks.task import Task
@@ -76,7 +76,8 @@ class Stack:
             try:
                 for lanes in self._seated(together):
                     outcomes |= {id(lane): outcome for lane, outcome in self._advance(lanes).items()}
-            except (Exception, SystemExit) as error:  # they run the same code on the same shapes
+            except BaseException as error:  # they run the same code on the same shapes
+                pass_on_ctrl_c(error)
                 outcomes |= {id(lane): error for lane in together if id(lane) not in outcomes}
         return [outcomes[id(run)] for run in runs]
 
@@ -120,7 +121,8 @@ class Stack:
         for lane, record in records.items():
             try:
                 outcomes[lane] = _ended(lane, record, validations.get(lane), len(sizes))
-            except Exception as error:
+            except BaseException as error:
+                pass_on_ctrl_c(error)
                 outcomes[lane] = error
         return outcomes
 

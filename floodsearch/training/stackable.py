@@ -7,6 +7,7 @@ import warnings
 
 import torch
 
+from floodsearch.errors import named, pass_on_ctrl_c
 from floodsearch.records import EpochRecord
 from floodsearch.tasks.task import Data, Task, build_optimizer
 from floodsearch.training.lanes import WIDTH, Lane, Start
@@ -33,8 +34,9 @@ def obstacle(task: Task, device: torch.device, seed: int) -> str | None:
         with warnings.catch_warnings():
             warnings.filterwarnings("error", message="There is a performance drop")
             return _compare(task, device, seed)
-    except (Exception, SystemExit) as error:
-        return f"{type(error).__name__}: {(str(error).strip() or 'no message').splitlines()[0]}"
+    except BaseException as error:
+        pass_on_ctrl_c(error)
+        return named(error)
 
 
 def depends_on_place(task: Task, device: torch.device, seed: int) -> bool:

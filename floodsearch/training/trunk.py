@@ -14,6 +14,7 @@ from typing import Any
 
 from torch import Tensor
 
+from floodsearch.errors import pass_on_ctrl_c
 from floodsearch.records import EpochRecord
 from floodsearch.training.checkpoint import Checkpoint, rows
 from floodsearch.training.engine import AnyRun, Engine, Outcome
@@ -197,16 +198,21 @@ def train(engine: Engine, trunks: Mapping[Trunk, bool], others: Sequence[AnyRun]
         What the epoch came to, of each of the others.
     """
     for trunk, forks in trunks.items():
-        trunk._begin(forks=forks)
+        try:
+            trunk._begin(forks=forks)
+        except BaseException as error:  # not every model can be copied
+            pass_on_ctrl_c(error)
+            trunk._end(error)
+    ready = [trunk for trunk in trunks if trunk.error is None]
     try:
-        outcomes = engine.advance([*(trunk.run for trunk in trunks), *others])
+        outcomes = engine.advance([*(trunk.run for trunk in ready), *others])
     except BaseException as error:
-        for trunk in trunks:
+        for trunk in ready:
             trunk.error = error
         raise
-    for trunk, outcome in zip(trunks, outcomes, strict=False):
+    for trunk, outcome in zip(ready, outcomes, strict=False):
         trunk._end(outcome)
-    return outcomes[len(trunks) :]
+    return outcomes[len(ready) :]
 
 
 class Trunks:
