@@ -5,14 +5,15 @@ from __future__ import annotations
 import functools
 import shlex
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from optuna.pruners import BasePruner
 from optuna.samplers import BaseSampler
 
-from floodsearch.command import script_of
+from floodsearch.command import located, missing_script, script_of
 from floodsearch.errors import Problem, TaskError
 from floodsearch.imports import file_of, find_code
 from floodsearch.records import EpochRecord, Parameter
@@ -29,13 +30,17 @@ if TYPE_CHECKING:
     from floodsearch.tasks.task import Task
 
 
-def known() -> Known:
-    """Return the valid names. Tasks are imported, and torch with them, only when one is described."""
+def known(folders: Sequence[Path] = ()) -> Known:
+    """Return the valid names. Tasks are imported, and torch with them, only when one is described.
+
+    Args:
+        folders: where files of a command are looked for before the current folder.
+    """
     return Known(
         tasks=TASKS,
         describe_task=describe_task,
         find_loop=find_loop,
-        find_program=find_program,
+        find_program=functools.partial(find_program, folders=folders),
         samplers={name: {} if rule is None else fields_of(rule) for name, rule in SAMPLERS.items()},
         pruners={name: fields_of(factory) for name, factory in PRUNERS.items()},
         schedules={name: fields_of(schedule) for name, schedule in SCHEDULES.items()},
@@ -140,21 +145,33 @@ def find_loop(reference: str) -> Callable[..., object]:
     return find_code(reference, "a training loop, a function of one argument")
 
 
-def find_program(command: str) -> None:
-    """Look for the program of a command of the user's own.
+def find_program(command: str, folders: Sequence[Path] = ()) -> None:
+    """Look for the program of a command of the user's own, and for the script that it is given.
+
+    Args:
+        command: with placeholders.
+        folders: where its files are looked for before the current folder.
 
     Raises:
-        TaskError: if it is not there.
+        TaskError: if one of them is not there.
     """
-    program = shlex.split(command)[0]
-    if shutil.which(program) is None:
-        raise TaskError(f"{program!r} is no program that can be found from here; give its path")
+    words = located(shlex.split(command), folders)
+    if shutil.which(words[0]) is None:
+        raise TaskError(f"{words[0]!r} is no program that can be found from here; give its path")
+    if (script := missing_script(words)) is not None:
+        where = ", ".join(map(str, dict.fromkeys((*folders, Path.cwd()))))
+        raise TaskError(f"{script!r} is in none of the folders {where}; give its path")
 
 
-def code_revision(spec: Spec) -> str | None:
-    """Return the revision of the user's own code that a study trains; None where it has no file."""
+def code_revision(spec: Spec, folders: Sequence[Path] = ()) -> str | None:
+    """Return the revision of the user's own code that a study trains; None where it has no file.
+
+    Args:
+        spec: of the study.
+        folders: where files of a command are looked for before the current folder.
+    """
     if spec.command is not None:
-        file = script_of(spec.command)
+        file = script_of(spec.command, folders)
     else:
         file = None if spec.code is None else file_of(spec.code)
     return None if file is None else revision_of(file)

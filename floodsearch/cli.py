@@ -6,6 +6,7 @@ Heavy packages are imported by the command that needs them, so that `floodsearch
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 import logging
 import os
@@ -20,8 +21,20 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from floodsearch.defaults import CHECKPOINTS, LEAVE_SECONDS, LOOPBACK, STORAGE
+from floodsearch.defaults import CHECKPOINTS, LEAVE_SECONDS, LOGS, LOOPBACK, STORAGE
 from floodsearch.errors import HANDED_BACK, FloodsearchError, UsageError
+from floodsearch.files import expanded, is_url
+from floodsearch.imports import FOLDERS, beside, search_in
+from floodsearch.terminal import (
+    LogFormatter,
+    escaped,
+    indented,
+    keep_stdout,
+    mute,
+    one_line,
+    standard_streams,
+    stdout,
+)
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -34,6 +47,8 @@ if TYPE_CHECKING:
     from floodsearch.storage.studies import StoredStudy
 
 DONE, FAILED, WRONG_USE, INTERRUPTED = 0, 1, 2, 130
+NOT_WRITTEN = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EBADF, errno.EIO)
+"""What is wrong where a stream cannot be written."""
 PLAIN_SECONDS = 10.0
 """Between two progress lines when the output is not a terminal."""
 
@@ -45,7 +60,20 @@ app = typer.Typer(
 )
 log = logging.getLogger("floodsearch")
 
-StudyFile = Annotated[Path, typer.Argument(metavar="STUDY.toml", help="The study file.", show_default=False)]
+
+def _at_home(path: Path | None) -> Path | None:
+    """Return a path of the command line with `~` as a shell expands it: in `--out=~/x` none does."""
+    return None if path is None else expanded(path)
+
+
+def _place(where: str) -> str:
+    return where if is_url(where) else str(expanded(Path(where)))
+
+
+StudyFile = Annotated[
+    Path,
+    typer.Argument(metavar="STUDY.toml", help="The study file.", show_default=False, callback=_at_home),
+]
 Name = Annotated[str, typer.Argument(metavar="NAME", help="The study's name.", show_default=False)]
 Storage = Annotated[
     str,
@@ -59,6 +87,16 @@ Checkpoints = Annotated[
         envvar="FLOODSEARCH_CHECKPOINTS",
         metavar="FOLDER",
         help="Or s3://BUCKET/PREFIX; what machines share, they go on from.",
+        callback=_place,
+    ),
+]
+Logs = Annotated[
+    Path,
+    typer.Option(
+        envvar="FLOODSEARCH_LOGS",
+        metavar="FOLDER",
+        help="What workers and scripts say, a folder a study.",
+        callback=_at_home,
     ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
@@ -69,7 +107,9 @@ def options(
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks and all log messages.")] = False,
 ) -> None:
     """Find the flood level b of |J - b| + b for your model and data."""
-    logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.WARNING)
+    handler = logging.StreamHandler()
+    handler.setFormatter(LogFormatter("%(asctime)s %(levelname)s %(message)s"))
+    logging.basicConfig(handlers=[handler], level=logging.WARNING)
     log.setLevel(logging.DEBUG if debug else logging.WARNING)
     # Where its storage fails we say so in a line; Optuna would add the whole statement.
     logging.getLogger("optuna.storages").setLevel(logging.DEBUG if debug else logging.ERROR)
@@ -87,6 +127,7 @@ def launch(
         int | None, typer.Option(metavar="N", help="Instead of --workers: so many on each device.")
     ] = None,
     checkpoints: Checkpoints = str(CHECKPOINTS),
+    logs: Logs = LOGS,
     detach: Annotated[
         bool, typer.Option("--detach", help="Return at once; follow it with `floodsearch logs NAME`.")
     ] = False,
@@ -103,19 +144,22 @@ def launch(
     spec = _read(study)
     crew = Crew.of(devices, workers, workers_per_device, available_cores(), queue.portions(spec))
     check_place(checkpoints)
+    check_place(logs / spec.name, "logs")
     with _opened(storage, create=True) as database:
         stored = put_study(database, spec)
         queue.fill(stored)
         if detach:
-            arguments = [str(study), "--checkpoints", checkpoints, "--devices", ",".join(crew.devices)]
-            pid = in_background([*arguments, "--workers", str(len(crew.devices))], spec.name, storage)
-            print(  # noqa: T201
+            arguments = [str(study.absolute()), "--checkpoints", checkpoints]
+            arguments += ["--devices", ",".join(crew.devices), "--workers", str(len(crew.devices))]
+            pid = in_background(arguments, spec.name, storage, logs)
+            where = spec.name if logs == LOGS else f"{spec.name} --logs {shlex.quote(str(logs))}"
+            _print(
                 f"{spec.name}: launched in the background as process {pid}; "
-                f"see floodsearch logs {spec.name}, end it with floodsearch stop {spec.name}"
+                f"see floodsearch logs {where}, end it with floodsearch stop {spec.name}"
             )
             return
         signal.signal(signal.SIGTERM, _terminate)
-        launched = Launch(stored, storage, crew, checkpoints=checkpoints)
+        launched = Launch(stored, storage, crew, logs=logs, checkpoints=checkpoints, folders=beside(study))
         try:
             with launched:
                 _show(launched)
@@ -124,7 +168,7 @@ def launch(
             raise typer.Exit(INTERRUPTED) from None
         if (reason := stored.stopped()) is not None:
             _say(f"the study was stopped: {reason}")
-        print(best_text(answer(stored)))  # noqa: T201
+        _print(best_text(answer(stored)))
         if reason not in (None, queue.STOPPED_BY_COMMAND):
             raise typer.Exit(FAILED)
 
@@ -141,7 +185,7 @@ def create(study: StudyFile, storage: Storage = STORAGE) -> None:
     with _opened(storage, create=True) as database:
         stored = put_study(database, spec)
         queue.fill(stored)
-        print(status_text(status_of(stored)))  # noqa: T201
+        _print(status_text(status_of(stored)))
 
 
 @app.command()
@@ -162,27 +206,32 @@ def work(
         bool, typer.Option("--leave-on-eof", help="Leave when standard input ends, as when ssh is cut.")
     ] = False,
     checkpoints: Checkpoints = str(CHECKPOINTS),
+    logs: Logs = LOGS,
     grace: Annotated[
         float, typer.Option(metavar="SECONDS", min=1, help="To leave in after SIGTERM, SIGINT or SIGUSR1.")
     ] = LEAVE_SECONDS,
 ) -> None:
     """Join a study as one worker, on this machine."""
-    from floodsearch.files import check_place, is_url
+    from floodsearch.files import check_place
     from floodsearch.heart import Leave, Settings
     from floodsearch.worker import work as train
 
     log.setLevel(min(log.level, logging.INFO))
-    _import_from_here(Path.cwd())
+    keep_stdout()
+    folders = tuple(map(Path, json.loads(os.environ.pop(FOLDERS, "[]"))))
     leave = Leave()
     leave.on_signals(signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, grace=grace)
     if leave_on_eof:
         leave.on_end_of(sys.stdin.buffer)
     trusted: set[str | None] = {None, *(trust or ())}
     if name.endswith(".toml"):
-        spec = _read(Path(name))
+        file = expanded(Path(name))
+        spec, folders = _read(file), beside(file)
         name = spec.name
         trusted.add(spec.trust)
+    search_in((*folders, Path.cwd()))
     check_place(checkpoints)
+    check_place(logs / name, "logs")
     with _found(storage, name) as study:
         if (wanted := study.spec.trust) is not None and wanted not in trusted:
             does = "runs the command" if study.spec.command else "trains code of"
@@ -191,7 +240,10 @@ def work(
                 f"add --trust {shlex.quote(wanted)}, or give the study file instead of the name"
             )
         place = checkpoints if is_url(checkpoints) else Path(checkpoints).absolute()
-        reason = train(study, Settings(device=device, threads=threads, checkpoints=place), leave)
+        settings = Settings(
+            device=device, threads=threads, checkpoints=place, logs=logs.absolute(), folders=folders
+        )
+        reason = train(study, settings, leave)
         log.info("leaving: %s", reason)
     if leave.signal is not None or leave.abandoned:
         raise typer.Exit(INTERRUPTED if leave.signal == signal.SIGINT else HANDED_BACK)
@@ -216,13 +268,13 @@ def status(
             if as_json:
                 _print_json(dataclasses.asdict(one))
             else:
-                print("\n".join(filter(None, (status_text(one), notes_text(one)))))  # noqa: T201
+                _print("\n".join(filter(None, (status_text(one), notes_text(one)))))
             return
         found = [status_of(find_study(database, each)) for each in study_names(database)]
         if as_json:
             _print_json([dataclasses.asdict(one) for one in found])
         else:
-            print("\n".join(map(status_text, found)) or f"no studies in {database.name}")  # noqa: T201
+            _print("\n".join(map(status_text, found)) or f"no studies in {database.name}")
 
 
 @app.command()
@@ -236,13 +288,16 @@ def best(name: Name, storage: Storage = STORAGE, as_json: AsJson = False) -> Non
         if as_json:
             _print_json(dataclasses.asdict(found))
         else:
-            print(best_text(found))  # noqa: T201
+            _print(best_text(found))
 
 
 @app.command()
 def weights(
     name: Name,
-    out: Annotated[Path, typer.Option(metavar="FOLDER", help="Where to copy them.", show_default=False)],
+    out: Annotated[
+        Path,
+        typer.Option(metavar="FOLDER", help="Where to copy them.", show_default=False, callback=_at_home),
+    ],
     storage: Storage = STORAGE,
     checkpoints: Checkpoints = str(CHECKPOINTS),
 ) -> None:
@@ -254,7 +309,7 @@ def weights(
     with _found(storage, name) as study:
         found = answer(study)
         copied = copy_weights(study, found, checkpoints, out)
-        print(weights_text(found, study.spec.training.keep, copied))  # noqa: T201
+        _print(weights_text(found, study.spec.training.keep, copied))
 
 
 @app.command()
@@ -265,19 +320,24 @@ def export(
     curves: Annotated[
         bool, typer.Option("--curves", help="One row a seed and epoch instead of a trial.")
     ] = False,
-    out: Annotated[Path | None, typer.Option(metavar="FILE", help="Standard output by default.")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Standard output by default.", callback=_at_home),
+    ] = None,
 ) -> None:
     """Write the data of a study."""
     from floodsearch.report.export import FORMATS, curve_rows, trial_rows
 
     if form not in FORMATS:
         raise UsageError(f"format {form!r} is not known; use {', '.join(FORMATS)}")
-    if form == "parquet" and out is None and sys.stdout.isatty():
+    shown = out is None and stdout().isatty()
+    if form == "parquet" and shown:
         raise UsageError("parquet is not text; give --out FILE or redirect the output")
     with _found(storage, name) as study:
-        content = FORMATS[form](*(curve_rows(study) if curves else trial_rows(study)))
+        columns, rows = curve_rows(study) if curves else trial_rows(study)
+    content = FORMATS[form](columns, one_line(rows) if shown and form == "csv" else rows)
     if out is None:
-        sys.stdout.buffer.write(content)
+        _write(content)
         return
     try:
         out.write_bytes(content)
@@ -331,8 +391,8 @@ def check(
         }
         _print_json({**content, **extra})
         return
-    print("\n".join(f"{key} = {json.dumps(value)}" for key, value in _flattened(content)))  # noqa: T201
-    print(forecast_text(spec, count, expected, seconds, times))  # noqa: T201
+    _print("\n".join(f"{key} = {json.dumps(value)}" for key, value in _flattened(content)))
+    _print(forecast_text(spec, count, expected, seconds, times))
 
 
 def _timed(spec: Spec, stages: list[Stage] | None, speed: str | None, measure: str | None) -> list[Timed]:
@@ -373,7 +433,7 @@ def stop(name: Name, storage: Storage = STORAGE) -> None:
 
     with _found(storage, name) as study:
         study.stop(STOPPED_BY_COMMAND)
-        print(f"{name}: no more tickets are handed out; workers leave within a few seconds")  # noqa: T201
+        _print(f"{name}: no more tickets are handed out; workers leave within a few seconds")
 
 
 @app.command()
@@ -381,13 +441,15 @@ def logs(
     name: Name,
     lines: Annotated[int, typer.Option(metavar="N", min=1, help="The last ones of each worker.")] = 10,
     follow: Annotated[bool, typer.Option("--follow", help="Go on until Ctrl-C.")] = False,
+    logs: Logs = LOGS,
 ) -> None:
     """Show what the workers of a study said that was launched in this folder."""
     from floodsearch.launchers.local import POLL_SECONDS, log_lines
 
-    for line in log_lines(name, lines):
+    for line in log_lines(name, lines, logs):
         if line:
-            print(line, flush=True)  # noqa: T201
+            if not _print(line):
+                return
         elif not follow:
             return
         else:
@@ -416,13 +478,13 @@ def delete(
             )
         if not yes:
             trained = f"{now.trials.total} tickets, {now.epochs_run:,} epochs trained"
-            typer.confirm(f"delete study {name} ({trained}) from {study.database.name}?", abort=True)
+            _confirm(f"delete study {name} ({trained}) from {study.database.name}?")
         delete_study(study)
         try:
             files_at(checkpoints).within(study.folder).clear()
         except OSError as error:
             _say(f"its checkpoints stay: {error}")
-    print(f"{name}: deleted")  # noqa: T201
+    _print(f"{name}: deleted")
 
 
 @app.command()
@@ -449,19 +511,34 @@ def serve(
 
 def main() -> None:
     """Run the command line; every expected error is one message on stderr."""
+    with standard_streams():
+        sys.exit(_run())
+
+
+def _run() -> int:
+    """Run the command line; return its exit status."""
     try:
+        _check_current_folder()
         _read_storage_file()
-        sys.exit(app(standalone_mode=False) or DONE)
+        return app(standalone_mode=False) or DONE
     except KeyboardInterrupt:
-        sys.exit(INTERRUPTED)
-    except BrokenPipeError:  # `floodsearch export ... | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(FAILED)
+        return INTERRUPTED
+    except (BrokenPipeError, SystemExit):  # `floodsearch --help | head`, of which rich makes the second
+        mute(stdout())
+        return DONE
     except Exception as error:
         if log.isEnabledFor(logging.DEBUG):
             raise
         _say(_message(error))
-        sys.exit(_exit_status(error))
+        return _exit_status(error)
+
+
+def _check_current_folder() -> None:
+    """Say at once that the current folder was deleted: torch and others fail on it in words of their own."""
+    try:
+        Path.cwd()
+    except OSError as error:
+        raise UsageError(f"the current folder cannot be used ({error.strerror}); cd to another one") from None
 
 
 def _read_storage_file() -> None:
@@ -470,7 +547,7 @@ def _read_storage_file() -> None:
     if path is None or "FLOODSEARCH_STORAGE" in os.environ:
         return
     try:
-        os.environ["FLOODSEARCH_STORAGE"] = Path(path).read_text(encoding="utf-8").strip()
+        os.environ["FLOODSEARCH_STORAGE"] = expanded(Path(path)).read_text(encoding="utf-8-sig").strip()
     except (OSError, UnicodeDecodeError) as error:
         why = getattr(error, "strerror", None) or "it is no text"
         raise UsageError(f"FLOODSEARCH_STORAGE_FILE is {path}, which cannot be read: {why}") from None
@@ -481,6 +558,8 @@ def _message(error: Exception) -> str:
         return str(error)
     if hasattr(error, "format_message"):  # typer's own: an unknown option, a missing argument
         return f"{error.format_message()} See floodsearch --help.".strip()
+    if isinstance(error, OSError) and error.filename is None and error.errno in NOT_WRITTEN:
+        return f"standard output cannot be written: {error.strerror}"
     first = str(error).splitlines()[0] if str(error) else ""
     return f"unexpected {type(error).__name__}: {first} (floodsearch --debug ... shows where)"
 
@@ -515,20 +594,18 @@ def _found(storage: str, name: str) -> Iterator[StoredStudy]:
         yield find_study(database, name)
 
 
-def _import_from_here(folder: Path) -> None:
-    """Let a study name modules beside its file and in the current folder, as `python -m` would."""
-    for path in (str(folder.absolute()), str(Path.cwd())):
-        if path not in sys.path:
-            sys.path.insert(0, path)
-
-
 def _read(path: Path) -> Spec:
-    """Return the spec of a study file, whose modules are found beside it and in the current folder."""
+    """Return the spec of a study file, whose code is found beside it and in the current folder.
+
+    What that code prints goes to standard error from now on.
+    """
     from floodsearch.catalog import known
     from floodsearch.studyfile import read
 
-    _import_from_here(path.parent)
-    return read(path, known())
+    keep_stdout()
+    folders = beside(path)
+    search_in(folders)
+    return read(path, known(folders))
 
 
 def _show(launched: Launch) -> None:
@@ -570,7 +647,7 @@ def _view(status: StudyStatus) -> Table:
     total = None if status.piloting else status.trials.total
     progress = ProgressBar(total=total, completed=ended, width=40)
     told = "pilot" if status.piloting else f"{ended} of {status.trials.total} tickets"
-    bar.add_row(status.name, progress, told)
+    bar.add_row(Text(one_line(status.name)), progress, told)
     view = Table.grid()
     view.add_row(bar)
     view.add_row(Text(progress_text(status), style="dim"))
@@ -585,9 +662,54 @@ def _flattened(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, An
             yield prefix + key, value
 
 
+def _confirm(question: str) -> None:
+    """Ask a person; return if the answer is yes.
+
+    Raises:
+        UsageError: if there is nobody to ask.
+        typer.Exit: if the answer is another.
+    """
+    from rich.console import Console
+    from rich.prompt import Confirm
+    from rich.text import Text
+
+    try:
+        if Confirm.ask(Text(escaped(question)), console=Console(stderr=True), default=False):
+            return
+    except EOFError:
+        if not sys.stdin.isatty():
+            raise UsageError("nothing was deleted: there is no terminal to ask on; add --yes") from None
+    _say("nothing was deleted")
+    raise typer.Exit(FAILED)
+
+
+def _print(text: str) -> bool:
+    """Print a text as a terminal takes it; return whether anybody still reads it."""
+    try:
+        print(escaped(text), file=stdout(), flush=True)
+    except BrokenPipeError:  # `floodsearch logs ... | head`: the reader has what it wanted
+        mute(stdout())
+        return False
+    return True
+
+
 def _print_json(content: object) -> None:
-    print(json.dumps(content, indent=2))  # noqa: T201
+    # The only character that JSON leaves as it is, and a terminal does not show.
+    _print(json.dumps(content, indent=2).replace("\x7f", "\\u007f"))
+
+
+def _write(content: bytes) -> None:
+    """Write data as they are to standard output, or as text to a terminal."""
+    if stdout().isatty():
+        _print(content.decode().removesuffix("\n"))
+    else:
+        stdout().buffer.write(content)
+        stdout().buffer.flush()
 
 
 def _say(message: str) -> None:
-    print(f"floodsearch: {message}", file=sys.stderr)  # noqa: T201
+    """Tell a person something; without anybody who listens, the command goes on."""
+    try:
+        print(f"floodsearch: {indented(message)}", file=sys.stderr, flush=True)  # noqa: T201
+    except OSError:
+        mute(sys.stderr)

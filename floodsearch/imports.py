@@ -1,14 +1,49 @@
-"""Code of the user's own, imported by the name that a study file gives it."""
+"""Code of the user's own: where it lies, and imported by the name that a study file gives it."""
 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
+import os
+import site
+import sys
+from collections.abc import Callable, Iterable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from floodsearch.errors import TaskError
+
+FOLDERS = "FLOODSEARCH_FOLDERS"
+"""The environment variable in which a launch tells its workers where the user's code lies, as JSON."""
+
+
+def beside(study: Path) -> tuple[Path, ...]:
+    """Return where the code that a study file names lies: beside it, beside what it links to, or here."""
+    found = (study.absolute().parent, Path(os.path.realpath(study)).parent, Path.cwd())
+    return tuple(dict.fromkeys(found))
+
+
+def own_folders() -> tuple[Path, ...]:
+    """Return the folders from which this process imports, but those of Python and of installed packages."""
+    others = {*_library(), *site.getsitepackages(), site.getusersitepackages()}
+    return tuple(Path(folder) for folder in sys.path if folder and folder not in others)
+
+
+def search_in(folders: Iterable[Path]) -> None:
+    """Let modules be found in more folders: after Python's own modules, before installed packages.
+
+    So a file of the user's that is called `random.py` or `secrets.py` breaks nobody who wants Python's.
+    """
+    new = [folder for folder in dict.fromkeys(map(str, folders)) if folder not in sys.path]
+    library = _library()
+    position = max((sys.path.index(one) + 1 for one in library if one in sys.path), default=0)
+    sys.path[position:position] = new
+
+
+def _library() -> tuple[str, str]:
+    """Return the folders of Python's own modules."""
+    library = str(Path(os.__file__).parent)
+    return library, os.path.join(library, "lib-dynload")  # noqa: PTH118 - compared with entries of sys.path
 
 
 def find_code(reference: str, wanted: str) -> Callable[..., Any]:
@@ -22,6 +57,11 @@ def find_code(reference: str, wanted: str) -> Callable[..., Any]:
         TaskError: if it cannot be imported, saying which import failed, or is not callable.
     """
     module_name, _, name = reference.partition(":")
+    if (top := module_name.partition(".")[0]) in sys.stdlib_module_names:
+        raise TaskError(
+            f"{reference!r} cannot be imported: Python has a module {top!r} of its own, which comes first; "
+            "give yours another name"
+        )
     try:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:

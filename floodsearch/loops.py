@@ -53,8 +53,9 @@ class Loops:
     def __init__(self, spec: Spec, device: torch.device, settings: Settings, leave: Leave) -> None:
         self.starts_again = spec.command is not None
         if spec.command is not None:
-            find_program(spec.command)
-            self.loop: Loop = Script(spec.command, settings.logs / spec.name, leave.wanted.is_set)
+            find_program(spec.command, settings.folders)
+            outputs = settings.logs / spec.name
+            self.loop: Loop = Script(spec.command, outputs, leave.wanted.is_set, settings.folders)
         elif spec.objective is not None:
             self.loop = find_loop(spec.objective)
         else:

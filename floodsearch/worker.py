@@ -59,7 +59,7 @@ def work(study: StoredStudy, settings: Settings, leave: Leave, trainer: Trainer 
         torch.set_num_threads(settings.threads)
     engines = study.spec.task is not None
     own = Cohorts(device, settings.checkpoints) if engines else Loops(study.spec, device, settings, leave)
-    revision = code_revision(study.spec)
+    revision = code_revision(study.spec, settings.folders)
     if engines:
         choose_kernels(study.spec.arithmetic)
     enter = partial(

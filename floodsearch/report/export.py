@@ -74,13 +74,13 @@ def as_csv(columns: Sequence[str], rows: Sequence[Row]) -> bytes:
         {name: json.dumps(value) if isinstance(value, list) else value for name, value in row.items()}
         for row in rows
     )
-    return text.getvalue().encode()
+    return text.getvalue().encode(errors="backslashreplace")  # halves of characters, which UTF-8 has not
 
 
 def as_json(columns: Sequence[str], rows: Sequence[Row]) -> bytes:
     """Return a JSON list of objects."""
     del columns
-    return (json.dumps(list(rows), indent=1) + "\n").encode()
+    return (json.dumps(list(rows), indent=1) + "\n").replace("\x7f", "\\u007f").encode()
 
 
 def as_parquet(columns: Sequence[str], rows: Sequence[Row]) -> bytes:

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from floodsearch.errors import TaskError
+from floodsearch.errors import TaskError, UsageError
 from floodsearch.imports import find_code
 from floodsearch.tasks import TASKS
 
@@ -234,7 +234,7 @@ def build_task(reference: str, options: Mapping[str, Any], recipe: Mapping[str, 
     factory = find_task(reference)
     try:
         task = factory(**options)
-    except (ValueError, TypeError) as error:  # says itself what it does not like
+    except (ValueError, TypeError, UsageError) as error:  # says itself what it does not like
         raise TaskError(f"{reference!r} cannot be built: {error}") from error
     except Exception as error:
         raise TaskError(f"{reference!r} cannot be built: {type(error).__name__}: {error}") from error
