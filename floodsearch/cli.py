@@ -231,7 +231,6 @@ def work(
         trusted.add(spec.trust)
     search_in((*folders, Path.cwd()))
     check_place(checkpoints)
-    check_place(logs / name, "logs")
     with _found(storage, name) as study:
         if (wanted := study.spec.trust) is not None and wanted not in trusted:
             does = "runs the command" if study.spec.command else "trains code of"
@@ -239,6 +238,8 @@ def work(
                 f"study {name!r} {does} {wanted!r}, which only the database names; if you trust it, "
                 f"add --trust {shlex.quote(wanted)}, or give the study file instead of the name"
             )
+        if study.spec.command is not None:
+            check_place(logs / study.name, "logs")
         place = checkpoints if is_url(checkpoints) else Path(checkpoints).absolute()
         settings = Settings(
             device=device, threads=threads, checkpoints=place, logs=logs.absolute(), folders=folders
@@ -673,10 +674,12 @@ def _confirm(question: str) -> None:
     from rich.prompt import Confirm
     from rich.text import Text
 
+    console = Console(stderr=True)
     try:
-        if Confirm.ask(Text(escaped(question)), console=Console(stderr=True), default=False):
+        if Confirm.ask(Text(escaped(question)), console=console, default=False):
             return
     except EOFError:
+        console.print()  # ends the line of the question
         if not sys.stdin.isatty():
             raise UsageError("nothing was deleted: there is no terminal to ask on; add --yes") from None
     _say("nothing was deleted")
