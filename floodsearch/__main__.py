@@ -13,7 +13,7 @@ if __name__ == "__main__":
         sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))  # noqa: PTH100, PTH120
         import floodsearch  # noqa: F401 - so that its other files are found where it lies
 
-        del sys.path[0]
+        sys.path.append(sys.path.pop(0))  # for processes of its own, if nothing else leads there
     from floodsearch.cli import main
 
     main()

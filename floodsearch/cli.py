@@ -218,7 +218,7 @@ def work(
 
     log.setLevel(min(log.level, logging.INFO))
     keep_stdout()
-    folders = tuple(map(Path, json.loads(os.environ.pop(FOLDERS, "[]"))))
+    folders = tuple(map(Path, json.loads(os.environ.pop(FOLDERS, "") or "[]")))
     leave = Leave()
     leave.on_signals(signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, grace=grace)
     if leave_on_eof:
@@ -524,12 +524,15 @@ def _run() -> int:
         return app(standalone_mode=False) or DONE
     except KeyboardInterrupt:
         return INTERRUPTED
-    except (BrokenPipeError, SystemExit):  # `floodsearch --help | head`, of which rich makes the second
+    except SystemExit as error:
+        if not isinstance(error.__context__, BrokenPipeError):
+            raise
+        return DONE  # `floodsearch --help | head`, of which rich makes this
+    except BrokenPipeError:
         mute(stdout())
         return DONE
     except Exception as error:
-        if log.isEnabledFor(logging.DEBUG):
-            raise
+        log.debug("this ended it:", exc_info=error)
         _say(_message(error))
         return _exit_status(error)
 

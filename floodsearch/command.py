@@ -81,11 +81,15 @@ def _located(path: str, folders: Sequence[Path]) -> str:
 def missing_script(words: Sequence[str]) -> str | None:
     """Return the script that the interpreter of a located command is given, if that is not there."""
     program, *arguments = words
-    if "-c" in arguments or INTERPRETER.fullmatch(Path(program).name) is None:
+    if "-c" in arguments or not _interprets(program):
         return None
     scripts = (word for word in arguments if word.endswith(SCRIPTS) and not word.startswith("-"))
     script = next(scripts, None)
     return None if script is None or "{" in script or Path(script).is_file() else script
+
+
+def _interprets(program: str) -> bool:
+    return INTERPRETER.fullmatch(Path(program).name) is not None
 
 
 def script_of(command: str, folders: Sequence[Path] = ()) -> Path | None:
@@ -95,8 +99,9 @@ def script_of(command: str, folders: Sequence[Path] = ()) -> Path | None:
         command: with placeholders.
         folders: where its files are looked for before the current folder.
     """
-    files = (Path(word) for word in located(shlex.split(command), folders))
-    return next((path for path in files if os.path.isfile(path)), None)  # noqa: PTH113
+    program, *arguments = located(shlex.split(command), folders)
+    words = arguments if _interprets(program) else [program, *arguments]
+    return next((Path(word) for word in words if os.path.isfile(word)), None)  # noqa: PTH113
 
 
 def _text(value: Setting | None) -> str:

@@ -26,7 +26,7 @@ def beside(study: Path) -> tuple[Path, ...]:
 def own_folders() -> tuple[Path, ...]:
     """Return the folders from which this process imports, but those of Python and of installed packages."""
     others = {*_library(), *site.getsitepackages(), site.getusersitepackages()}
-    return tuple(Path(folder) for folder in sys.path if folder and folder not in others)
+    return tuple(Path(folder).absolute() for folder in sys.path if folder and folder not in others)
 
 
 def search_in(folders: Iterable[Path]) -> None:

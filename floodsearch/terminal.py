@@ -65,11 +65,11 @@ def indented(text: str) -> str:
 
 
 class LogFormatter(logging.Formatter):
-    """Formats records as lines of a log, of which only the first one of each record is not indented."""
+    """Formats records as lines of a log, escaped, of which all but the first one of each are indented."""
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the lines of a record."""
-        return indented(super().format(record))
+        return escaped(super().format(record)).replace("\n", "\n  ")
 
 
 # Standard streams

@@ -279,6 +279,8 @@ def test_the_revision_is_that_of_the_file_that_runs(folders):
     """It is of the script beside the study file, as that is what is trained."""
     assert script_of("python train.py {level}", folders) == folders[0] / "train.py"
     assert script_of("python train.py {level}") == Path("train.py")
+    assert script_of(f"{sys.executable} -u train.py {{level}}", folders) == folders[0] / "train.py"
+    assert script_of("./run.sh base.toml", folders) == folders[0] / "run.sh"
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -18,7 +19,7 @@ from floodsearch.records import StudyStatus, TicketCounts, TicketNote
 from floodsearch.report.text import notes_text, progress_text, status_text
 from floodsearch.storage.database import open_database
 from floodsearch.storage.studies import put_study
-from floodsearch.terminal import escaped, indented, one_line
+from floodsearch.terminal import LogFormatter, escaped, indented, one_line
 from floodsearch.worker import work
 
 HOSTILE = "\x1b[2J\x9b1A\x7f\u202eevil\u200b\ud800\r\nfloodsearch: all is well\x85\u2028"
@@ -71,6 +72,13 @@ def test_a_record_is_shown_in_one_line_each_text():
 def test_a_text_of_many_lines_forges_no_message():
     """What goes on in a second line is indented there; what is indented already stays."""
     assert indented("a\nb\n  c\n\nd") == "a\n  b\n  c\n\n  d"
+
+
+def test_a_record_of_a_log_forges_no_other():
+    """Only its first line begins at the margin, and nothing in it moves a cursor."""
+    formatter = LogFormatter("%(levelname)s %(message)s")
+    record = logging.LogRecord("x", logging.INFO, "", 0, "%s", ("a\x1b[1A\nERROR b\n c",), None)
+    assert formatter.format(record) == "INFO a\\x1b[1A\n  ERROR b\n   c"
 
 
 def test_no_text_of_a_row_writes_over_the_screen(study, command):
