@@ -149,7 +149,7 @@ def launch(
         stored = put_study(database, spec)
         queue.fill(stored)
         if detach:
-            arguments = [str(study.absolute()), "--checkpoints", checkpoints]
+            arguments = [str(study.absolute()), "--checkpoints", checkpoints, "--logs", str(logs)]
             arguments += ["--devices", ",".join(crew.devices), "--workers", str(len(crew.devices))]
             pid = in_background(arguments, spec.name, storage, logs)
             where = spec.name if logs == LOGS else f"{spec.name} --logs {shlex.quote(str(logs))}"

@@ -360,25 +360,47 @@ def test_a_link_to_nowhere_is_no_place(tmp_path):
         Folder(tmp_path / "link" / "deep").check()
 
 
-def test_a_launch_hands_on_where_things_lie(make_spec, tmp_path, monkeypatch):
+@pytest.fixture
+def started(monkeypatch):
+    """Start no process; give what one would have been started with."""
+    found = {}
+
+    class Process:
+        pid = 1
+
+        def __init__(self, command, *, env, stdout, **other):
+            found.update(command=command, env=env, log=Path(stdout.name))
+
+    monkeypatch.setattr(local.subprocess, "Popen", Process)
+    return found
+
+
+def test_a_launch_hands_on_where_things_lie(make_spec, tmp_path, monkeypatch, started):
     """Its workers are told the folders of code as they are, and keep the user's own PYTHONPATH."""
-    started = {}
-
-    def start(command, *, env, stdout, **other):
-        started.update(command=command, env=env, log=Path(stdout.name))
-
-    monkeypatch.setattr(local.subprocess, "Popen", start)
     monkeypatch.setenv("PYTHONPATH", "as:it:is")
     database = open_database(f"sqlite:///{tmp_path}/floodsearch.db", create=True)
     study = put_study(database, make_spec())
     folders = (Path("/a:b"), Path("/c d"))
-    launch = local.Launch(
-        study, "sqlite:///x.db", local.Crew(devices=("cpu",), threads=1), logs=tmp_path, folders=folders
-    )
-    launch.__enter__()
+    crew = local.Crew(devices=("cpu",), threads=1)
+    local.Launch(study, "sqlite:///x.db", crew, logs=tmp_path, folders=folders).__enter__()
     database.close()
     assert json.loads(started["env"][imports.FOLDERS]) == ["/a:b", "/c d"]
     assert started["env"]["PYTHONPATH"] == "as:it:is"
     assert started["log"] == tmp_path / "tiny" / "worker-0.log"
     where = started["command"].index("--logs") + 1
     assert started["command"][where] == str(tmp_path)
+
+
+def test_a_detached_launch_has_the_same_places(home, command, started):
+    """It reads the same file, also one whose name begins with a dash, and keeps logs in the same folder."""
+    path = write(Path.cwd() / "-dash")
+    code, out, _ = command(
+        "launch", path, "--devices", "cpu", "--detach", "--logs=~/logs", "--checkpoints=~/x"
+    )
+    assert code == 0
+    assert f"see floodsearch logs mine --logs {home}/logs, end it with" in out
+    arguments = list(map(str, started["command"]))
+    assert str(path) in arguments
+    for option, place in (("--logs", "logs"), ("--checkpoints", "x")):
+        assert arguments[arguments.index(option) + 1] == str(home / place)
+    assert started["log"] == home / "logs" / "mine" / "launch.log"
