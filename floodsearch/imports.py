@@ -15,6 +15,8 @@ from floodsearch.errors import TaskError
 
 FOLDERS = "FLOODSEARCH_FOLDERS"
 """The environment variable in which a launch tells its workers where the user's code lies, as JSON."""
+PYTHONS = {*sys.stdlib_module_names, "test"}
+"""The names of Python's own modules."""
 
 
 def beside(study: Path) -> tuple[Path, ...]:
@@ -57,7 +59,7 @@ def find_code(reference: str, wanted: str) -> Callable[..., Any]:
         TaskError: if it cannot be imported, saying which import failed, or is not callable.
     """
     module_name, _, name = reference.partition(":")
-    if (top := module_name.partition(".")[0]) in sys.stdlib_module_names:
+    if (top := module_name.partition(".")[0]) in PYTHONS:
         raise TaskError(
             f"{reference!r} cannot be imported: Python has a module {top!r} of its own, which comes first; "
             "give yours another name"
@@ -77,7 +79,8 @@ def find_code(reference: str, wanted: str) -> Callable[..., Any]:
         ) from error
     found = getattr(module, name, None)
     if found is None:
-        raise TaskError(f"{reference!r} cannot be imported: {module_name} has no {name!r}")
+        where = f" ({module.__file__})" if getattr(module, "__file__", None) else ""
+        raise TaskError(f"{reference!r} cannot be imported: {module_name} has no {name!r}{where}")
     if not callable(found):
         raise TaskError(f"{reference!r} is a {type(found).__name__}, not {wanted}")
     return found  # type: ignore[no-any-return]

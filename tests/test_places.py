@@ -213,7 +213,7 @@ def test_python_has_its_own_modules_first(tmp_path, monkeypatch):
     assert not {Path(os.__file__).parent, Path(pytest.__file__).parents[1]} & set(own_folders())
 
 
-@pytest.mark.parametrize("reference", ["secrets:train", "json.decoder:train", "os:system"])
+@pytest.mark.parametrize("reference", ["secrets:train", "json.decoder:train", "os:system", "test:train"])
 def test_code_named_like_a_module_of_pythons_is_one_line(reference):
     """An objective in such a file cannot be found, and the line says to rename it."""
     with pytest.raises(TaskError, match="comes first; give yours another name"):

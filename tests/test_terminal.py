@@ -136,6 +136,15 @@ def test_a_table_on_a_terminal_is_escaped_and_in_a_file_exact(study, command, mo
     assert "\\x1b[2J\\nx" in out
 
 
+@pytest.mark.parametrize("form", ["csv", "json", "parquet"])
+def test_half_a_character_can_be_exported(study, command, tmp_path, form):
+    """JSON in the database may hold what no file in UTF-8 can; it is exported as its escape."""
+    trial = study.database.optuna.get_all_trials(study.id)[0]
+    study.database.optuna.set_trial_user_attr(trial._trial_id, "reason", "half \ud800")
+    assert command("export", "tiny", "--format", form, "--out", "rows")[0] == 0
+    assert b"half \\ud800" in (tmp_path / "rows").read_bytes()
+
+
 # --- streams
 
 
