@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import shlex
 import shutil
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from optuna.pruners import BasePruner
 from optuna.samplers import BaseSampler
 
-from floodsearch.command import script_of
+from floodsearch.command import located, missing_script, script_of
 from floodsearch.errors import Problem, TaskError
 from floodsearch.imports import file_of, find_code
 from floodsearch.records import EpochRecord, Parameter
@@ -32,14 +31,18 @@ if TYPE_CHECKING:
     from floodsearch.tasks.task import Task
 
 
-def known() -> Known:
-    """Return the valid names. Tasks are imported, and torch with them, only when one is described."""
+def known(folders: Sequence[Path] = ()) -> Known:
+    """Return the valid names. Tasks are imported, and torch with them, only when one is described.
+
+    Args:
+        folders: where files of a command are looked for before the current folder.
+    """
     return Known(
         tasks=TASKS,
         describe_task=describe_task,
         rehearse=rehearse,
         find_loop=find_loop,
-        find_program=find_program,
+        find_program=functools.partial(find_program, folders=folders),
         samplers={name: {} if rule is None else fields_of(rule) for name, rule in SAMPLERS.items()},
         pruners={name: fields_of(factory) for name, factory in PRUNERS.items()},
         schedules={name: fields_of(schedule) for name, schedule in SCHEDULES.items()},
@@ -139,9 +142,7 @@ def rehearse(
 
     choices = {name: getattr(value, "choices", (value,)) for name, value in recipe.items()}
     task = build_task(reference, options, {name: values[0] for name, values in choices.items()})
-    with contextlib.redirect_stdout(sys.stderr):  # what the user's own code prints is no part of our answer
-        found = findings(task, seeds, choices["batch_size"])
-    yield from (Problem("task", one) for one in found)
+    yield from (Problem("task", one) for one in findings(task, seeds, choices["batch_size"]))
 
 
 def task_of(trusted: TrustedSpec, beside: Mapping[str, Any]) -> Task:
@@ -178,8 +179,8 @@ def loop_of(trusted: TrustedSpec) -> Callable[..., object]:
     return find_loop(spec.objective)
 
 
-def command_of(trusted: TrustedSpec) -> str:
-    """Return the command of the user's own that a study runs.
+def command_of(trusted: TrustedSpec, folders: Sequence[Path] = ()) -> str:
+    """Return the command of the user's own that a study runs, whose files lie in these folders or here.
 
     Raises:
         TaskError: if its program is not there.
@@ -187,29 +188,40 @@ def command_of(trusted: TrustedSpec) -> str:
     spec = trusted.spec
     if spec.command is None:
         raise ValueError(f"study {spec.name!r} runs no command")
-    find_program(spec.command)
+    find_program(spec.command, folders)
     return spec.command
 
 
-def find_program(command: str) -> None:
-    """Look for the program of a command of the user's own.
+def find_program(command: str, folders: Sequence[Path] = ()) -> None:
+    """Look for the program of a command of the user's own, and for the script that it is given.
+
+    Args:
+        command: with placeholders.
+        folders: where its files are looked for before the current folder.
 
     Raises:
-        TaskError: if it is not there.
+        TaskError: if one of them is not there.
     """
-    program = shlex.split(command)[0]
-    if shutil.which(program) is None:
-        raise TaskError(f"{program!r} is no program that can be found from here; give its path")
+    words = located(shlex.split(command), folders)
+    if shutil.which(words[0]) is None:
+        raise TaskError(f"{words[0]!r} is no program that can be found from here; give its path")
+    if (script := missing_script(words)) is not None:
+        where = ", ".join(map(str, dict.fromkeys((*folders, Path.cwd()))))
+        raise TaskError(f"{script!r} is in none of the folders {where}; give its path")
 
 
-def code_revision(trusted: TrustedSpec) -> str | None:
+def code_revision(trusted: TrustedSpec, folders: Sequence[Path] = ()) -> str | None:
     """Return the revision of the user's own code that a study trains; None where it has no file.
 
     To find the file of a module imports the packages that it lies in.
+
+    Args:
+        trusted: spec of the study.
+        folders: where files of a command are looked for before the current folder.
     """
     spec = trusted.spec
     if spec.command is not None:
-        file = script_of(spec.command)
+        file = script_of(spec.command, folders)
     else:
         file = None if spec.code is None else file_of(spec.code)
     return None if file is None else revision_of(file)

@@ -6,6 +6,7 @@ Heavy packages are imported by the command that needs them, so that `floodsearch
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 import logging
 import os
@@ -21,7 +22,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from floodsearch.defaults import CHECKPOINTS, LEAVE_SECONDS, LOOPBACK, REPRODUCIBLE, STORAGE
+from floodsearch.defaults import CHECKPOINTS, LEAVE_SECONDS, LOGS, LOOPBACK, REPRODUCIBLE, STORAGE
 from floodsearch.errors import (
     HANDED_BACK,
     INTERRUPTED,
@@ -30,8 +31,20 @@ from floodsearch.errors import (
     StorageError,
     UsageError,
 )
+from floodsearch.files import expanded, is_url
+from floodsearch.imports import FOLDERS, beside, search_in
 from floodsearch.nesting import refuse
 from floodsearch.signals import listen
+from floodsearch.terminal import (
+    LogFormatter,
+    escaped,
+    indented,
+    keep_stdout,
+    mute,
+    one_line,
+    standard_streams,
+    stdout,
+)
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -49,7 +62,9 @@ SECONDS_TO_END = 1.0
 """For Python to end a command after a signal; a call into C may last longer."""
 SECONDS_TO_STOP = 40.0
 """The same of `launch`, whose workers hand back."""
-VARIABLES = ("FLOODSEARCH_STORAGE", "FLOODSEARCH_STORAGE_FILE", "FLOODSEARCH_CHECKPOINTS")
+VARIABLES = tuple(f"FLOODSEARCH_{name}" for name in ("STORAGE", "STORAGE_FILE", "CHECKPOINTS", "LOGS"))
+NOT_WRITTEN = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EBADF, errno.EIO)
+"""What is wrong where a stream cannot be written."""
 PLAIN_SECONDS = 10.0
 """Between two progress lines when the output is not a terminal."""
 
@@ -61,7 +76,20 @@ app = typer.Typer(
 )
 log = logging.getLogger("floodsearch")
 
-StudyFile = Annotated[Path, typer.Argument(metavar="STUDY.toml", help="The study file.", show_default=False)]
+
+def _at_home(path: Path | None) -> Path | None:
+    """Return a path of the command line with `~` as a shell expands it: in `--out=~/x` none does."""
+    return None if path is None else expanded(path)
+
+
+def _place(where: str) -> str:
+    return where if is_url(where) else str(expanded(Path(where)))
+
+
+StudyFile = Annotated[
+    Path,
+    typer.Argument(metavar="STUDY.toml", help="The study file.", show_default=False, callback=_at_home),
+]
 Name = Annotated[str, typer.Argument(metavar="NAME", help="The study's name.", show_default=False)]
 Storage = Annotated[
     str,
@@ -75,6 +103,16 @@ Checkpoints = Annotated[
         envvar="FLOODSEARCH_CHECKPOINTS",
         metavar="FOLDER",
         help="Or s3://BUCKET/PREFIX; what machines share, they go on from.",
+        callback=_place,
+    ),
+]
+Logs = Annotated[
+    Path,
+    typer.Option(
+        envvar="FLOODSEARCH_LOGS",
+        metavar="FOLDER",
+        help="What workers and scripts say, a folder a study.",
+        callback=_at_home,
     ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
@@ -85,7 +123,9 @@ def options(
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks and all log messages.")] = False,
 ) -> None:
     """Find the flood level b of |J - b| + b for your model and data."""
-    logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.WARNING)
+    handler = logging.StreamHandler()
+    handler.setFormatter(LogFormatter("%(asctime)s %(levelname)s %(message)s"))
+    logging.basicConfig(handlers=[handler], level=logging.WARNING)
     log.setLevel(logging.DEBUG if debug else logging.WARNING)
     # Where its storage fails we say so in a line; Optuna would add the whole statement.
     logging.getLogger("optuna.storages").setLevel(logging.DEBUG if debug else logging.ERROR)
@@ -103,6 +143,7 @@ def launch(
         int | None, typer.Option(metavar="N", help="Instead of --workers: so many on each device.")
     ] = None,
     checkpoints: Checkpoints = str(CHECKPOINTS),
+    logs: Logs = LOGS,
     detach: Annotated[
         bool, typer.Option("--detach", help="Return at once; follow it with `floodsearch logs NAME`.")
     ] = False,
@@ -118,22 +159,25 @@ def launch(
     spec = _read(study)
     crew = Crew.of(devices, workers, workers_per_device, available_cores(), queue.portions(spec))
     check_place(checkpoints)
+    check_place(logs / spec.name, "logs")
     with _opened(storage, create=True) as database:
         stored = put_study(database, spec)
         queue.fill(stored)
         if detach:
-            arguments = [str(study), "--devices", ",".join(crew.devices), "--workers", str(len(crew.devices))]
-            pid = in_background(arguments, spec.name, storage, checkpoints)
-            print(  # noqa: T201
+            arguments = [str(study.absolute()), "--logs", str(logs)]
+            arguments += ["--devices", ",".join(crew.devices), "--workers", str(len(crew.devices))]
+            pid = in_background(arguments, spec.name, storage, checkpoints, logs)
+            where = spec.name if logs == LOGS else f"{spec.name} --logs {shlex.quote(str(logs))}"
+            _print(
                 f"{spec.name}: launched in the background as process {pid}; "
-                f"see floodsearch logs {spec.name}, end it with floodsearch stop {spec.name}"
+                f"see floodsearch logs {where}, end it with floodsearch stop {spec.name}"
             )
             return
         signal.signal(signal.SIGTERM, _hand_back)
         if signal.getsignal(signal.SIGINT) is _terminate:
             signal.signal(signal.SIGINT, signal.default_int_handler)
         listen(lambda number: _end_after(SECONDS_TO_STOP, number))
-        launched = Launch(stored, storage, crew, checkpoints=checkpoints)
+        launched = Launch(stored, storage, crew, logs=logs, checkpoints=checkpoints, folders=beside(study))
         try:
             with launched:
                 _show(launched)
@@ -163,7 +207,7 @@ def _conclude(study: StoredStudy) -> None:
         if mistake:
             raise NoAnswerError(f"the study was stopped: {reason}") from None
         raise
-    print(best_text(found))  # noqa: T201
+    _print(best_text(found))
     if failures := failures_text(status_of(study)):
         _say(failures)
     if reason is not None:
@@ -184,9 +228,9 @@ def create(study: StudyFile, storage: Storage = STORAGE) -> None:
     with _opened(storage, create=True) as database:
         stored = put_study(database, spec)
         queue.fill(stored)
-        print(status_text(status_of(stored)))  # noqa: T201
+        _print(status_text(status_of(stored)))
         for token in stored.trusts.tokens:
-            print(f"  trust     work {spec.name} --trust {shlex.quote(token)}, or work {study}")  # noqa: T201
+            _print(f"  trust     work {spec.name} --trust {shlex.quote(token)}, or work {study}")
 
 
 @app.command()
@@ -210,6 +254,7 @@ def work(
         bool, typer.Option("--leave-on-eof", help="Leave when standard input ends, as when ssh is cut.")
     ] = False,
     checkpoints: Checkpoints = str(CHECKPOINTS),
+    logs: Logs = LOGS,
     grace: Annotated[
         float, typer.Option(metavar="SECONDS", min=1, help="To leave in after SIGTERM, SIGINT or SIGUSR1.")
     ] = LEAVE_SECONDS,
@@ -218,7 +263,11 @@ def work(
     os.environ.setdefault(*REPRODUCIBLE)  # before torch multiplies anything
     for number in (signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, _hand_back)  # until the imports are done that take a second
-    from floodsearch.files import check_place, is_url
+    refuse("a worker")
+    log.setLevel(min(log.level, logging.INFO))
+    keep_stdout()
+    folders = tuple(map(Path, json.loads(os.environ.pop(FOLDERS, "") or "[]")))
+    from floodsearch.files import check_place
     from floodsearch.heart import Leave, Settings
 
     leave = Leave()
@@ -227,18 +276,24 @@ def work(
     from floodsearch.trust import trust_by
     from floodsearch.worker import work as train
 
-    refuse("a worker")
-    log.setLevel(min(log.level, logging.INFO))
-    _import_from_here(Path.cwd())
     if leave_on_eof:
         leave.on_end_of(sys.stdin.buffer)
     trusts = trust_by(trust or ())
-    spec = _read(Path(name)) if name.endswith(".toml") else None
+    spec = None
+    if name.endswith(".toml"):
+        file = expanded(Path(name))
+        spec, folders = _read(file), beside(file)
+    search_in((*folders, Path.cwd()))
     check_place(checkpoints)
     with _joined(storage, launched=leave_on_eof) as database:
         study = find_study(database, name, trusts) if spec is None else find_study_of(database, spec)
+        if study.spec.command is not None:
+            check_place(logs / study.name, "logs")
         place = checkpoints if is_url(checkpoints) else Path(checkpoints).absolute()
-        reason = train(study, Settings(device=device, threads=threads, checkpoints=place), leave)
+        settings = Settings(
+            device=device, threads=threads, checkpoints=place, logs=logs.absolute(), folders=folders
+        )
+        reason = train(study, settings, leave)
         log.info("leaving: %s", reason)
     if leave.signal is not None or leave.abandoned:
         raise typer.Exit(leave.status)
@@ -263,13 +318,13 @@ def status(
             if as_json:
                 _print_json(dataclasses.asdict(one))
             else:
-                print("\n".join(filter(None, (status_text(one), notes_text(one)))))  # noqa: T201
+                _print("\n".join(filter(None, (status_text(one), notes_text(one)))))
             return
         found = [status_of(find_study(database, each)) for each in study_names(database)]
         if as_json:
             _print_json([dataclasses.asdict(one) for one in found])
         else:
-            print("\n".join(map(status_text, found)) or f"no studies in {database.name}")  # noqa: T201
+            _print("\n".join(map(status_text, found)) or f"no studies in {database.name}")
 
 
 @app.command()
@@ -283,7 +338,7 @@ def best(name: Name, storage: Storage = STORAGE, as_json: AsJson = False) -> Non
         if as_json:
             _print_json(dataclasses.asdict(found))
         else:
-            print(best_text(found))  # noqa: T201
+            _print(best_text(found))
     if found.failed:
         raise typer.Exit(FAILED)
 
@@ -291,7 +346,10 @@ def best(name: Name, storage: Storage = STORAGE, as_json: AsJson = False) -> Non
 @app.command()
 def weights(
     name: Name,
-    out: Annotated[Path, typer.Option(metavar="FOLDER", help="Where to copy them.", show_default=False)],
+    out: Annotated[
+        Path,
+        typer.Option(metavar="FOLDER", help="Where to copy them.", show_default=False, callback=_at_home),
+    ],
     storage: Storage = STORAGE,
     checkpoints: Checkpoints = str(CHECKPOINTS),
 ) -> None:
@@ -303,7 +361,7 @@ def weights(
     with _found(storage, name, read_only=True) as study:
         found = answer(study)
         copied = copy_weights(study, found, checkpoints, out)
-        print(weights_text(found, study.spec.training.keep, copied))  # noqa: T201
+        _print(weights_text(found, study.spec.training.keep, copied))
 
 
 @app.command()
@@ -314,19 +372,24 @@ def export(
     curves: Annotated[
         bool, typer.Option("--curves", help="One row a seed and epoch instead of a trial.")
     ] = False,
-    out: Annotated[Path | None, typer.Option(metavar="FILE", help="Standard output by default.")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Standard output by default.", callback=_at_home),
+    ] = None,
 ) -> None:
     """Write the data of a study."""
     from floodsearch.report.export import FORMATS, curve_rows, trial_rows
 
     if form not in FORMATS:
         raise UsageError(f"format {form!r} is not known; use {', '.join(FORMATS)}")
-    if form == "parquet" and out is None and sys.stdout.isatty():
+    shown = out is None and stdout().isatty()
+    if form == "parquet" and shown:
         raise UsageError("parquet is not text; give --out FILE or redirect the output")
     with _found(storage, name, read_only=True) as study:
-        content = FORMATS[form](*(curve_rows(study) if curves else trial_rows(study)))
+        columns, rows = curve_rows(study) if curves else trial_rows(study)
+    content = FORMATS[form](columns, one_line(rows) if shown and form == "csv" else rows)
     if out is None:
-        sys.stdout.buffer.write(content)
+        _write(content)
         return
     try:
         out.write_bytes(content)
@@ -382,10 +445,10 @@ def check(
         }
         _print_json({**content, **extra})
         return
-    print("\n".join(f"{key} = {json.dumps(value)}" for key, value in _flattened(content)))  # noqa: T201
-    print(forecast_text(spec, count, expected, seconds, times))  # noqa: T201
+    _print("\n".join(f"{key} = {json.dumps(value)}" for key, value in _flattened(content)))
+    _print(forecast_text(spec, count, expected, seconds, times))
     if trust is not None:
-        print(f"other machines trust its code by: floodsearch work {spec.name} --trust {shlex.quote(trust)}")  # noqa: T201
+        _print(f"other machines trust its code by: floodsearch work {spec.name} --trust {shlex.quote(trust)}")
 
 
 def _timed(spec: Spec, stages: list[Stage] | None, speed: str | None, measure: str | None) -> list[Timed]:
@@ -428,7 +491,7 @@ def stop(name: Name, storage: Storage = STORAGE) -> None:
     with _found(storage, name) as study:
         study.require_unchanged()
         study.stop(STOPPED_BY_COMMAND)
-        print(f"{name}: no more tickets are handed out; workers leave within a few seconds")  # noqa: T201
+        _print(f"{name}: no more tickets are handed out; workers leave within a few seconds")
 
 
 @app.command()
@@ -436,13 +499,15 @@ def logs(
     name: Name,
     lines: Annotated[int, typer.Option(metavar="N", min=1, help="The last ones of each worker.")] = 10,
     follow: Annotated[bool, typer.Option("--follow", help="Go on until Ctrl-C.")] = False,
+    logs: Logs = LOGS,
 ) -> None:
     """Show what the workers of a study said that was launched in this folder."""
     from floodsearch.launchers.local import POLL_SECONDS, log_lines
 
-    for line in log_lines(name, lines):
+    for line in log_lines(name, lines, logs):
         if line:
-            print(line, flush=True)  # noqa: T201
+            if not _print(line):
+                return
         elif not follow:
             return
         else:
@@ -471,12 +536,12 @@ def delete(
             )
         if not yes:
             trained = f"{now.trials.total} tickets, {now.epochs_run:,} epochs trained"
-            typer.confirm(f"delete study {name} ({trained}) from {study.database.name}?", abort=True)
+            _confirm(f"delete study {name} ({trained}) from {study.database.name}?")
         if copied := delete_study(study):
             _say(f"its curves and files stay: {', '.join(copied)} has them too, as somebody copied the study")
         else:
             _remove_files(files_at(checkpoints).within(study.folder))
-    print(f"{name}: deleted")  # noqa: T201
+    _print(f"{name}: deleted")
 
 
 def _remove_files(files: Files) -> None:
@@ -524,24 +589,37 @@ def serve(
 
 def main() -> None:
     """Run the command line; every expected error is one message on stderr."""
-    with _signals_obeyed():
-        _run()
+    with _signals_obeyed(), standard_streams():
+        sys.exit(_run())
 
 
-def _run() -> None:
+def _run() -> int:
+    """Run the command line; return its exit status."""
     try:
+        _check_current_folder()
         _read_environment()
-        sys.exit(app(standalone_mode=False) or DONE)
+        return app(standalone_mode=False) or DONE
     except KeyboardInterrupt:
-        sys.exit(INTERRUPTED)
-    except BrokenPipeError:  # `floodsearch export ... | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(FAILED)
-    except Exception as error:
-        if log.isEnabledFor(logging.DEBUG):
+        return INTERRUPTED
+    except SystemExit as error:
+        if not isinstance(error.__context__, BrokenPipeError):
             raise
+        return DONE  # `floodsearch --help | head`, of which rich makes this
+    except BrokenPipeError:
+        mute(stdout())
+        return DONE
+    except Exception as error:
+        log.debug("this ended it:", exc_info=error)
         _say(_message(error))
-        sys.exit(_exit_status(error))
+        return _exit_status(error)
+
+
+def _check_current_folder() -> None:
+    """Say at once that the current folder was deleted: torch and others fail on it in words of their own."""
+    try:
+        Path.cwd()
+    except OSError as error:
+        raise UsageError(f"the current folder cannot be used ({error.strerror}); cd to another one") from None
 
 
 def _read_environment() -> None:
@@ -557,7 +635,7 @@ def _read_environment() -> None:
     if path is None or "FLOODSEARCH_STORAGE" in os.environ:
         return
     try:
-        url = Path(path).read_text(encoding="utf-8").strip()
+        url = expanded(Path(path)).read_text(encoding="utf-8-sig").strip()
     except (OSError, UnicodeDecodeError) as error:
         why = getattr(error, "strerror", None) or "it is no text"
         raise UsageError(f"FLOODSEARCH_STORAGE_FILE is {path}, which cannot be read: {why}") from None
@@ -573,6 +651,8 @@ def _message(error: Exception) -> str:
         return str(error)
     if hasattr(error, "format_message"):  # typer's own: an unknown option, a missing argument
         return f"{error.format_message()} See floodsearch --help.".strip()
+    if isinstance(error, OSError) and error.filename is None and error.errno in NOT_WRITTEN:
+        return f"standard output cannot be written: {error.strerror}"
     first = str(error).splitlines()[0] if str(error) else ""
     return f"unexpected {type(error).__name__}: {first} (floodsearch --debug ... shows where)"
 
@@ -654,20 +734,18 @@ def _joined(storage: str, *, launched: bool) -> Iterator[Database]:
         yield database
 
 
-def _import_from_here(folder: Path) -> None:
-    """Let a study name modules beside its file and in the current folder, as `python -m` would."""
-    for path in (str(folder.absolute()), str(Path.cwd())):
-        if path not in sys.path:
-            sys.path.insert(0, path)
-
-
 def _read(path: Path) -> Spec:
-    """Return the spec of a study file, whose modules are found beside it and in the current folder."""
+    """Return the spec of a study file, whose code is found beside it and in the current folder.
+
+    What that code prints goes to standard error from now on.
+    """
     from floodsearch.catalog import known
     from floodsearch.studyfile import read
 
-    _import_from_here(path.parent)
-    return read(path, known())
+    keep_stdout()
+    folders = beside(path)
+    search_in(folders)
+    return read(path, known(folders))
 
 
 def _show(launched: Launch) -> None:
@@ -713,7 +791,8 @@ def _view(status: StudyStatus) -> Table:
     told = "pilot" if status.piloting else "" if share is None else f"{share:.0%}"
     bar = Table.grid(padding=(0, 1))
     total = None if share is None else 1.0
-    bar.add_row(status.name, ProgressBar(total=total, completed=share or 0.0, width=40), told)
+    progress = ProgressBar(total=total, completed=share or 0.0, width=40)
+    bar.add_row(Text(one_line(status.name)), progress, told)
     view = Table.grid()
     view.add_row(bar)
     for line in (stage_text(status), found_text(status), *crew_lines(status)):
@@ -730,9 +809,56 @@ def _flattened(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, An
             yield prefix + key, value
 
 
+def _confirm(question: str) -> None:
+    """Ask a person; return if the answer is yes.
+
+    Raises:
+        UsageError: if there is nobody to ask.
+        typer.Exit: if the answer is another.
+    """
+    from rich.console import Console
+    from rich.prompt import Confirm
+    from rich.text import Text
+
+    console = Console(stderr=True)
+    try:
+        if Confirm.ask(Text(escaped(question)), console=console, default=False):
+            return
+    except EOFError:
+        console.print()  # ends the line of the question
+        if not sys.stdin.isatty():
+            raise UsageError("nothing was deleted: there is no terminal to ask on; add --yes") from None
+    _say("nothing was deleted")
+    raise typer.Exit(FAILED)
+
+
+def _print(text: str) -> bool:
+    """Print a text as a terminal takes it; return whether anybody still reads it."""
+    try:
+        print(escaped(text), file=stdout(), flush=True)
+    except BrokenPipeError:  # `floodsearch logs ... | head`: the reader has what it wanted
+        mute(stdout())
+        return False
+    return True
+
+
 def _print_json(content: object) -> None:
-    print(json.dumps(content, indent=2))  # noqa: T201
+    # The only character that JSON leaves as it is, and a terminal does not show.
+    _print(json.dumps(content, indent=2).replace("\x7f", "\\u007f"))
+
+
+def _write(content: bytes) -> None:
+    """Write data as they are to standard output, or as text to a terminal."""
+    if stdout().isatty():
+        _print(content.decode().removesuffix("\n"))
+    else:
+        stdout().buffer.write(content)
+        stdout().buffer.flush()
 
 
 def _say(message: str) -> None:
-    print(f"floodsearch: {message}", file=sys.stderr)  # noqa: T201
+    """Tell a person something; without anybody who listens, the command goes on."""
+    try:
+        print(f"floodsearch: {indented(message)}", file=sys.stderr, flush=True)  # noqa: T201
+    except OSError:
+        mute(sys.stderr)

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import os
+import re
 import shlex
 import string
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from floodsearch.spec import Setting
 
 PLACEHOLDERS = ("level", "seed", "epochs", "device")
 """Beside the study's own settings."""
+INTERPRETER = re.compile(r"(python|pypy)[0-9.]*|(ba|da|z|k)?sh|Rscript|julia|perl|ruby|node|torchrun")
+SCRIPTS = (".py", ".sh", ".R", ".r", ".jl", ".pl", ".rb", ".js")
+"""How the files end that an interpreter is given."""
 
 
 def placeholders(command: str) -> list[str]:
@@ -42,10 +47,61 @@ def filled(command: str, values: Mapping[str, Setting | None]) -> list[str]:
     return [word.format_map(texts) for word in shlex.split(command)]
 
 
-def script_of(command: str) -> Path | None:
-    """Return the first file of the current folder that a command names, such as its script, or None."""
-    files = (Path(word) for word in shlex.split(command))
-    return next((path for path in files if path.is_file()), None)
+def located(words: Sequence[str], folders: Sequence[Path]) -> list[str]:
+    """Return the words of a command in which relative paths are those of files that are there.
+
+    Args:
+        words: a program and its arguments. A path is a word of its own, or follows the `=` of an option; as
+            the program it has a slash, since other names are looked up on the PATH.
+        folders: where to look, the first one first. What is in none of them stays as it is, and so does what
+            is found in the current folder, in which the command runs.
+    """
+    program, *arguments = words
+    return [
+        _located(program, folders) if os.sep in program else program,
+        *(
+            option + equals + _located(path, folders)
+            for option, equals, path in (_option(word) for word in arguments)
+        ),
+    ]
+
+
+def _option(word: str) -> tuple[str, str, str]:
+    """Return what of an argument may be a path as the last part of three, which are the whole."""
+    return word.partition("=") if word.startswith("-") and "=" in word else ("", "", word)
+
+
+def _located(path: str, folders: Sequence[Path]) -> str:
+    here = Path.cwd()
+    # `os.path`, as a word may be no path at all, or longer than one may be.
+    found = next((one for one in folders if os.path.isfile(one / path)), here)  # noqa: PTH113
+    return path if found == here else str(found / path)
+
+
+def missing_script(words: Sequence[str]) -> str | None:
+    """Return the script that the interpreter of a located command is given, if that is not there."""
+    program, *arguments = words
+    if "-c" in arguments or not _interprets(program):
+        return None
+    scripts = (word for word in arguments if word.endswith(SCRIPTS) and not word.startswith("-"))
+    script = next(scripts, None)
+    return None if script is None or "{" in script or Path(script).is_file() else script
+
+
+def _interprets(program: str) -> bool:
+    return INTERPRETER.fullmatch(Path(program).name) is not None
+
+
+def script_of(command: str, folders: Sequence[Path] = ()) -> Path | None:
+    """Return the first file that a command names, such as its script, or None.
+
+    Args:
+        command: with placeholders.
+        folders: where its files are looked for before the current folder.
+    """
+    program, *arguments = located(shlex.split(command), folders)
+    words = arguments if _interprets(program) else [program, *arguments]
+    return next((Path(word) for word in words if os.path.isfile(word)), None)  # noqa: PTH113
 
 
 def _text(value: Setting | None) -> str:

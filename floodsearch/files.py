@@ -65,15 +65,19 @@ def files_at(where: Path | str) -> Files:
     """Return the files of a folder, or of a URL such as `s3://BUCKET/PREFIX`.
 
     Raises:
-        UsageError: if a URL cannot be used here.
+        UsageError: if a URL cannot be used here, or a folder is in the home of nobody.
     """
     if not str(where).strip():
         raise UsageError("the place of the checkpoints is empty; give a folder, or leave it out")
-    return Bucket(str(where)) if is_url(where) else Folder(Path(where).absolute())
+    return Bucket(str(where)) if is_url(where) else Folder(expanded(Path(where)).absolute())
 
 
-def check_place(where: Path | str) -> None:
+def check_place(where: Path | str, use: str = "checkpoints") -> None:
     """Say now what would be a warning in the log of each worker: that nothing can be kept at a place.
+
+    Args:
+        where: a folder or a URL.
+        use: what is to be kept there.
 
     Raises:
         UsageError: if nothing can be written there.
@@ -83,7 +87,21 @@ def check_place(where: Path | str) -> None:
         files.check()
     except OSError as error:
         why = hushed(str(error.strerror or error), str(where))
-        raise UsageError(f"{shown(str(where))} cannot be used for checkpoints: {why}") from None
+        raise UsageError(f"{shown(str(where))} cannot be used for {use}: {why}") from None
+
+
+def expanded(path: Path) -> Path:
+    """Return a path with the home of a user in the place of `~` or `~NAME`.
+
+    Raises:
+        UsageError: if that home is not known.
+    """
+    try:
+        return path.expanduser()
+    except RuntimeError:
+        raise UsageError(
+            f"{path} cannot be found: the home {path.parts[0]} is not known; write it out"
+        ) from None
 
 
 def is_url(where: Path | str) -> bool:
@@ -188,7 +206,7 @@ class Folder:
 
     def check(self) -> None:
         """Raise OSError if the folder is none or may not be written, or could not be made."""
-        there = next(path for path in (self.path, *self.path.parents) if path.exists())
+        there = next(path for path in (self.path, *self.path.parents) if path.exists() or path.is_symlink())
         if not there.is_dir():
             raise NotADirectoryError(errno.ENOTDIR, f"{there} is no folder")
         if not os.access(there, os.W_OK | os.X_OK):

@@ -125,6 +125,7 @@ class Settings:
         grace_seconds: silence after which a worker is taken for dead; the same for all workers.
         checkpoints: the folder or URL of those of all studies.
         logs: the folder of what workers and scripts print.
+        folders: where files of a command are looked for before the current folder.
     """
 
     device: str = "auto"
@@ -134,6 +135,7 @@ class Settings:
     # Absolute, as a user's code may change the current folder.
     checkpoints: Path | str = field(default_factory=CHECKPOINTS.absolute, repr=False)
     logs: Path = field(default_factory=LOGS.absolute)
+    folders: tuple[Path, ...] = ()
 
     def files(self, study: StoredStudy) -> Files:
         """Return the files of a study."""

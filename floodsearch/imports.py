@@ -1,17 +1,54 @@
-"""Code of the user's own, imported by the name that a study file gives it."""
+"""Code of the user's own: where it lies, and imported by the name that a study file gives it."""
 
 from __future__ import annotations
 
 import importlib
+import os
+import site
+import sys
 import sysconfig
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from floodsearch import nesting
 from floodsearch.errors import NestedError, TaskError, named, pass_on_ctrl_c
+
+FOLDERS = "FLOODSEARCH_FOLDERS"
+"""The environment variable in which a launch tells its workers where the user's code lies, as JSON."""
+PYTHONS = {*sys.stdlib_module_names, "test"}
+"""The names of Python's own modules."""
+
+
+def beside(study: Path) -> tuple[Path, ...]:
+    """Return where the code that a study file names lies: beside it, beside what it links to, or here."""
+    found = (study.absolute().parent, Path(os.path.realpath(study)).parent, Path.cwd())
+    return tuple(dict.fromkeys(found))
+
+
+def own_folders() -> tuple[Path, ...]:
+    """Return the folders from which this process imports, but those of Python and of installed packages."""
+    others = {*_library(), *site.getsitepackages(), site.getusersitepackages()}
+    return tuple(Path(folder).absolute() for folder in sys.path if folder and folder not in others)
+
+
+def search_in(folders: Iterable[Path]) -> None:
+    """Let modules be found in more folders: after Python's own modules, before installed packages.
+
+    So a file of the user's that is called `random.py` or `secrets.py` breaks nobody who wants Python's.
+    """
+    new = [folder for folder in dict.fromkeys(map(str, folders)) if folder not in sys.path]
+    library = _library()
+    position = max((sys.path.index(one) + 1 for one in library if one in sys.path), default=0)
+    sys.path[position:position] = new
+
+
+def _library() -> tuple[str, str]:
+    """Return the folders of Python's own modules."""
+    library = str(Path(os.__file__).parent)
+    return library, os.path.join(library, "lib-dynload")  # noqa: PTH118 - compared with entries of sys.path
 
 
 def find_code(reference: str, wanted: str) -> Callable[..., Any]:
@@ -25,6 +62,11 @@ def find_code(reference: str, wanted: str) -> Callable[..., Any]:
         TaskError: if it cannot be imported, saying which import failed, or is not callable.
     """
     module_name, _, name = reference.partition(":")
+    if (top := module_name.partition(".")[0]) in PYTHONS:
+        raise TaskError(
+            f"{reference!r} cannot be imported: Python has a module {top!r} of its own, which comes first; "
+            "give yours another name"
+        )
     try:
         with nesting.importing(reference):
             module = importlib.import_module(module_name)
@@ -43,7 +85,8 @@ def find_code(reference: str, wanted: str) -> Callable[..., Any]:
         ) from error
     found = getattr(module, name, None)
     if found is None:
-        raise TaskError(f"{reference!r} cannot be imported: {module_name} has no {name!r}")
+        where = f" ({module.__file__})" if getattr(module, "__file__", None) else ""
+        raise TaskError(f"{reference!r} cannot be imported: {module_name} has no {name!r}{where}")
     if not callable(found):
         raise TaskError(f"{reference!r} is a {type(found).__name__}, not {wanted}")
     return found  # type: ignore[no-any-return]

@@ -60,7 +60,8 @@ class Loops:
         spec = trusted.spec
         self.starts_again = spec.command is not None
         if spec.command is not None:
-            self.loop: Loop = Script(command_of(trusted), settings.logs / spec.name, leave.wanted.is_set)
+            command, outputs = command_of(trusted, settings.folders), settings.logs / spec.name
+            self.loop: Loop = Script(command, outputs, leave.wanted.is_set, settings.folders)
         else:
             self.loop = loop_of(trusted)
         self.device, self.settings = device, settings

@@ -124,13 +124,16 @@ def read(path: Path, known: Known) -> Spec:
         StudyFileError: with all problems, if it cannot be read or used.
     """
     try:
-        raw = tomllib.loads(path.read_text(encoding="utf-8"))
+        raw = tomllib.loads(path.read_text(encoding="utf-8-sig"))  # without the mark of some editors
     except FileNotFoundError:
         raise StudyFileError(
             str(path), [Problem("file", "does not exist; give the path of a .toml file")]
         ) from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise StudyFileError(str(path), [Problem("file", f"cannot be read: {error}")]) from None
+    except OSError as error:
+        raise StudyFileError(str(path), [Problem("file", f"cannot be read: {error.strerror}")]) from None
+    except UnicodeDecodeError as error:
+        has = f"cannot be read: byte {error.start + 1} is not UTF-8; save it as UTF-8"
+        raise StudyFileError(str(path), [Problem("file", has)]) from None
     except (ValueError, RecursionError) as error:  # also numbers and nesting beyond all bounds
         raise StudyFileError(str(path), [Problem("file", f"is not valid TOML: {error}")]) from None
     return parse(raw, known, source=str(path))

@@ -65,7 +65,7 @@ def work(study: StoredStudy, settings: Settings, leave: Leave, trainer: Trainer 
         torch.set_num_threads(settings.threads)
     engines = study.spec.task is not None
     own = Cohorts(device, settings.checkpoints) if engines else Loops(trusted, device, settings, leave)
-    revision = code_revision(trusted)
+    revision = code_revision(trusted, settings.folders)
     if engines:
         choose_kernels(study.spec.arithmetic)
     enter = partial(

@@ -7,6 +7,7 @@ import copy
 import dataclasses
 import importlib
 import json
+import logging
 import os
 import shutil
 import signal
@@ -182,6 +183,29 @@ def database(storage_url: str) -> Iterator[Database]:
     opened = open_database(storage_url, create=True)
     yield opened
     opened.close()
+
+
+@pytest.fixture
+def command(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Iterator[Callable[..., tuple[int, str, str]]]:
+    """Run the command line in this process; give its exit status, and what it printed to both streams."""
+    from floodsearch import cli
+
+    loggers = [logging.getLogger(name) for name in ("floodsearch", "optuna.storages")]
+    levels = [logger.level for logger in loggers]
+    path = list(sys.path)
+
+    def run(*arguments: str | Path) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["floodsearch", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        return int(ended.value.code or 0), *capsys.readouterr()
+
+    yield run
+    sys.path[:] = path
+    for logger, level in zip(loggers, levels, strict=True):
+        logger.setLevel(level)
 
 
 CROWD = """

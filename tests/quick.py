@@ -29,7 +29,7 @@ def hurry() -> None:
 if __name__ == "__main__":
     from floodsearch.cli import main
 
-    local.FLOODSEARCH = (sys.executable, "-m", "tests.quick")
+    local.FLOODSEARCH = (sys.executable, "-P", __file__)
     if "work" in sys.argv:
         hurry()
     main()

@@ -6,6 +6,7 @@ gone: its standard input is a pipe whose other end the launch holds.
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import signal
@@ -25,7 +26,8 @@ from floodsearch.catalog import known
 from floodsearch.defaults import CHECKPOINTS, LOGS, STORAGE
 from floodsearch.devices import devices, find_device
 from floodsearch.errors import UsageError, WorkersFailedError
-from floodsearch.files import Folder, check_place
+from floodsearch.files import Folder, check_place, expanded
+from floodsearch.imports import FOLDERS, beside, own_folders
 from floodsearch.launchers.supervision import Death, Patience, last_line, memory_kills
 from floodsearch.nesting import refuse
 from floodsearch.records import BestLevel, StudyStatus, WorkerRecord
@@ -37,8 +39,9 @@ from floodsearch.storage.database import open_database
 from floodsearch.storage.studies import StoredStudy, put_study, read_trials
 from floodsearch.studyfile import parse, read
 
-FLOODSEARCH = (sys.executable, "-m", "floodsearch")
-"""The command line, as processes of our own are started."""
+FLOODSEARCH = (sys.executable, "-P", str(Path(__file__).parents[1] / "__main__.py"))
+"""The command line, as processes of our own are started: this package, and no module of the current folder
+in the place of Python's own."""
 DONE, WRONG_USE = 0, 2
 """Exit statuses of a worker that has no more to do, and of one that can never work as it was told."""
 POLL_SECONDS = 0.5
@@ -96,6 +99,7 @@ def launch(
     devices: str = "auto",
     workers_per_device: int | None = None,
     checkpoints: Path | str = CHECKPOINTS,
+    logs: Path | str = LOGS,
 ) -> BestLevel:
     """Create or resume a study, train it with local workers and return the answer.
 
@@ -107,6 +111,7 @@ def launch(
         workers_per_device: instead of `workers`: processes on each device, for models that do not fill a GPU.
         checkpoints: the folder or URL from which workers go on; one that other machines see lets them do so
             too.
+        logs: the folder for what the workers say.
 
     Raises:
         UsageError: for bad input, before anything is created.
@@ -117,16 +122,23 @@ def launch(
     What happens to workers on the way is logged as warnings.
     """
     refuse("a search")
-    if isinstance(study, Mapping):
+    folders = own_folders()
+    if isinstance(study, Spec):
+        spec = study
+    elif isinstance(study, Mapping):
         spec = parse(study, known())
     else:
-        spec = study if isinstance(study, Spec) else read(Path(study), known())
+        path = expanded(Path(study))
+        folders = (*beside(path), *folders)
+        spec = read(path, known(folders))
+    logs = expanded(Path(logs))
     crew = Crew.of(devices, workers, workers_per_device, available_cores(), queue.portions(spec))
     check_place(checkpoints)
+    check_place(logs / spec.name, "logs")
     with open_database(storage, create=True) as database:
         stored = put_study(database, spec)
         queue.fill(stored)
-        with Launch(stored, storage, crew, checkpoints=checkpoints) as launched:
+        with Launch(stored, storage, crew, logs=logs, checkpoints=checkpoints, folders=folders) as launched:
             for look in launched.watch():
                 for said in look.said:
                     log.warning(said)
@@ -182,6 +194,7 @@ class Launch:
         crew: how many and where.
         logs: the folder for one log file a worker.
         checkpoints: the folder or URL of those of all studies.
+        folders: where the user's code lies.
     """
 
     study: StoredStudy
@@ -189,6 +202,7 @@ class Launch:
     crew: Crew
     logs: Path = LOGS
     checkpoints: Path | str = field(default=CHECKPOINTS, repr=False)
+    folders: Sequence[Path] = ()
     slots: list[Slot] = field(default_factory=list)
     memory_kills: int = field(default_factory=memory_kills)
 
@@ -210,12 +224,12 @@ class Launch:
 
     def _start(self, device: str, log: Path) -> subprocess.Popen[bytes]:
         command = [*FLOODSEARCH, "work", self.study.name, "--leave-on-eof"]
-        command += ["--device", device]
+        command += ["--device", device, "--logs", str(self.logs)]
         for token in sorted(self.study.trusts.tokens):  # of the spec that was launched, not of the stored one
             command += ["--trust", token]
-        # Workers find the modules that this process finds, and read the URL where `ps` does not show it.
-        path = os.pathsep.join(folder for folder in sys.path if folder)
-        environment = {**os.environ, "PYTHONPATH": path, "FLOODSEARCH_STORAGE": self.storage}
+        # Workers find the code that this process finds, and read URLs where `ps` does not show them.
+        folders = json.dumps([str(folder) for folder in self.folders])
+        environment = {**os.environ, FOLDERS: folders, "FLOODSEARCH_STORAGE": self.storage}
         environment["FLOODSEARCH_CHECKPOINTS"] = str(self.checkpoints)
         if device == "cpu":
             command += ["--threads", str(self.crew.threads)]
@@ -442,7 +456,9 @@ def log_lines(name: str, last: int, logs: Path = LOGS) -> Iterator[str]:
         UsageError: if there are none.
     """
     if not (logs / name).is_dir():
-        raise UsageError(f"there are no logs of {name!r} in {logs.absolute()}; ask where it was launched")
+        raise UsageError(
+            f"there are no logs of {name!r} in {logs.absolute()}; ask where it was launched, or give --logs"
+        )
     read: dict[Path, int] = {}
     while True:
         for path in sorted(one for one in (logs / name).rglob("*.log") if not one.is_symlink()):

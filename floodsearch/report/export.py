@@ -76,13 +76,13 @@ def as_csv(columns: Sequence[str], rows: Sequence[Row]) -> bytes:
         {name: json.dumps(value) if isinstance(value, list) else value for name, value in row.items()}
         for row in rows
     )
-    return text.getvalue().encode()
+    return _utf8(text.getvalue())
 
 
 def as_json(columns: Sequence[str], rows: Sequence[Row]) -> bytes:
     """Return a JSON list of objects."""
     del columns
-    return (json.dumps(list(rows), indent=1) + "\n").encode()
+    return (json.dumps(list(rows), indent=1) + "\n").replace("\x7f", "\\u007f").encode()
 
 
 def as_parquet(columns: Sequence[str], rows: Sequence[Row]) -> bytes:
@@ -90,10 +90,19 @@ def as_parquet(columns: Sequence[str], rows: Sequence[Row]) -> bytes:
     import pyarrow
     from pyarrow import parquet
 
-    table = pyarrow.table({name: [row[name] for row in rows] for name in columns})
+    table = pyarrow.table({name: [_storable(row[name]) for row in rows] for name in columns})
     sink = pyarrow.BufferOutputStream()
     parquet.write_table(table, sink)
     return bytes(sink.getvalue().to_pybytes())
+
+
+def _storable(value: Any) -> Any:
+    return _utf8(value).decode() if isinstance(value, str) else value
+
+
+def _utf8(text: str) -> bytes:
+    """Return a text as UTF-8, with escapes for halves of characters: JSON may hold them, UTF-8 may not."""
+    return text.encode(errors="backslashreplace")
 
 
 FORMATS: Mapping[str, Callable[[Sequence[str], Sequence[Row]], bytes]] = {

@@ -19,6 +19,7 @@ from floodsearch.records import (
     WorkerStatus,
 )
 from floodsearch.spec import Keep, Spec
+from floodsearch.terminal import one_line
 
 ENDED = ("pruned", "failed")
 """States in which a ticket stays without a value at its end."""
@@ -30,6 +31,7 @@ MOST_NAMED = 8
 
 def best_text(best: BestLevel) -> str:
     """Return the answer in a few lines; the last one is to be pasted into a training loop."""
+    best = one_line(best)
     plain = best.baseline
     rows = [
         (best.metric, _versus(best.value, best.value_se, plain.value if plain else None)),
@@ -69,17 +71,19 @@ def paste_line(best: BestLevel) -> str:
 
 def weights_text(best: BestLevel, keep: Keep, copied: Sequence[Path]) -> str:
     """Return which weights were copied, and where they are."""
+    best, paths = one_line(best), one_line(list(map(str, copied)))
     beside = "".join(f", {name} = {value}" for name, value in best.parameters.items())
     level = f"level {best.level:g}{beside}" + (" (no flooding)" if best.level == 0 else "")
     epoch = "best validation" if keep == "best" else "last epoch"
     so_far = "" if best.finished else "; provisional, the search goes on"
     return "\n".join(
-        [f"{best.study}: weights of {level}, {epoch} of each seed{so_far}", *(f"  {path}" for path in copied)]
+        [f"{best.study}: weights of {level}, {epoch} of each seed{so_far}", *(f"  {path}" for path in paths)]
     )
 
 
 def status_text(status: StudyStatus) -> str:
     """Return where a study stands, in a few lines."""
+    status = one_line(status)
     state = status.stopped or ("finished" if status.finished else f"{status.workers} workers alive")
     if status.finished and not status.trials.unfinished:
         state = "finished"  # the budget may be spent as well, but nothing is left of it
@@ -111,6 +115,7 @@ def status_text(status: StudyStatus) -> str:
 
 def notes_text(status: StudyStatus) -> str:
     """Return why tickets were pruned, by the rung where they were, and why others were taken up again."""
+    status = one_line(status)
     by_epoch: dict[int, list[TicketNote]] = {}
     again = []
     for note in status.notes:
@@ -162,6 +167,7 @@ def progress_text(status: StudyStatus) -> str:
 
 def stage_text(status: StudyStatus) -> str:
     """Return what a study trains now, how much of what is expected it has trained, and how long it takes."""
+    status = one_line(status)
     if status.piloting:
         return f"pilot: looking for the highest level · {status.epochs_run:,} epochs"
     parts = []

@@ -15,6 +15,7 @@ from filelock import FileLock
 from torch import Tensor
 
 from floodsearch.errors import TaskError
+from floodsearch.files import expanded
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,7 +130,7 @@ def load(name: str, data_dir: str, *, download: bool) -> ImageSet:
     Raises:
         TaskError: if it is not there, damaged, or cannot be fetched.
     """
-    source, folder = SOURCES[name], Path(data_dir).expanduser()
+    source, folder = SOURCES[name], expanded(Path(data_dir))
     datasets = _torchvision_datasets()
     try:
         with _alone_in(folder) if download else contextlib.nullcontext():

@@ -14,12 +14,14 @@ batch is gathered, augmented and normalised there.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from floodsearch.defaults import DATA_DIR
+from floodsearch.files import expanded
 from floodsearch.tasks.augmentation import cropped, normalised
 from floodsearch.tasks.image_sets import SOURCES, Source, load
 from floodsearch.tasks.models import mlp
@@ -85,6 +87,7 @@ def _images(
         download: whether to fetch what is not there.
     """
     check_label_noise(label_noise)
+    expanded(Path(data_dir))  # says so where there is no such home
     if model != "mlp" and model not in RESNETS:
         raise ValueError(f"model must be one of mlp, {', '.join(RESNETS)}, but is {model!r}")
     source, percent = SOURCES[name], 15 if augment else 20  # of the training images, for validation

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from floodsearch import nesting
-from floodsearch.errors import NestedError, TaskError, named, pass_on_ctrl_c
+from floodsearch.errors import NestedError, TaskError, UsageError, named, pass_on_ctrl_c
 from floodsearch.imports import find_code
 from floodsearch.tasks import TASKS
 from floodsearch.tasks.tensors import samples_of, tensor_of
@@ -329,7 +329,7 @@ def build_task(reference: str, options: Mapping[str, Any], recipe: Mapping[str, 
             task = factory(**options)
     except NestedError as error:
         raise TaskError(f"{reference!r} cannot be built: {error}") from None
-    except (ValueError, TypeError) as error:  # says itself what it does not like
+    except (ValueError, TypeError, UsageError) as error:  # says itself what it does not like
         raise TaskError(f"{reference!r} cannot be built: {error}") from error
     except BaseException as error:
         pass_on_ctrl_c(error)

@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from pathlib import Path
 from typing import IO, Any
 
-from floodsearch.command import filled
+from floodsearch.command import filled, located
 from floodsearch.errors import LoopError
 from floodsearch.files import Folder
 from floodsearch.records import REPORTED
@@ -52,10 +52,13 @@ class Script:
         command: with placeholders, each a setting of the run or one of `PLACEHOLDERS`.
         outputs: the folder of all that its processes print, a file a run.
         leaving: whether the worker is to leave.
+        folders: where files of the command are looked for before the current folder.
     """
 
-    def __init__(self, command: str, outputs: Path, leaving: Callable[[], bool]) -> None:
-        self.command, self.outputs, self.leaving = command, outputs, leaving
+    def __init__(
+        self, command: str, outputs: Path, leaving: Callable[[], bool], folders: Sequence[Path] = ()
+    ) -> None:
+        self.command, self.outputs, self.leaving, self.folders = command, outputs, leaving, folders
 
     def __call__(self, run: LoopRun) -> None:
         """Train a part of a run.
@@ -71,9 +74,9 @@ class Script:
             "epochs": run.length,
             "device": str(run.device),
         }
-        words = filled(self.command, {**run.settings, **own})
+        words = located(filled(self.command, {**run.settings, **own}), self.folders)
         with Folder(self.outputs.parent).within(self.outputs.name).append(f"{run.name}.log") as output:
-            output.write(f"$ {shlex.join(words)}\n".encode())
+            output.write(f"$ {shlex.join(words)}\n".encode(errors="surrogateescape"))
             process = Process(words, output, self.leaving)
             try:
                 self._train(run, process, numbering)
