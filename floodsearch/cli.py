@@ -604,9 +604,7 @@ def _run() -> int:
     except SystemExit as error:
         if not isinstance(error.__context__, BrokenPipeError):
             raise
-        return DONE  # `floodsearch --help | head`, of which rich makes this
-    except BrokenPipeError:
-        mute(stdout())
+        mute(stdout())  # `floodsearch export ... | head`: typer ends the process so, and rich in `--help`
         return DONE
     except Exception as error:
         log.debug("this ended it:", exc_info=error)

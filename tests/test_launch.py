@@ -16,6 +16,7 @@ import sqlalchemy
 import floodsearch
 from floodsearch.analysis import count, latest
 from floodsearch.errors import UsageError, WorkersFailedError
+from floodsearch.launchers import local
 from floodsearch.storage import tables
 from floodsearch.storage.database import open_database
 from floodsearch.storage.studies import find_study, read_trials
@@ -218,8 +219,8 @@ def test_a_crew_that_cannot_be_is_refused(here, arguments, said):
 
 def test_workers_that_cannot_start_are_given_up(here, monkeypatch):
     """Workers that die whenever they are started end the launch, with their log and its last words."""
-    (here / "floodsearch").mkdir()
-    (here / "floodsearch" / "__init__.py").write_text("raise SystemExit('the disk is on fire')")
+    broken = (sys.executable, "-c", "raise SystemExit('the disk is on fire')")
+    monkeypatch.setattr(local, "FLOODSEARCH", broken)
     with pytest.raises(WorkersFailedError) as caught:
         floodsearch.launch(TINY, storage=f"sqlite:///{here}/studies.db", workers=2, devices="cpu")
     message = str(caught.value)
