@@ -228,6 +228,26 @@ def test_a_name_that_is_none_is_refused_where_it_is_read(study: StoredStudy, nam
         find_study(study.database, "tiny")
 
 
+@pytest.mark.parametrize(
+    ("here", "there", "said"),
+    [
+        ('"pruner":"none"', '"pruner":"__class__"', "search.pruner: '__class__' is not known"),
+        ('"sampler":"grid"', '"sampler":"os.system"', "search.sampler: 'os.system' is not known"),
+        ('"schedule":"constant"', '"schedule":"x"', "training.schedule: 'x' is not known"),
+        ('"settings":{}', '"settings":{"none":{"study":1}}', "search.pruner: none has no study"),
+        ('"task":"two_gaussians"', '"task":null', "task: is to be given"),
+    ],
+)
+def test_a_name_that_stands_for_nothing_is_not_looked_up(
+    study: StoredStudy, here: str, there: str, said: str
+) -> None:
+    text = study.spec.model_dump_json()
+    assert here in text
+    study.database.optuna.set_study_user_attr(study.id, SPEC, text.replace(here, there))
+    with pytest.raises(UsageError, match=said):
+        find_study(study.database, "tiny")
+
+
 def copied(study: StoredStudy, name: str = "copy") -> StoredStudy:
     """Copy a study as a dashboard does to rename it."""
     optuna.copy_study(
