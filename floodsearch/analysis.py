@@ -19,6 +19,7 @@ from floodsearch.errors import NoAnswerError
 from floodsearch.evidence import Gain, gain_over_zero
 from floodsearch.landscape import Landscape, landscape
 from floodsearch.records import (
+    BY_HAND,
     Baseline,
     BestLevel,
     Combination,
@@ -130,11 +131,13 @@ def seed_result(records: Sequence[EpochRecord], question: Question, epochs: int)
 
 
 def latest(trials: Iterable[TrialRecord]) -> dict[int, TrialRecord]:
-    """Return the newest trial of each ticket: earlier ones were lost, failed, or covered fewer seeds."""
+    """Return the newest trial of each ticket: earlier ones were lost, failed, or covered fewer seeds.
+
+    One that somebody ended or changed by hand tells of its ticket only where there is no other.
+    """
     newest: dict[int, TrialRecord] = {}
-    for trial in trials:
-        if trial.ticket not in newest or trial.number > newest[trial.ticket].number:
-            newest[trial.ticket] = trial
+    for trial in sorted(trials, key=lambda one: (one.cause != BY_HAND, one.number)):
+        newest[trial.ticket] = trial
     return newest
 
 

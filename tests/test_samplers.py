@@ -261,7 +261,7 @@ def test_a_lost_trial_gives_its_level_back(rule):
     running = search(rule, SPACES["grid"], seed=4)
     running.study.add_trial(
         optuna.create_trial(params={"level": 0.0}, distributions=running.space.distributions(), value=0.5,
-                            user_attrs={Attribute.TICKET: 0})
+                            user_attrs={Attribute.TICKET: 0, Attribute.CAUSE: "complete"})
     )  # fmt: skip
     for number in range(2):
         running.study.enqueue_trial({}, user_attrs={Attribute.TICKET: 7})

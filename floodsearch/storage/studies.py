@@ -8,7 +8,7 @@ import platform
 import shlex
 import time
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
@@ -20,8 +20,10 @@ from optuna.trial import FrozenTrial, TrialState
 from floodsearch.analysis import RUNG_VALIDATIONS, Question, recent_mean, seed_result, window_start
 from floodsearch.errors import (
     DamagedError,
+    Problem,
     StudyChangedError,
     StudyDeletedError,
+    StudyFileError,
     UnknownStudyError,
     UsageError,
 )
@@ -36,12 +38,15 @@ from floodsearch.records import (
     TrialRecord,
     ended_by_us,
 )
+from floodsearch.schedules import SCHEDULES
+from floodsearch.search.pruners import PRUNERS
+from floodsearch.search.samplers import SAMPLERS
 from floodsearch.search.space import Space, tickets
 from floodsearch.spec import AUTO, Spec, differences, from_json
 from floodsearch.storage import tables, trials
 from floodsearch.storage.database import Database
 from floodsearch.storage.rows import flag, number, parsed, read_by_optuna, text, uuid_of, whole
-from floodsearch.studyfile import ONE_LEVEL
+from floodsearch.studyfile import ONE_LEVEL, fields_of
 from floodsearch.trust import NOTHING, TrustedSpec, Trusts, trust_in
 
 SPEC, UUID, VERSIONS, STOPPED, PILOT, ENGINE = (
@@ -289,7 +294,29 @@ def _pilot(stored: object, where: str) -> Pilot:
 
 def _asked(attributes: Mapping[str, Any], name: str) -> Spec:
     where = f"the stored spec of {name!r}"
-    return from_json(text(attributes[SPEC], where), where)
+    spec = from_json(text(attributes[SPEC], where), where)
+    if problems := list(_unknown(spec)):
+        raise StudyFileError(where, problems)
+    return spec
+
+
+def _unknown(spec: Spec) -> Iterator[Problem]:
+    """Yield what names of a stored spec are none, of which nothing may be looked up."""
+    if sum(one is not None for one in (spec.task, spec.objective, spec.command)) != 1:
+        yield Problem("task", "is to be given, or an objective, or a command, and only one of them")
+    tables: dict[str, tuple[str, Mapping[str, Callable[..., Any] | None]]] = {
+        "training.schedule": (spec.training.schedule, SCHEDULES),
+        "search.sampler": (spec.search.sampler, SAMPLERS),
+        "search.pruner": (spec.search.pruner, PRUNERS),
+    }
+    for key, (name, table) in tables.items():
+        if name not in table:
+            yield Problem(key, f"{name!r} is not known; known: {', '.join(table)}")
+            continue
+        of = table[name]
+        strange = spec.settings.get(name, {}).keys() - ({} if of is None else fields_of(of)).keys()
+        if strange:
+            yield Problem(key, f"{name} has no {', '.join(sorted(strange))}")
 
 
 def put_study(database: Database, spec: Spec) -> StoredStudy:
