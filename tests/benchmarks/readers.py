@@ -113,7 +113,7 @@ def readers(url: str, folder: Path, checkout: Path) -> Iterator[dict[str, Callab
                 ask("/api/studies/1")
 
     yield {
-        WITHOUT: lambda: time.sleep(10),
+        WITHOUT: lambda: time.sleep(60),
         "best": run("best", "large"),
         "status": run("status", "large"),
         "serve": look,
