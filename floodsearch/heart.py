@@ -8,9 +8,11 @@ import signal
 import threading
 import time
 import uuid
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from queue import SimpleQueue
 from typing import IO
 
 from floodsearch import queue
@@ -74,22 +76,25 @@ class Leave:
             grace: seconds to leave in, to the end of the epoch; then `overdue` is called, if it is set, and
                 the process ended.
         """
-        heard = {"at once": 0, "by Python": 0}  # each signal comes in both ways, or at least in the second
-        lock = threading.RLock()
-
-        def hear(number: int, way: str) -> None:
-            with lock:
-                heard[way] += 1
-                if heard[way] > 1:
-                    os._exit(128 + number)
-                if self.signal is None:
-                    self.signal = number
-                    self.ask(f"signal {signal.Signals(number).name}")
-                    threading.Thread(target=self._end_after, args=[grace], daemon=True).start()
-
+        # Each comes in two ways, or, where code of the user's own listens too, in the first only. Neither a
+        # handler, which interrupts whatever the main thread does, nor its thread may wait for a lock.
+        arrivals: SimpleQueue[tuple[str, int]] = SimpleQueue()
         for number in numbers:
-            signal.signal(number, lambda number, frame: hear(number, "by Python"))
-        listen(lambda number: hear(number, "at once"))
+            signal.signal(number, lambda number, frame: arrivals.put(("by Python", number)))
+        listen(lambda number: arrivals.put(("at once", number)))
+        threading.Thread(target=self._obey, args=[arrivals, grace], name="leave", daemon=True).start()
+
+    def _obey(self, arrivals: SimpleQueue[tuple[str, int]], grace: float) -> None:
+        heard: Counter[str] = Counter()
+        while True:
+            way, number = arrivals.get()
+            heard[way] += 1
+            if heard[way] > 1:
+                os._exit(128 + number)
+            if self.signal is None:
+                self.signal = number
+                self.ask(f"signal {signal.Signals(number).name}")
+                threading.Thread(target=self._end_after, args=[grace], daemon=True).start()
 
     def _end_after(self, grace: float) -> None:
         """End the process after a grace, or soon if it has nothing to hand back."""
