@@ -255,9 +255,9 @@ def _early_stopping(best: BestLevel) -> str:
     found = best.early_stopping
     if found is None or not found.as_good:
         return ""
-    name, stopped = found.measure.replace("_", " "), "at its best validation"
-    with_flooding = f"{found.at_end:.4f} at the end with flooding, {found.stopped:.4f} {stopped}"
-    return f", but level 0 {stopped} is as good: {name} {found.unflooded:.4f}, against {with_flooding}"
+    name = found.measure.replace("_", " ")
+    numbers = f"{found.unflooded:.4f}, with flooding {found.at_end:.4f}, with both {found.stopped:.4f}"
+    return f", but early stopping without flooding is at least as good: {name} {numbers}"
 
 
 def _interval(best: BestLevel) -> str:
