@@ -299,10 +299,12 @@ def _never_flooded(best: BestLevel) -> str:
     if not never:
         return ""
     levels = f"levels up to {never[-1]:g}" if never[-1] < min(best.tried, default=math.inf) else _named(never)
-    text = f"{levels}: they are level 0"
-    if len(never) > len(best.tried):
-        text += "; most of the levels that were trained, so search higher ones, or train for more epochs"
-    return text
+    if len(never) <= len(best.tried):
+        return f"{levels}: they are level 0"
+    most = "most" if best.tried else "all"
+    return (
+        f"{levels}, {most} of those trained: they are level 0; search higher ones, or train for more epochs"
+    )
 
 
 def _named(levels: Sequence[float]) -> str:
