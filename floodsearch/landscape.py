@@ -151,7 +151,7 @@ def landscape(trials: Iterable[TrialRecord], *, maximize: bool, highest: float) 
         top=_top(levels[known], table[:, known], highest),
         highest=highest,
         beside=max((trial.beside for trial in trials), key=len),
-        # A level floods where a lower one does: what is below one that never flooded would not have either.
+        # A batch below a level is below all higher ones: what is under one that never flooded does not flood.
         untried=tuple(
             sorted(
                 level

@@ -456,7 +456,8 @@ def _rivals(first: Ticket, together: Collection[int], epoch: int) -> dict[int, S
         value = trial.intermediate_values.get(epoch)
         if not same or number is None or level is None or value is None or number in together:
             continue
-        rivals[-1 - number] = Standing(float(level), sign * value)
+        flooded = trial.user_attrs.get(Attribute.FLOODED) is not False
+        rivals[-1 - number] = Standing(float(level), sign * value, flooded)
     return rivals
 
 

@@ -379,7 +379,11 @@ def differences(stored: Spec, wanted: Spec) -> list[str]:
 
 
 def _validates_by_default(*specs: Spec) -> bool:
-    return all(one.training.validate_every == default_validate_every(one.training.epochs) for one in specs)
+    """Return whether these are trainings of a task, validated as where nothing is said."""
+    return all(
+        one.task is not None and one.training.validate_every == default_validate_every(one.training.epochs)
+        for one in specs
+    )
 
 
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -40,7 +40,7 @@ task = "two_gaussians"
 width = 8
 depth = 1
 [levels]
-high = 0.5
+high = 0.9
 count = 3
 [training]
 epochs = 10
@@ -134,7 +134,7 @@ def test_best_json_has_every_field_of_the_answer(finished: Path) -> None:
     assert 2 * 10 <= answer["epochs_run"] <= 3 * 2 * 10  # a start that levels share is trained once
     assert (answer["cost"], answer["finished"]) == (answer["epochs_run"] / 60, True)
     assert answer["verdict"] in ("helps", "not shown", "hurts")
-    assert 0 <= answer["interval"][0] <= answer["level"] <= answer["interval"][1] <= 0.5
+    assert 0 <= answer["interval"][0] <= answer["level"] <= answer["interval"][1] <= 0.9
 
 
 def test_best_ends_with_the_line_to_paste(finished: Path) -> None:
@@ -174,12 +174,12 @@ def test_launching_a_finished_study_again_trains_nothing(finished: Path) -> None
 
 def test_a_changed_file_is_refused_with_its_differences(finished: Path, tmp_path: Path) -> None:
     """A file of the same name with other settings is refused, each difference with both values."""
-    changed = FILE.replace("width = 8", "width = 9").replace("high = 0.5", "high = 0.4")
+    changed = FILE.replace("width = 8", "width = 9").replace("high = 0.9", "high = 0.4")
     (tmp_path / "tiny.toml").write_text(changed)
     url = f"sqlite:///{finished}/floodsearch.db"
     message = refused("launch", "tiny.toml", "--storage", url, cwd=tmp_path)
     assert "options.width: 8 before, 9 now" in message
-    assert "levels.high: 0.5 before, 0.4 now" in message
+    assert "levels.high: 0.9 before, 0.4 now" in message
 
 
 def test_more_seeds_extend_a_finished_study(tmp_path: Path) -> None:
@@ -275,7 +275,7 @@ def test_check_tells_the_time_at_a_speed(tmp_path: Path) -> None:
 
 def test_a_file_with_many_problems_shows_all_of_them(tmp_path: Path) -> None:
     """Every problem of a study file is one line with its key, the value and the fix."""
-    wrong = FILE.replace("width = 8", "widht = 8").replace("epochs = 10", "epochs = 0").replace("0.5", "-0.5")
+    wrong = FILE.replace("width = 8", "widht = 8").replace("epochs = 10", "epochs = 0").replace("0.9", "-0.5")
     (tmp_path / "wrong.toml").write_text(wrong)
     for command in ("launch", "check", "work"):
         message = refused(command, "wrong.toml", cwd=tmp_path)

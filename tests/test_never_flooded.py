@@ -24,6 +24,8 @@ from floodsearch.records import TrialRecord
 from floodsearch.report.export import as_csv, trial_rows
 from floodsearch.report.text import best_text, progress_text, status_text
 from floodsearch.report.weights import copy_weights
+from floodsearch.search.halving import Standing
+from floodsearch.storage import tables
 from floodsearch.storage.studies import put_study, read_trials
 from floodsearch.worker import work
 from tests.test_analysis import FINDS_LEVEL, QUESTION, answer, found_levels, halved, repeatable, trial
@@ -195,6 +197,22 @@ def test_a_search_tells_them_in_all_places(database, make_spec, tmp_path):
     shown = study.optuna().best_trial
     assert shown.value == max(plain.value or 0, by_level[0.9].value or 0)
     assert "flooded" in shown.user_attrs
+
+
+@pytest.mark.parametrize("storage_url", ["sqlite"], indirect=True)
+@pytest.mark.parametrize(("has_flooded", "goes_on"), [(True, False), (False, True)])
+def test_none_of_them_takes_the_place_of_another_at_a_rung(database, make_spec, has_flooded, goes_on):
+    """A level that ended earlier without having flooded is no rival, however good level 0 is."""
+    search = {"sampler": "random", "pruner": "halving", "trials": 4}
+    study = put_study(database, make_spec(levels={"high": 0.5, "count": None}, search=search))
+    queue.fill(study)
+    worker = tables.enter_worker(database, study.uuid, host="here", pid=1, device="cpu", versions={})
+    first, other = [one for one in queue.take(study, worker) if one.level > 0][:2]
+    (rung, *_) = first.asked.pruner.rungs
+    queue.record([queue.Entry(first, [], {rung: 0.9})])
+    queue.complete(first, 0.9, {}, flooded=has_flooded)
+    (decision,) = queue.judge({other.number: (other, Standing(other.level, 0.5))}, rung).values()
+    assert decision.prune is not goes_on, decision.reason
 
 
 @pytest.mark.parametrize("storage_url", ["sqlite"], indirect=True)

@@ -338,9 +338,9 @@ def _early_stopping(best: BestLevel) -> str:
     found = best.early_stopping
     if found is None or not found.as_good:
         return ""
-    name, stopped = found.measure.replace("_", " "), "at its best validation"
-    with_flooding = f"{found.at_end:.4f} at the end with flooding, {found.stopped:.4f} {stopped}"
-    return f", but level 0 {stopped} is as good: {name} {found.unflooded:.4f}, against {with_flooding}"
+    name = found.measure.replace("_", " ")
+    numbers = f"{found.unflooded:.4f}, with flooding {found.at_end:.4f}, with both {found.stopped:.4f}"
+    return f", but early stopping without flooding is at least as good: {name} {numbers}"
 
 
 def _interval(best: BestLevel) -> str:
@@ -382,10 +382,12 @@ def _never_flooded(best: BestLevel) -> str:
     if not never:
         return ""
     levels = f"levels up to {never[-1]:g}" if never[-1] < min(best.tried, default=math.inf) else _named(never)
-    text = f"{levels}: they are level 0"
-    if len(never) > len(best.tried):
-        text += "; most of the levels that were trained, so search higher ones, or train for more epochs"
-    return text
+    if len(never) <= len(best.tried):
+        return f"{levels}: they are level 0"
+    most = "most" if best.tried else "all"
+    return (
+        f"{levels}, {most} of those trained: they are level 0; search higher ones, or train for more epochs"
+    )
 
 
 def _named(levels: Sequence[float]) -> str:
