@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -404,6 +405,23 @@ def test_a_rehearsal_leaves_the_random_states_alone():
     found(data=changed(labels=lambda y: (y + torch.randint(2, y.shape)) % 2))
     assert torch.equal(torch.rand(3), expected[0])
     assert np.random.rand() == expected[1]
+
+
+@pytest.mark.parametrize(
+    ("fields", "fragment"),
+    [
+        ({"model": SHARED}, "but is a model; write model=lambda: ..."),
+        ({"loss": nn.CrossEntropyLoss}, "write CrossEntropyLoss()"),
+        ({"optimizer": torch.optim.Adam}, "a function of (parameters, recipe), but is the class Adam"),
+        ({"data": points(0)}, "data must be a function, but is a tuple"),
+        ({"correct": "accuracy"}, "correct must be a function, but is a str"),
+        ({"recipe": {"batch_size": 10}}, "recipe must be a Recipe, but is a dict"),
+    ],
+)
+def test_what_is_no_function_is_no_part_of_a_task(fields, fragment):
+    """It is refused when the task is made, with what to write instead."""
+    with pytest.raises(ValueError, match=re.escape(fragment)):
+        Task(**{"data": points, "model": network, "recipe": Recipe(), **fields})
 
 
 OWN = """

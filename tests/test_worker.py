@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -686,12 +687,13 @@ def test_what_has_no_memory_waits_for_a_smaller_cohort(put_cramped, caplog):
 
 @sqlite
 def test_what_has_no_memory_by_itself_failed(put_cramped):
-    """A single ticket that does not fit is an error like any other."""
+    """A single ticket that does not fit is an error like any other, with the line of the user's code."""
     study = put_cramped(room=1)  # the trunk, from which no level can fork
     run_here(study)
     failed = [trial for trial in read_trials(study) if trial.state == "failed"]
     assert failed
-    assert {trial.reason for trial in failed} == {"OutOfMemoryError: injected"}
+    [reason] = {trial.reason for trial in failed}
+    assert re.fullmatch(r"OutOfMemoryError: injected \(users_\w+\.py:20\)", reason)
     assert latest(read_trials(study))[0].state == "complete"
 
 

@@ -239,6 +239,13 @@ class Task:
             value = getattr(self, name)
             if not callable(value) and not (value is None and name in ("correct", "prepare")):
                 raise ValueError(f"{name} must be a function, but is a {type(value).__name__}")
+        if isinstance(self.loss, type):
+            raise ValueError(f"loss must be a function, but is a class; write {self.loss.__name__}()")
+        if isinstance(self.optimizer, type):
+            name = self.optimizer.__name__
+            raise ValueError(f"optimizer must be a function of (parameters, recipe), but is the class {name}")
+        if not isinstance(self.recipe, Recipe):
+            raise ValueError(f"recipe must be a Recipe, but is a {type(self.recipe).__name__}")
 
     def new_model(self) -> nn.Module:
         """Return a new model on the CPU.
