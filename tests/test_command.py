@@ -480,6 +480,26 @@ def test_settings_are_words_of_the_command_and_may_be_searched(make_study, here)
 
 
 @sqlite
+@pytest.mark.parametrize("pruner", ["halving", "none"])
+@pytest.mark.parametrize(
+    ("unused", "message"),
+    [
+        (
+            "seed",
+            "seed 0 and seed 1 gave the same run, to the last digit: let the command seed by {seed} all",
+        ),
+        ("level", "level 0.8 gave the runs of level 0, to the last digit: let the command flood its loss at"),
+    ],
+)
+def test_a_placeholder_that_changes_nothing_stops_the_study(make_study, here, unused, message, pruner):
+    """Seeds at their second run; levels by the highest, trained first under halving where none matters."""
+    study = make_study(source=HEAD + f"{unused} = 0\n" + BODY, search={"pruner": pruner})
+    assert message in work(study, here, Leave())
+    most = 2 * 12 if unused == "seed" else 5 * 2 * 2 + 4 * 12 if pruner == "halving" else 5 * 2 * 12
+    assert epochs_run(study) <= most
+
+
+@sqlite
 def test_a_command_that_fails_stops_the_study(make_study, here):
     """Each ticket says why, with the last lines of its errors."""
     study = make_study(source=HEAD + "sys.exit('disk full')")
