@@ -427,7 +427,7 @@ def _not_independent(key: RunKey, found: Finding, outside: Sequence[str]) -> str
         )
     return (
         f"seed {key.seed} is another run at level {key.level:g} than at level {found.other.level:g}, before "
-        f"either floods ({found.where}): {mend}; then give the study another name, as its levels were trained so"
+        f"either floods ({found.where}): {mend}; then give the study another name: its levels were trained so"
     )
 
 

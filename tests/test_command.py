@@ -332,6 +332,13 @@ def test_a_number_beyond_all_others_has_diverged(alone, value):
     assert isinstance(alone(f"report(1, val_accuracy={value})").train(), DivergedError)
 
 
+@pytest.mark.parametrize("value", ["nan", "-nan", "inf", "-Inf"])
+def test_a_number_that_is_no_json_has_diverged(alone, value):
+    """As C and a plain format print it."""
+    source = f'print(\'{{"epoch": 1, "val_accuracy": 0.5, "train_loss": {value}}}\')'
+    assert isinstance(alone(source).train(), DivergedError)
+
+
 def test_a_number_that_is_not_finite_has_diverged(alone):
     error = alone("report(1, val_accuracy=0.5, train_loss=float('nan'))").train()
     assert isinstance(error, DivergedError)
