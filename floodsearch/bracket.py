@@ -274,8 +274,7 @@ class Bracket:
             self._ended(number, "failed", lambda: queue.fail(ticket, error))
         if isinstance(error, MistakeError):
             self.heart.leave.ask(str(error))
-            for each in self.curves:  # what was trained so is not gone on from when the mistake is mended
-                self.checkpoints.remove(each)
+            self.checkpoints.clear()  # what was trained so is not gone on from when the mistake is mended
 
     def _ended(self, number: int, ending: Ending, write: Callable[[], object]) -> None:
         """Write down how a ticket ended; one that was taken from this worker is dropped quietly."""

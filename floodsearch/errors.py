@@ -16,7 +16,7 @@ FloodsearchError
 ├── WorkersFailedError       the local workers of a launch kept dying, or said that they can never work
 ├── DivergedError            a training whose loss is no longer finite
 ├── LoopError                a training loop of the user's own that does not do what it must
-│   └── MistakeError         ... and makes every result of its study worthless
+│   └── MistakeError         one that makes every result of its study worthless
 └── TicketLostError          a trial that was taken from this worker while it trained
 
 Every message says what is wrong, with what value, and what to do.

@@ -419,15 +419,16 @@ def _seed_not_used(key: RunKey, found: Finding, *, command: bool) -> str:
 
 
 def _not_independent(key: RunKey, found: Finding, outside: Sequence[str]) -> str:
-    message = (
-        f"seed {key.seed} is another run at level {key.level:g} than at level {found.other.level:g}, before "
-        f"either floods ({found.where}): "
-    )
     if outside:
-        return f"{message}make {' and '.join(outside)} inside of the function, they go on from run to run"
+        mend = f"make {' and '.join(outside)} inside of the function, they go on from run to run"
+    else:
+        mend = (
+            "something goes on from run to run, or is drawn without run.seed; make the model inside of the "
+            "function, and seed generators of your own by run.seed"
+        )
     return (
-        f"{message}something goes on from run to run, or is drawn without run.seed; make the model inside of "
-        "the function, and seed generators of your own by run.seed"
+        f"seed {key.seed} is another run at level {key.level:g} than at level {found.other.level:g}, before "
+        f"either floods ({found.where}): {mend}; then give the study another name: its levels were trained so"
     )
 
 

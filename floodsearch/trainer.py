@@ -172,13 +172,13 @@ def engine_of(
     plan: Plan,
     device: torch.device,
     seed: int,
-    warn: Callable[[str], None] = log.info,
+    say: Callable[[str], None] = log.info,
 ) -> Engine:
     """Return an engine, `loop` or `stack`; runs that cannot be stacked are trained one after the other."""
     if kind == "loop":
         return Loop(task, plan, device)
     if (reason := obstacle(task, device, seed)) is not None:
-        warn(f"runs are trained one after the other, not as a stack: {reason}")
+        say(f"runs are trained one after the other, not as a stack: {reason}")
         return Loop(task, plan, device)
     log.info("runs are trained as stacks")
     if depends_on_place(task, device, seed):

@@ -332,6 +332,13 @@ def test_a_number_beyond_all_others_has_diverged(alone, value):
     assert isinstance(alone(f"report(1, val_accuracy={value})").train(), DivergedError)
 
 
+@pytest.mark.parametrize("value", ["nan", "-nan", "inf", "-Inf"])
+def test_a_number_that_is_no_json_has_diverged(alone, value):
+    """As C and a plain format print it."""
+    source = f'print(\'{{"epoch": 1, "val_accuracy": 0.5, "train_loss": {value}}}\')'
+    assert isinstance(alone(source).train(), DivergedError)
+
+
 def test_a_number_that_is_not_finite_has_diverged(alone):
     error = alone("report(1, val_accuracy=0.5, train_loss=float('nan'))").train()
     assert isinstance(error, DivergedError)
@@ -477,6 +484,26 @@ def test_settings_are_words_of_the_command_and_may_be_searched(make_study, here)
     begun = [text.splitlines()[1] for _, text in sorted(outputs(here).items())]
     assert sorted(set(begun)) == ["begins --rate 0.1 --kind a b", "begins --rate 0.2 --kind a b"]
     assert len(begun) == 2 * 2 * 2
+
+
+@sqlite
+@pytest.mark.parametrize("pruner", ["halving", "none"])
+@pytest.mark.parametrize(
+    ("unused", "message"),
+    [
+        (
+            "seed",
+            "seed 0 and seed 1 gave the same run, to the last digit: let the command seed by {seed} all",
+        ),
+        ("level", "level 0.8 gave the runs of level 0, to the last digit: let the command flood its loss at"),
+    ],
+)
+def test_a_placeholder_that_changes_nothing_stops_the_study(make_study, here, unused, message, pruner):
+    """Seeds at their second run; levels by the highest, trained first under halving where none matters."""
+    study = make_study(source=HEAD + f"{unused} = 0\n" + BODY, search={"pruner": pruner})
+    assert message in work(study, here, Leave())
+    most = 2 * 12 if unused == "seed" else 5 * 2 * 2 + 4 * 12 if pruner == "halving" else 5 * 2 * 12
+    assert epochs_run(study) <= most
 
 
 @sqlite

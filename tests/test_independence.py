@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from torch import nn
 from floodsearch import queue
 from floodsearch.answers import answer, status
 from floodsearch.catalog import known
+from floodsearch.cli import _warned
 from floodsearch.errors import NoAnswerError
 from floodsearch.heart import Leave, Settings
 from floodsearch.records import EpochRecord
@@ -353,6 +355,15 @@ def test_other_settings_may_flood_where_these_do_not(search):
     [warning] = [one for one in status(study).warnings if one.startswith("no level floods anything")]
     assert ", shift = 30.0, the highest level 0.5; if the loss is a sum" in warning
     assert f"warning            {warning}" in best_text(answer(study))
+    assert f"  warning   {warning}" in status_text(status(study)).splitlines()
+
+
+def test_a_launch_says_each_warning_as_soon_as_it_is_there(search, capsys):
+    study, _ = search(RIGHT, levels={"high": 0.8, "count": 2}, search={"pruner": "none"})
+    now = status(study)
+    seen = [replace(now, warnings=("one", "two")[:count]) for count in (0, 1, 1, 2, 2)]
+    assert list(_warned(iter(seen))) == seen
+    assert capsys.readouterr().err == "floodsearch: warning: one\nfloodsearch: warning: two\n"
 
 
 def test_a_task_in_which_nothing_can_flood_ends_with_its_level_0(tmp_path, make_spec):

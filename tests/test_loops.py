@@ -890,3 +890,57 @@ def test_a_loop_that_fails_in_the_pilot_stops_the_study(make_study, here):
     assert work(study, here, Leave()).startswith(
         "the pilot failed: run.report() was given 'loss', which this"
     )
+
+
+REPORTS = """
+def train(run):
+    for epoch in run.epochs():
+        run.report(val_accuracy=0.5, val_loss={loss})
+"""
+
+
+@sqlite
+@pytest.mark.parametrize(
+    ("loss", "low", "why"),
+    [
+        (
+            "-epoch",
+            0.0,
+            "needs a validation loss that stays above 0, but it fell to -3; a loss that can be 0 or",
+        ),
+        (
+            "max(0, 2 - epoch)",
+            0.0,
+            "needs a validation loss that stays above 0, but it fell to 0; a loss that",
+        ),
+        ("0.4", 0.5, "falls to 0.4, so that levels are useful up to 0.5, and levels.low is 0.5; lower it"),
+        ("0.5 if epoch == 3 else None", 0.0, "was given a NoneType, not a number"),
+        ("float('inf')", 0.0, "the reported val_loss is not finite at level 0, epoch 1, seed 0"),
+    ],
+)
+def test_a_validation_loss_that_bounds_no_level_stops_the_study(make_study, here, loss, low, why):
+    """It is said what it came to and what to write."""
+    levels = {"low": low, "high": "auto", "count": 3}
+    study = make_study(source=REPORTS.format(loss=loss), levels=levels)
+    reason = work(study, here, Leave())
+    assert reason.startswith("the pilot failed: ")
+    assert why in reason
+
+
+@sqlite
+def test_a_validation_loss_that_never_falls_is_told(make_study, here):
+    study = make_study(source=REPORTS.format(loss=0.7), levels={"high": "auto", "count": 3})
+    work(study, here, Leave())
+    told = "the validation loss never fell below its first value, 0.7, in the pilot"
+    assert any(one.startswith(told) for one in status(study).warnings)
+
+
+@sqlite
+def test_a_loop_that_floods_by_itself_is_told_to_let_the_run_do_it(make_study, here):
+    """It is searched, as its level has an effect; what it floods is not known."""
+    source = TRAIN.replace("import torch\n", "import torch\nfrom floodsearch import flood\n", 1)
+    source = source.replace("loss = run.flood(", "loss = flood(").replace("y[part]))", "y[part]), run.level)")
+    study = make_study(source=source, levels={"low": 1.5, "high": 2.0, "count": 2})
+    assert work(study, here, Leave()) == "all tickets are finished"
+    [warning] = [one for one in status(study).warnings if "has not called run.flood()" in one]
+    assert "write: loss = run.flood(criterion(model(x), y))" in warning

@@ -95,7 +95,7 @@ def test_a_worker_with_other_code_says_so(database, make_spec, tmp_path, monkeyp
     work(study, settings, Leave())
     assert [one.revision for one in read_trials(study)] == ["0123456789ab", first, first]
     assert caplog.text.count("but earlier tickets were trained at 0123456789ab") == 1
-    assert f"this worker has changing_loop:train at revision {first}" in caplog.text
+    assert f"a worker has changing_loop:train at revision {first}" in caplog.text
     assert status(study).revisions == ("0123456789ab", first)
     assert f"code      changed while it was searched: 0123456789ab, then {first}" in status_text(
         status(study)

@@ -38,7 +38,6 @@ COARSE = 1000
 """A share of at most so many samples is a number of few digits, and so are three decimals."""
 COMPARED = ("val_loss", "val_accuracy", "train_accuracy", "test_loss", "test_accuracy", "metric")
 
-
 Name = tuple[Literal["object", "memory"], int]
 """Of something that a run trains, while it lives: its identity, or where its numbers lie."""
 

@@ -35,14 +35,15 @@ LOOK_SECONDS = 0.5
 """Between two looks at whether the worker is to leave, while the script prints nothing."""
 LAST_LINES, LAST_CHARACTERS = 3, 200
 """Of what a script that failed has said last: so many lines, of so many characters each."""
-
-
 ENDS = re.compile(rb"[\r\n]")
 """What ends a line: a progress bar writes over its own by a carriage return only."""
 LONGEST = 2**20
 """Bytes of a line; a longer one is no report."""
 COLOURS = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 """What a terminal takes for colours and moves."""
+NAN = re.compile(r"(?<=:)\s*-?nan\b", re.IGNORECASE)
+INFINITY = re.compile(r"(?<=:)\s*(-?)inf(inity)?\b", re.IGNORECASE)
+"""Numbers as languages print them; JSON has none of these, and Python's reads NaN and Infinity."""
 
 
 class Script:
@@ -195,9 +196,9 @@ class _Numbering:
 
 def _epoch(told: object) -> int | None:
     """Return the number of an epoch, also as 3.0; None if it is no whole number."""
-    if isinstance(told, bool) or not isinstance(told, int | float) or not math.isfinite(told):
-        return None
-    return int(told) if told == int(told) else None
+    if isinstance(told, float) and told.is_integer():
+        return int(told)
+    return told if isinstance(told, int) and not isinstance(told, bool) else None
 
 
 def _reports(line: bytes, known: Set[str]) -> Iterator[dict[str, Any]]:
@@ -209,6 +210,7 @@ def _reports(line: bytes, known: Set[str]) -> Iterator[dict[str, Any]]:
     if b'"epoch"' not in line:
         return
     text = COLOURS.sub("", line.decode(errors="replace"))
+    text = INFINITY.sub(r"\1Infinity", NAN.sub("NaN", text))
     at = begins = text.find("{")
     while at >= 0:
         try:
