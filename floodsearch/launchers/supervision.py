@@ -49,7 +49,7 @@ class Death:
     @property
     def cause(self) -> str:
         """What happened to it, as the rest of a sentence."""
-        if self.status > 0:
+        if self.status >= 0:
             asked = " (it was asked to leave)" if self.status in FROM_OUTSIDE else ""
             return f"ended with exit status {self.status}{asked}"
         try:
