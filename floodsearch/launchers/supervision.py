@@ -20,7 +20,8 @@ KILLS = 60
 """The same, of workers that something else has killed: about a quarter of an hour, with the pauses."""
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 10.0
 """Seconds before another takes the place of a worker that did nothing; twice as long each time."""
-FROM_OUTSIDE = {-signal.SIGKILL, -signal.SIGTERM, -signal.SIGINT, -signal.SIGHUP, HANDED_BACK, 130}
+INTERRUPTED = 128 + signal.SIGINT
+FROM_OUTSIDE = {-signal.SIGKILL, -signal.SIGTERM, -signal.SIGINT, -signal.SIGHUP, HANDED_BACK, INTERRUPTED}
 """Exit statuses, or minus the signal, of workers that something else has ended."""
 TAIL_BYTES = 65536
 

@@ -208,6 +208,7 @@ def _worker(one: WorkerStatus, status: StudyStatus, *, where: bool) -> str:
     elif status.piloting and one.epochs_run > 0:
         does = "looks for the highest level"
     place = f"{one.host} {one.device}" if where else one.device
+    place = "".join(letter if letter.isprintable() else "?" for letter in place)  # as the worker wrote it
     parts = [f"worker {one.worker}", place, does, f"{one.epochs_run:,} epochs in {duration(one.seconds)}"]
     if one.silent_seconds > SILENT_SECONDS:
         parts.append(f"silent for {duration(one.silent_seconds)}")
