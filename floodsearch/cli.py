@@ -783,13 +783,13 @@ def _view(status: StudyStatus) -> Table:
     from rich.table import Table
     from rich.text import Text
 
-    from floodsearch.report.text import crew_lines, found_text, share_done, stage_text
+    from floodsearch.report.text import crew_lines, found_text, share_done, stage_text, time_text
 
     share = share_done(status)
-    told = "pilot" if status.piloting else "" if share is None else f"{share:.0%}"
+    told = ", ".join(filter(None, ("" if share is None else f"{share:.0%}", time_text(status))))
     bar = Table.grid(padding=(0, 1))
     total = None if share is None else 1.0
-    progress = ProgressBar(total=total, completed=share or 0.0, width=40)
+    progress = ProgressBar(total=total, completed=share or 0.0, width=24)
     bar.add_row(Text(one_line(status.name)), progress, told)
     view = Table.grid()
     view.add_row(bar)

@@ -14,6 +14,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from floodsearch import queue
 from floodsearch.catalog import schedule_settings, task_of
+from floodsearch.errors import pass_on_ctrl_c
 from floodsearch.files import files_at
 from floodsearch.notices import warn
 from floodsearch.queue import Ticket
@@ -198,7 +199,11 @@ def default_engine(trusted: TrustedSpec, device: torch.device) -> str:
     spec = trusted.spec
     if device.type != "cuda" or next(spec.arithmetic.problems("stack"), None) is not None:
         return "loop"
-    model = task_of(trusted, first_choices(spec)).new_model()
+    try:
+        model = task_of(trusted, first_choices(spec)).new_model()
+    except BaseException as error:  # of code of the user's own, which fails its tickets with it
+        pass_on_ctrl_c(error)
+        return "loop"
     return "loop" if any(isinstance(part, _ConvNd) for part in model.modules()) else "stack"
 
 

@@ -28,6 +28,7 @@ from floodsearch.answers import answer
 from floodsearch.catalog import known
 from floodsearch.errors import DivergedError, LoopError
 from floodsearch.heart import Leave, Settings
+from floodsearch.nesting import inside
 from floodsearch.storage.studies import put_study, read_trials
 from floodsearch.studyfile import read
 from floodsearch.worker import work
@@ -475,9 +476,17 @@ def test_a_lightning_trainer_that_would_start_processes_is_refused(alone, strate
     with pytest.raises(LoopError) as error:
         alone(**BY_LOSS).train(function)
     assert "would start processes of its own" in str(error.value)
-    assert 'write Trainer(accelerator="cpu", devices=1), and leave strategy and num_nodes out' in str(
-        error.value
-    )
+    assert "write Trainer(devices=1), and leave strategy and num_nodes out" in str(error.value)
+
+
+def test_inside_of_a_worker_no_lightning_trainer_starts_processes(monkeypatch):
+    """Nor one without a run, as for a last test of the model; elsewhere it is none of our business."""
+    options = {"accelerator": "cpu", "devices": 2, "strategy": "ddp_spawn", "logger": False}
+    trainer = LightningTrainer(max_epochs=1, **options)
+    monkeypatch.setattr(trainer.strategy.launcher, "launch", lambda *arguments, **named: "launched")
+    assert trainer.test(Line(), verbose=False) == "launched"
+    with inside("a worker"), pytest.raises(LoopError, match="would start processes of its own"):
+        trainer.test(Line(), verbose=False)
 
 
 @pytest.mark.parametrize("make", [FloodCallback, FloodTrainer])

@@ -174,6 +174,13 @@ def test_each_restart_and_the_end_of_all_are_said_with_their_causes(launch):
     assert len(said) == CRASHES - 1
 
 
+def test_a_worker_that_ends_as_if_it_were_done_is_followed_by_another(launch):
+    """Code of the user's own may leave with any exit status, in the middle of its training."""
+    with launch("print('bye')") as launched, pytest.raises(WorkersFailedError) as error:
+        list(launched.watch())
+    assert "ended with exit status 0" in str(error.value)
+
+
 def test_others_go_on_when_one_is_given_up(launch, study, tmp_path):
     """The launch says who is left, and is no failure when these finish the study."""
     code = """

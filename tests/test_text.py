@@ -274,14 +274,16 @@ def test_progress_is_of_the_epochs_that_are_expected():
     """Not of tickets, most of which halving sets aside before the first epoch."""
     assert share_done(TRAINS) == pytest.approx(86 / 956)
     stage = "epochs 11 to 20, 9 levels alive \N{MIDDLE DOT} 86 of about 956 epochs"
-    assert stage_text(TRAINS) == f"{stage} \N{MIDDLE DOT} about 3 min 26 s left"
-    assert progress_text(TRAINS) == f"{stage_text(TRAINS)} \N{MIDDLE DOT} 42 pruned, 9 running"
-    assert f"  stage     {stage_text(TRAINS)}" in status_text(TRAINS).splitlines()
+    assert stage_text(TRAINS) == stage
+    rest = "about 3 min 26 s left \N{MIDDLE DOT} 42 pruned, 9 running"
+    assert progress_text(TRAINS) == f"{stage} \N{MIDDLE DOT} {rest}"
+    assert {f"  stage     {stage}", "  time left about 3 min 26 s"} <= set(status_text(TRAINS).splitlines())
 
 
 def test_where_nothing_is_expected_yet_there_is_no_share():
     """While the pilot looks for the levels, and before anything is known; a finished study is done."""
-    piloting = replace(TRAINS, piloting=True, epochs_expected=None, stage=None)
+    unknown = {"epochs_expected": None, "stage": None, "seconds_left": None}
+    piloting = replace(TRAINS, piloting=True, **unknown)
     assert share_done(piloting) is None
     assert progress_text(piloting) == "pilot: looking for the highest level \N{MIDDLE DOT} 86 epochs"
     assert "  stage     pilot: looking" in status_text(piloting)

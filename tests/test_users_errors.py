@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 
 import pytest
+import torch
 
 from floodsearch import queue
 from floodsearch.answers import status
@@ -13,6 +14,7 @@ from floodsearch.heart import Heart, Leave, Settings
 from floodsearch.imports import file_of, find_code
 from floodsearch.storage import tables
 from floodsearch.storage.studies import put_study, read_trials
+from floodsearch.trainer import default_engine
 from floodsearch.worker import work
 
 pytestmark = pytest.mark.parametrize("storage_url", ["sqlite"], indirect=True)
@@ -141,6 +143,12 @@ def test_what_a_trainer_raises_outside_of_its_runs_fails_its_tickets(make_study,
     assert {(one.state, one.cause, one.reason) for one in read_trials(study)} == {
         ("failed", "error", "GeneratorExit")
     }
+
+
+def test_a_model_that_cannot_be_made_chooses_no_engine(make_study):
+    """On a GPU one is looked at before there are tickets: these fail with its error, not the worker."""
+    study = make_study(TASK.format(raises="pass").replace("Model(2, 2)", "1 / 0"), "task")
+    assert default_engine(study.spec, torch.device("cuda")) == "loop"
 
 
 def test_a_pilot_that_is_interrupted_by_its_loop_stops_the_study(make_study, here, leave):

@@ -12,6 +12,7 @@ trainer's counters and the global random states.
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -20,6 +21,7 @@ from torch import Generator, Tensor
 from floodsearch.adapters.metrics import pick
 from floodsearch.adapters.ranks import check_alone
 from floodsearch.errors import LoopError
+from floodsearch.nesting import MARK
 from floodsearch.training.loop import LoopRun
 
 try:
@@ -108,7 +110,7 @@ class FloodCallback(Callback):
 
 
 def _in_one_process(method: Callable[..., Any]) -> Callable[..., Any]:
-    """Let a method of `Trainer` look first whether a trainer of a run would start processes of its own.
+    """Let a method of `Trainer` look first whether it would start processes of its own, inside of a worker.
 
     No callback is asked before it does: ranks would run the worker's command line again, and wait for each
     other.
@@ -116,9 +118,8 @@ def _in_one_process(method: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(method)
     def checked(self: Trainer, *args: Any, **kwargs: Any) -> Any:
-        for callback in self.callbacks:
-            if isinstance(callback, FloodCallback):
-                _check_place(self, callback.run)
+        if MARK in os.environ or any(isinstance(one, FloodCallback) for one in self.callbacks):
+            _check_alone(self)
         return method(self, *args, **kwargs)
 
     return checked
@@ -128,21 +129,15 @@ for _name in ("fit", "validate", "test", "predict"):
     setattr(Trainer, _name, _in_one_process(getattr(Trainer, _name)))
 
 
-def _check_place(trainer: Trainer, run: LoopRun) -> None:
-    """Raise a LoopError if a trainer does not train in this process, on one device."""
+def _check_alone(trainer: Trainer) -> None:
+    """Raise a LoopError if a trainer does not train in this process alone, on one device."""
     count = trainer.num_devices * trainer.num_nodes
     if trainer.strategy.launcher is None and count == 1:
         return
     raise LoopError(
         f"the trainer would start processes of its own ({type(trainer.strategy).__name__}, {count} of them), "
-        f"but a run is trained in one; write {_wanted(run)}, and leave strategy and num_nodes out"
+        "but a run is trained in one; write Trainer(devices=1), and leave strategy and num_nodes out"
     )
-
-
-def _wanted(run: LoopRun) -> str:
-    """Return how a trainer is told to train where its run does."""
-    devices = 1 if run.device.type == "cpu" else [run.device.index or 0]
-    return f'Trainer(accelerator="{run.device.type}", devices={devices})'
 
 
 def _check(trainer: Trainer, run: LoopRun) -> None:
@@ -159,7 +154,11 @@ def _check(trainer: Trainer, run: LoopRun) -> None:
         )
     device = trainer.strategy.root_device
     if (device.type, device.index or 0) != (run.device.type, run.device.index or 0):
-        raise LoopError(f"the trainer trains on {device}, the run on {run.device}; write {_wanted(run)}")
+        devices = 1 if run.device.type == "cpu" else [run.device.index or 0]
+        raise LoopError(
+            f"the trainer trains on {device}, the run on {run.device}; "
+            f'write Trainer(accelerator="{run.device.type}", devices={devices})'
+        )
 
 
 class _State:

@@ -289,23 +289,28 @@ class Launch:
         if slot.closed or status is None:
             return None
         _close_lifeline(slot.process)
-        death = self._bury(slot, status)
+        death, done = self._bury(slot, status)
         if status == WRONG_USE:
             slot.closed = True
             raise WorkersFailedError(f"{slot.name} cannot work: {death.said}; see {slot.log}")
-        if status == DONE or over:
+        if done or over or self._status().finished:
             slot.closed = True
             return None
         return self._replace(slot, death)
 
-    def _bury(self, slot: Slot, status: int) -> Death:
-        """Queue the tickets of a process that has ended, and return how it ended."""
+    def _bury(self, slot: Slot, status: int) -> tuple[Death, bool]:
+        """Queue the tickets of a process that has ended; return how it ended, and whether it was done.
+
+        Code of the user's own can end a process with any exit status, also with that of a worker which has
+        no more to do; but only that one says in the database that it leaves.
+        """
         kills = memory_kills()
         short, self.memory_kills = kills > self.memory_kills, kills
         said = last_line(slot.log, slot.since)
         death = Death(status, status == -signal.SIGKILL and short, progress=False, said=said)
         worker = persistently(lambda: self._release(slot.process.pid, f"its worker {death.cause}"))
-        return replace(death, progress=persistently(lambda: self._progress(slot, worker)))
+        done = status == DONE and worker is not None and worker.left is not None
+        return replace(death, progress=persistently(lambda: self._progress(slot, worker))), done
 
     def _progress(self, slot: Slot, worker: WorkerRecord | None) -> bool:
         """Return whether a worker has trained anything that nobody had trained before.

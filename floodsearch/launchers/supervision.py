@@ -20,7 +20,8 @@ KILLS = 60
 """The same, of workers that something else has killed: about a quarter of an hour, with the pauses."""
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 10.0
 """Seconds before another takes the place of a worker that did nothing; twice as long each time."""
-FROM_OUTSIDE = {-signal.SIGKILL, -signal.SIGTERM, -signal.SIGINT, -signal.SIGHUP, HANDED_BACK, 130}
+INTERRUPTED = 128 + signal.SIGINT
+FROM_OUTSIDE = {-signal.SIGKILL, -signal.SIGTERM, -signal.SIGINT, -signal.SIGHUP, HANDED_BACK, INTERRUPTED}
 """Exit statuses, or minus the signal, of workers that something else has ended."""
 TAIL_BYTES = 65536
 
@@ -49,7 +50,7 @@ class Death:
     @property
     def cause(self) -> str:
         """What happened to it, as the rest of a sentence."""
-        if self.status > 0:
+        if self.status >= 0:
             asked = " (it was asked to leave)" if self.status in FROM_OUTSIDE else ""
             return f"ended with exit status {self.status}{asked}"
         try:

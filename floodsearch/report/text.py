@@ -96,7 +96,7 @@ def status_text(status: StudyStatus) -> str:
     lines.append(f"  epochs    {epochs_text(status)}")
     if not status.finished and (status.stage is not None or status.piloting):
         lines.append(f"  stage     {stage_text(status)}")
-    elif status.seconds_left is not None:
+    if status.seconds_left is not None:
         lines.append(f"  time left about {duration(status.seconds_left)}")
     if status.pilot is not None:
         lines.append(f"  pilot     {pilot_text(status.pilot)}")
@@ -162,11 +162,11 @@ def _note(note: TicketNote) -> str:
 
 def progress_text(status: StudyStatus) -> str:
     """Return where a study stands, in one line."""
-    return " · ".join(filter(None, (stage_text(status), found_text(status))))
+    return " · ".join(filter(None, (stage_text(status), time_text(status), found_text(status))))
 
 
 def stage_text(status: StudyStatus) -> str:
-    """Return what a study trains now, how much of what is expected it has trained, and how long it takes."""
+    """Return what a study trains now, and how much of what is expected it has trained."""
     status = one_line(status)
     if status.piloting:
         return f"pilot: looking for the highest level · {status.epochs_run:,} epochs"
@@ -178,9 +178,12 @@ def stage_text(status: StudyStatus) -> str:
         parts.append(f"{status.epochs_run:,} of about {status.epochs_expected:,} epochs")
     else:
         parts.append(f"epochs {epochs_text(status)}")
-    if status.seconds_left is not None:
-        parts.append(f"about {duration(status.seconds_left)} left")
     return " · ".join(parts)
+
+
+def time_text(status: StudyStatus) -> str:
+    """Return how long a study still takes; empty where that is not known."""
+    return "" if status.seconds_left is None else f"about {duration(status.seconds_left)} left"
 
 
 def found_text(status: StudyStatus) -> str:
@@ -222,6 +225,7 @@ def _worker(one: WorkerStatus, status: StudyStatus, *, where: bool) -> str:
     elif status.piloting and one.epochs_run > 0:
         does = "looks for the highest level"
     place = f"{one.host} {one.device}" if where else one.device
+    place = "".join(letter if letter.isprintable() else "?" for letter in place)  # as the worker wrote it
     parts = [f"worker {one.worker}", place, does, f"{one.epochs_run:,} epochs in {duration(one.seconds)}"]
     if one.silent_seconds > SILENT_SECONDS:
         parts.append(f"silent for {duration(one.silent_seconds)}")
