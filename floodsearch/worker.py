@@ -55,7 +55,7 @@ def work(study: StoredStudy, settings: Settings, leave: Leave, trainer: Trainer 
         UsageError: if the device does not exist, a loop or command of the user's own cannot be found or is
             not trusted here, or somebody changed the study by hand.
     """
-    study.require_unchanged()
+    persistently(study.require_unchanged)
     trusted = study.trusted
     device = find_device(settings.device)
     if settings.threads is not None:
