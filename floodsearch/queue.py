@@ -51,7 +51,6 @@ ROUND = 4
 SECONDS_PER_HOUR = 3600
 TRACEBACK_CHARACTERS = 4000
 
-
 log = logging.getLogger("floodsearch.worker")
 
 PILOT = "pilot"

@@ -23,7 +23,7 @@ from floodsearch.spec import Spec
 DIGITS = 32
 COMMAND = "command"
 """Stands for a command in its token: the digest says which."""
-TOKEN = re.compile(rf"(?P<reference>[^\s@]+)@(?P<digest>[0-9a-f]{{{DIGITS}}})")
+TOKEN = re.compile(rf"[^\s@]+@[0-9a-f]{{{DIGITS}}}")
 
 
 def token_of(spec: Spec) -> str | None:

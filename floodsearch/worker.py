@@ -58,7 +58,7 @@ def work(study: StoredStudy, settings: Settings, leave: Leave, trainer: Trainer 
             not trusted here, or somebody changed or deleted the study.
         StorageFailedError: if the database's file is gone.
     """
-    study.require_unchanged()
+    persistently(study.require_unchanged)
     trusted = study.trusted
     device = find_device(settings.device)
     if settings.threads is not None:

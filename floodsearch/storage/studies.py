@@ -386,7 +386,7 @@ def delete_study(study: StoredStudy) -> list[str]:
     """
     with study.database.write() as connection:
         others = trials.sharing(connection, UUID, study.uuid)
-        del others[study.id]
+        others.pop(study.id, None)
         if not others:
             tables.forget(connection, study.uuid)
     study.database.optuna.delete_study(study.id)
