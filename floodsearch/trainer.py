@@ -183,7 +183,7 @@ def engine_of(
         return Loop(task, plan, device)
     log.info("runs are trained as stacks")
     if depends_on_place(task, device, seed):
-        warn(
+        say(
             "on this machine the last digits of a run depend on its place in a stack, so that results hold "
             'to rounding only; a study with training.engine = "loop" is exact'
         )
