@@ -688,15 +688,19 @@ def _signals_obeyed() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():  # of a program that calls us
         yield
         return
-    before = signal.signal(
-        signal.SIGTERM, _terminate
-    )  # without a handler, process 1 of a container ignores it
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    for number, handler in before.items():
+        if handler is not signal.SIG_IGN:  # as in the background of a shell
+            # Without a handler, process 1 of a container ignores SIGTERM. KeyboardInterrupt in an import
+            # changes the exit status of Python.
+            signal.signal(number, _terminate)
     end = listen(lambda number: _end_after(SECONDS_TO_END, number))
     try:
         yield
     finally:
         end()
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _opened(storage: str, *, create: bool = False, read_only: bool = False) -> Database:

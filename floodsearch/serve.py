@@ -87,12 +87,11 @@ class Door:
         if not self._is_ours(host):
             return "400 Bad Request", f"{host!r} is no name of this server; start it with --allow-host NAME"
         origin = environ.get("HTTP_ORIGIN")
-        if origin is not None and not self._is_ours(urlsplit(origin).netloc):
+        if origin is not None and not self._is_ours(origin.partition("://")[2]):
             return "403 Forbidden", "a page of another server may not ask"
         site, to = environ.get("HTTP_SEC_FETCH_SITE", "none"), environ.get("HTTP_SEC_FETCH_DEST")
-        if (
-            site not in ("same-origin", "none") and to != "document"
-        ):  # a link to the dashboard may be followed
+        # A link to the dashboard may be followed.
+        if site not in ("same-origin", "none") and to != "document":
             return "403 Forbidden", "a page of another server may not ask"
         if environ["REQUEST_METHOD"] not in ("GET", "HEAD"):
             return "403 Forbidden", "this dashboard only reads; change studies with floodsearch"

@@ -121,6 +121,7 @@ def test_its_own_names_are_answered(server, host):
     [
         {"Origin": "http://evil.test"},
         {"Origin": "null"},
+        {"Origin": "http://[::1"},
         {"Sec_Fetch_Site": "cross-site", "Sec_Fetch_Dest": "empty"},
         {"Sec_Fetch_Site": "same-site", "Sec_Fetch_Dest": "script"},
         {"Sec_Fetch_Site": "cross-site", "Sec_Fetch_Dest": "iframe"},

@@ -7,6 +7,7 @@ import pytest
 from floodsearch.cli import main
 from floodsearch.errors import StorageError, UsageError
 from floodsearch.files import Bucket, check_place, files_at
+from floodsearch.launchers.local import Launch
 from floodsearch.storage.database import open_database
 from floodsearch.storage.urls import place_of
 
@@ -59,6 +60,8 @@ def test_parameters_that_may_be_secrets_are_not_shown():
 
 def test_an_open_database_shows_no_secret(tmp_path):
     """The repr of a database, as in a debugger or a traceback with values, holds its name only."""
+    launched = Launch(None, f"postgresql://me:{SECRET}@host/db", None, checkpoints=f"ftp://me:{SECRET}@host")
+    assert SECRET not in repr(launched)
     with open_database(f"sqlite:///{tmp_path}/x.db", create=True) as database:
         assert repr(database) == f"Database(name='sqlite:///{tmp_path}/x.db')"
 
