@@ -93,7 +93,8 @@ class StudyDeletedError(UsageError):
 
     def __init__(self, name: str, storage: str) -> None:
         super().__init__(
-            f"study {name!r} was deleted from {storage} while it was used; launch its file again"
+            f"study {name!r} was deleted from {storage} while it was used, or is another one now; "
+            "launch its file again"
         )
 
 

@@ -18,7 +18,7 @@ from optuna.trial import TrialState
 
 from floodsearch import queue
 from floodsearch.answers import answer, status
-from floodsearch.errors import DamagedError, UsageError
+from floodsearch.errors import DamagedError, StudyDeletedError, UsageError
 from floodsearch.files import Folder
 from floodsearch.heart import Leave, Settings
 from floodsearch.launchers.local import Crew, Launch
@@ -215,7 +215,7 @@ def test_a_uuid_that_is_none_is_refused_where_it_is_read(study: StoredStudy, uui
 
 def test_a_uuid_that_becomes_another_is_refused_by_whoever_has_the_study(study: StoredStudy) -> None:
     study.database.optuna.set_study_user_attr(study.id, UUID, "0" * 32)
-    with pytest.raises(DamagedError, match=study.uuid):
+    with pytest.raises(StudyDeletedError, match="is another one now"):
         study.reread()
 
 
