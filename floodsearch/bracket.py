@@ -29,7 +29,7 @@ from floodsearch.training.weights import KeptWeights
 ROUNDING = 1e-6
 """Relative; a batch loss so near above a level may be one that floods."""
 FAR = 4.0
-"""A task whose batch losses stay so many times the highest level is wrong; one that is nearer may be short."""
+"""A task whose batch losses stay so many times the highest level is wrong; a nearer one may be short."""
 FLUSH_SECONDS = 10.0
 """Curves are written at least this often, so that a dashboard lives and little is lost."""
 
@@ -286,8 +286,8 @@ class Bracket:
         """End a study whose unflooded runs came to no batch loss below its highest level, or warn of it.
 
         Until it floods a run of any level is the unflooded one of its seed, so that no level ever will. With
-        other parameters beside the level one may. A task's levels then cost nothing, as none leaves the trunk,
-        so that its search ends only where the losses are far from all levels.
+        other parameters beside the level one may. A task's levels then cost nothing, as none leaves the
+        trunk, so that its search ends only where the losses are far from all levels.
         """
         highest = self.study.spec.levels.highest
         if len(lowest) < len(ticket.seeds) or min(lowest) * (1 - ROUNDING) <= highest:
