@@ -26,7 +26,7 @@ from floodsearch.files import Folder
 from floodsearch.heart import Leave, Settings
 from floodsearch.storage import tables
 from floodsearch.storage.database import open_database
-from floodsearch.storage.studies import find_study, put_study
+from floodsearch.storage.studies import find_study, put_study, read_trials
 from floodsearch.studyfile import read
 from floodsearch.training.checkpoint import Checkpoint
 from floodsearch.training.loop import LoopRun
