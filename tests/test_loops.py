@@ -552,7 +552,7 @@ def test_reading_a_checkpoint_runs_no_code(tmp_path, caplog):
 
 
 def test_a_ticket_leaves_no_file_and_the_last_no_folder(tmp_path):
-    every = Checkpoints(Folder(tmp_path / "name" / "study"))
+    every = Checkpoints(Folder(tmp_path).within("name/study"))
     every.remove(3)
     for ticket, seed in ((3, 0), (3, 1), (30, 0)):
         every.of(name_of(ticket, seed), {}).save({"epoch": 1})

@@ -28,6 +28,7 @@ from floodsearch.tasks.streams import stream
 from floodsearch.tasks.task import Data, Recipe, Split, Task
 from floodsearch.training.cohort import Cohort
 from floodsearch.training.engine import Loop
+from floodsearch.training.names import weights_name
 from floodsearch.training.progress import Plan
 from floodsearch.training.run import evaluate
 from floodsearch.training.stack import Stack
@@ -62,7 +63,7 @@ def files(study, here):
 def loaded(study, here, ticket, seed, epochs=None):
     training = study.spec.training
     kept = KeptWeights(here.files(study))
-    name = kept.of(ticket, seed, epochs or training.epochs, training.keep)
+    name = weights_name(ticket, seed, epochs or training.epochs, training.keep)
     return torch.load(kept.files.path / name, weights_only=True)
 
 
