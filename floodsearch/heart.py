@@ -79,8 +79,14 @@ class Leave:
         # Each comes in two ways, or, where code of the user's own listens too, in the first only. Neither a
         # handler, which interrupts whatever the main thread does, nor its thread may wait for a lock.
         arrivals: SimpleQueue[tuple[str, int]] = SimpleQueue()
+
+        def handle(number: int, frame: object) -> None:
+            del frame
+            signal.signal(number, signal.SIG_DFL)  # the system ends us at the second one
+            arrivals.put(("by Python", number))
+
         for number in numbers:
-            signal.signal(number, lambda number, frame: arrivals.put(("by Python", number)))
+            signal.signal(number, handle)
         listen(lambda number: arrivals.put(("at once", number)))
         threading.Thread(target=self._obey, args=[arrivals, grace], name="leave", daemon=True).start()
 
