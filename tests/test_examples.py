@@ -24,6 +24,7 @@ from floodsearch.catalog import known
 from floodsearch.errors import FloodsearchError
 from floodsearch.files import Folder
 from floodsearch.heart import Leave, Settings
+from floodsearch.imports import beside
 from floodsearch.storage import tables
 from floodsearch.storage.database import open_database
 from floodsearch.storage.studies import find_study, put_study, read_trials
@@ -142,7 +143,7 @@ def test_every_study_file_of_the_examples_is_valid(monkeypatch):
     monkeypatch.syspath_prepend(EXAMPLES)
     monkeypatch.setenv("PATH", str(Path(sys.executable).parent), prepend=os.pathsep)
     for path in EXAMPLES.glob("*.toml"):
-        assert read(path, known()).code
+        assert read(path, known(beside(path))).code
 
 
 def test_plain_optuna_floods_samples_and_prunes(monkeypatch):
