@@ -43,7 +43,7 @@ TINY: Mapping[str, Any] = {
     "training": {"epochs": 10, "seeds": 2, "validate_every": 2},
     "search": {"pruner": "none"},
 }
-"""A study file of three levels, two seeds and ten epochs of a model that comes to flood: a fifth of a second."""
+"""A study file of three levels, two seeds and ten epochs of a model that floods: a fifth of a second."""
 
 
 def merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:

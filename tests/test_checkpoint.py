@@ -183,17 +183,17 @@ def test_any_checkpoint_may_be_lost_or_damaged(harm, tmp_path, caplog) -> None:
 
 
 def test_the_one_before_is_taken_where_the_last_is_damaged(tmp_path) -> None:
-    one = Checkpoint(Folder(tmp_path), "run.pt", {})
+    one, path = Checkpoint(Folder(tmp_path).within("study"), "run.pt", {}), tmp_path / "study" / "run.pt"
     one.save({"epoch": 1})
     one.save({"epoch": 2})
     one.save({"epoch": 3})
     assert one.load() == {"epoch": 3}
-    truncated(tmp_path / one.name)
+    truncated(path)
     assert one.load() == {"epoch": 2}
-    lost(tmp_path / one.name)  # as if killed between taking away the last and putting the new one there
+    lost(path)  # as if killed between taking away the last and putting the new one there
     assert one.load() == {"epoch": 2}
     one.remove()
-    assert not tmp_path.exists()
+    assert not path.parent.exists()
 
 
 def test_any_flipped_byte_is_noticed(tmp_path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import math
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,9 +14,10 @@ from torch import nn
 from floodsearch import queue
 from floodsearch.answers import answer, status
 from floodsearch.catalog import known
-from floodsearch.cli import _warned
 from floodsearch.errors import NoAnswerError
 from floodsearch.heart import Leave, Settings
+from floodsearch.launchers import local
+from floodsearch.launchers.local import Crew, Launch
 from floodsearch.records import EpochRecord
 from floodsearch.report.text import best_text, status_text
 from floodsearch.storage import tables
@@ -358,12 +360,19 @@ def test_other_settings_may_flood_where_these_do_not(search):
     assert f"  warning   {warning}" in status_text(status(study)).splitlines()
 
 
-def test_a_launch_says_each_warning_as_soon_as_it_is_there(search, capsys):
+def test_a_launch_says_each_warning_as_soon_as_it_is_there(search, monkeypatch):
     study, _ = search(RIGHT, levels={"high": 0.8, "count": 2}, search={"pruner": "none"})
-    now = status(study)
-    seen = [replace(now, warnings=("one", "two")[:count]) for count in (0, 1, 1, 2, 2)]
-    assert list(_warned(iter(seen))) == seen
-    assert capsys.readouterr().err == "floodsearch: warning: one\nfloodsearch: warning: two\n"
+    looks = [replace(status(study), warnings=("one", "two")[:count]) for count in (0, 1, 1, 2, 2)]
+    launch = Launch(study, "", Crew(devices=(), threads=1))
+    launch.slots = [place := SimpleNamespace(closed=False, given_up=None)]
+    shown = iter(looks)
+    monkeypatch.setattr(local, "POLL_SECONDS", 0)
+    monkeypatch.setattr(launch, "_status", lambda: next(shown))
+    monkeypatch.setattr(launch, "_look_after", lambda slot, over: None)
+    watched = launch.watch()
+    said = [next(watched).said for _ in looks]
+    place.closed = True
+    assert said == [(), ("warning: one",), (), ("warning: two",), ()]
 
 
 def test_a_task_in_which_nothing_can_flood_ends_with_its_level_0(tmp_path, make_spec):

@@ -369,7 +369,7 @@ def started(monkeypatch):
         pid = 1
 
         def __init__(self, command, *, env, stdout, **other):
-            found.update(command=command, env=env, log=Path(stdout.name))
+            found.update(command=command, env=env, log=Path(f"/proc/self/fd/{stdout.fileno()}").readlink())
 
     monkeypatch.setattr(local.subprocess, "Popen", Process)
     return found
@@ -401,6 +401,6 @@ def test_a_detached_launch_has_the_same_places(home, command, started):
     assert f"see floodsearch logs mine --logs {home}/logs, end it with" in out
     arguments = list(map(str, started["command"]))
     assert str(path) in arguments
-    for option, place in (("--logs", "logs"), ("--checkpoints", "x")):
-        assert arguments[arguments.index(option) + 1] == str(home / place)
+    assert arguments[arguments.index("--logs") + 1] == str(home / "logs")
+    assert started["env"]["FLOODSEARCH_CHECKPOINTS"] == str(home / "x")
     assert started["log"] == home / "logs" / "mine" / "launch.log"

@@ -267,6 +267,7 @@ class Launch:
                 self.stop()  # threads that code of the user's own has left behind keep a process
                 said.append("workers that did not leave a finished study were ended")
             yield Look(now, tuple(said))
+        now = self._status()  # when nobody is left to change it, nor to notice that the database is gone
         given_up = [slot.given_up for slot in self.slots if slot.given_up is not None]
         if given_up and not now.finished and now.stopped is None:
             raise WorkersFailedError(given_up[-1])
