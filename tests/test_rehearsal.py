@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import random
 import re
@@ -439,16 +440,21 @@ def task(*, float_labels: bool = False) -> Task:
 """
 
 
-def test_findings_are_problems_of_the_file(write_code, capsys):
-    """Told together with what else is wrong with it; what the task prints is no part of the output."""
+def test_findings_are_problems_of_the_file(write_code):
+    """Told together with what else is wrong with it."""
     own = {"task": f"{write_code(OWN)}:task", "options": None, "levels": {"count": 1}}
     content = merged(merged(TINY, own), {"options": {"float_labels": True}})
     with pytest.raises(StudyFileError) as error:
         parse(content, known())
     assert [problem.key for problem in error.value.problems] == ["levels.count", "task"]
     assert "take labels.long()" in error.value.problems[1].message
-    printed = capsys.readouterr()
-    assert (printed.out, "drawing" in printed.err) == ("", True)
+
+
+def test_what_a_task_prints_while_it_is_tried_is_no_part_of_the_output(write_code, tmp_path, command):
+    path = tmp_path / "own.toml"
+    path.write_text(f'name = "own"\ntask = "{write_code(OWN)}:task"\nlevels = {{high = 0.5, count = 3}}\n')
+    code, out, errors = command("check", path, "--json")
+    assert (code, json.loads(out)["name"], "drawing" in errors) == (0, "own", True)
 
 
 def test_each_of_several_batch_sizes_is_tried(write_code):
