@@ -41,6 +41,9 @@ from floodsearch.training.weights import KeptWeights
 
 ROUNDING = 1e-6
 """Relative; a batch loss so near above a level may be one that floods."""
+FAR = 2.0
+"""A task whose batch losses stay above so many times the highest level cannot be meant so; one that is nearer
+may only have been trained for a short time, as in a first try: two classes begin at a loss of ln 2 = .69."""
 FLUSH_SECONDS = 10.0
 """Curves are written at least this often, so that a dashboard lives and little is lost."""
 
@@ -320,10 +323,11 @@ class Bracket:
         self._stop_if_nothing_floods(ticket, [one for one in lowest if one is not None])
 
     def _stop_if_nothing_floods(self, ticket: Ticket, lowest: Sequence[float]) -> None:
-        """End a study whose unflooded runs came to no batch loss below its highest level.
+        """End a study whose unflooded runs came to no batch loss below its highest level, or warn of it.
 
         Until it floods a run of any level is the unflooded one of its seed, so that no level ever will. With
-        other parameters beside the level one may.
+        other parameters beside the level one may. A task's levels then cost nothing, as none leaves its
+        trunk, so that its search ends only where the losses are far from all levels.
         """
         highest = self.study.spec.levels.highest
         if len(lowest) < len(ticket.seeds) or min(lowest) * (1 - ROUNDING) <= highest:
@@ -334,7 +338,8 @@ class Bracket:
             f"level {highest:g}; if the loss is a sum, make it the mean over the batch, else raise "
             "levels.high or train longer"
         )
-        if ticket.beside:
+        far = self.study.spec.task is None or min(lowest) > FAR * highest
+        if ticket.beside or not far:
             warn(self.study, f"nothing floods{beside}", message)
             return
         persistently(lambda: self.study.stop(message))

@@ -208,7 +208,8 @@ def _conclude(study: StoredStudy) -> None:
             raise NoAnswerError(f"the study was stopped: {reason}") from None
         raise
     _print(best_text(found))
-    if failures := failures_text(status_of(study)):
+    failures = failures_text(status_of(study))
+    if failures and not (reason and reason in failures):  # what stopped the study is said below
         _say(failures)
     if reason is not None:
         _say(f"the study was stopped: {reason}")

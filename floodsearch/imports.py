@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from floodsearch import nesting
-from floodsearch.errors import NestedError, TaskError, named, pass_on_ctrl_c
+from floodsearch.errors import MistakeError, NestedError, TaskError, named, pass_on_ctrl_c
 
 FOLDERS = "FLOODSEARCH_FOLDERS"
 """The environment variable in which a launch tells its workers where the user's code lies, as JSON."""
@@ -112,7 +112,7 @@ FOREIGN = (
 
 def said(error: BaseException) -> str:
     """Return an error in a line: its kind, its own words, and where in the user's own code it came from."""
-    if isinstance(error, TaskError):  # our own words, which say what to change
+    if isinstance(error, TaskError | MistakeError):  # our own words, which say what to change
         return str(error)
     told = named(error)
     own = [

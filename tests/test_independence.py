@@ -375,16 +375,20 @@ def test_a_launch_says_each_warning_as_soon_as_it_is_there(search, monkeypatch):
     assert said == [(), ("warning: one",), (), ("warning: two",), ()]
 
 
-def test_a_task_in_which_nothing_can_flood_ends_with_its_level_0(tmp_path, make_spec):
+@pytest.mark.parametrize(("high", "ends"), [(1e-3, True), (0.6, False)])
+def test_a_task_in_which_nothing_can_flood_is_told_so(tmp_path, make_spec, high, ends):
+    """It ends with its level 0 where the levels are far from any loss; else its levels cost nothing."""
     study = put_study(
         open_database(f"sqlite:///{tmp_path}/x.db", create=True),
-        make_spec(levels={"high": 1e-6, "count": 3}, training={"epochs": 2}),
+        make_spec(levels={"high": high, "count": 3}, training={"epochs": 2}),
     )
     queue.fill(study)
     reason = work(study, Settings(device="cpu", threads=1, checkpoints=tmp_path / "kept"), Leave())
-    assert reason.startswith("no level floods anything: the lowest loss of a batch is ")
-    assert [one.state for one in read_trials(study)] == ["complete", "waiting", "waiting"]
-    assert study.stopped() == reason
+    [told] = [study.stopped()] if ends else status(study).warnings
+    assert told.startswith("no level floods anything: the lowest loss of a batch is ")
+    assert reason == (told if ends else "all tickets are finished")
+    states = ["complete", "waiting", "waiting"] if ends else ["complete"] * 3
+    assert [one.state for one in read_trials(study)] == states
     study.database.close()
 
 
