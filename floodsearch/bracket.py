@@ -41,9 +41,9 @@ from floodsearch.training.weights import KeptWeights
 
 ROUNDING = 1e-6
 """Relative; a batch loss so near above a level may be one that floods."""
-FAR = 2.0
+FAR = 3.0
 """A task whose batch losses stay above so many times the highest level cannot be meant so; one that is nearer
-may only have been trained for a short time, as in a first try: two classes begin at a loss of ln 2 = .69."""
+may only have been trained for a short time, as in a first try: of two classes the first losses are .7 to 1.1."""
 FLUSH_SECONDS = 10.0
 """Curves are written at least this often, so that a dashboard lives and little is lost."""
 

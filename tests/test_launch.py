@@ -24,7 +24,7 @@ from floodsearch.storage.studies import find_study, read_trials
 TINY = {
     "name": "tiny",
     "task": "two_gaussians",
-    "options": {"label_noise": 0.1, "width": 512, "depth": 1},
+    "options": {"label_noise": 0.1, "width": 8, "depth": 1},
     "levels": {"high": 0.5, "count": 3},
     "training": {"epochs": 10, "seeds": 2, "validate_every": 2},
     "search": {"pruner": "none"},
@@ -32,7 +32,7 @@ TINY = {
 TINY_TOML = """
 name = "tiny"
 task = "two_gaussians"
-options = {label_noise = 0.1, width = 512, depth = 1}
+options = {label_noise = 0.1, width = 8, depth = 1}
 levels = {high = 0.5, count = 3}
 training = {epochs = 10, seeds = 2, validate_every = 2}
 search = {pruner = "none"}
