@@ -43,7 +43,7 @@ ROUNDING = 1e-6
 """Relative; a batch loss so near above a level may be one that floods."""
 FAR = 3.0
 """A task whose batch losses stay above so many times the highest level cannot be meant so; one that is nearer
-may only have been trained for a short time, as in a first try: of two classes the first losses are .7 to 1.1."""
+may only have been trained for a short time, as in a first try: two classes begin at losses of .7 to 1.1."""
 FLUSH_SECONDS = 10.0
 """Curves are written at least this often, so that a dashboard lives and little is lost."""
 

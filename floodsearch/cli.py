@@ -590,7 +590,7 @@ def serve(
 
 def main() -> None:
     """Run the command line; every expected error is one message on stderr."""
-    with _signals_obeyed(), standard_streams():
+    with standard_streams(), _signals_obeyed():
         sys.exit(_run())
 
 

@@ -16,7 +16,7 @@ import pytest
 from floodsearch import queue, terminal
 from floodsearch.heart import Leave, Settings
 from floodsearch.records import StudyStatus, TicketCounts, TicketNote
-from floodsearch.report.text import notes_text, progress_text, status_text
+from floodsearch.report.text import failures_text, notes_text, progress_text, status_text
 from floodsearch.storage.database import open_database
 from floodsearch.storage.studies import put_study
 from floodsearch.terminal import LogFormatter, escaped, indented, one_line
@@ -103,10 +103,16 @@ def test_no_text_of_a_record_has_a_line_of_its_own():
     known = {field.name: None for field in dataclasses.fields(StudyStatus)}
     changes = {"name": HOSTILE, "metric": HOSTILE, "stopped": HOSTILE, "trials": counts, "workers": 1}
     changes |= {"revisions": (HOSTILE, "b"), "interruptions": {HOSTILE: 2}, "notes": (note, again)}
+    changes |= {"warnings": (HOSTILE,), "changed": HOSTILE}
     changes |= {"best_level": 0.1, "best_value": 0.5, "epochs_run": 4, "finished": False, "piloting": False}
     status = StudyStatus(**(known | changes))
-    for text, lines in ((status_text(status), 7), (progress_text(status), 1), (notes_text(status), 1)):
-        assert len(text.splitlines()) == lines, text
+    for text, lines in (
+        (status_text(status), 9),
+        (progress_text(status), 1),
+        (notes_text(status), 1),
+        (failures_text(status), 1),
+    ):
+        assert len(text.splitlines()) == lines, ascii(text)  # which a failure can be sent with
         assert all(line.isprintable() for line in text.splitlines())
 
 

@@ -129,6 +129,7 @@ def notes_text(status: StudyStatus) -> str:
 
 def failures_text(status: StudyStatus) -> str:
     """Return which tickets failed for good, and why, in one line; empty if none did."""
+    status = one_line(status)
     reasons: dict[str, list[TicketNote]] = {}
     for note in status.notes:
         if note.state == "failed" and note.reason is not None:
@@ -188,6 +189,7 @@ def time_text(status: StudyStatus) -> str:
 
 def found_text(status: StudyStatus) -> str:
     """Return the states of a study's tickets and the best of them, in one line; empty without any."""
+    status = one_line(status)
     if status.piloting:
         return ""
     if status.best_level is None:
@@ -207,6 +209,7 @@ def share_done(status: StudyStatus) -> float | None:
 
 def crew_lines(status: StudyStatus) -> list[str]:
     """Return a line for each worker that is alive: where it is, what it trains, and since when."""
+    status = one_line(status)
     hosts = {one.host for one in status.crew}
     lines = [_worker(one, status, where=len(hosts) > 1) for one in status.crew[:MOST_NAMED]]
     more = len(status.crew) - len(lines)
@@ -225,7 +228,6 @@ def _worker(one: WorkerStatus, status: StudyStatus, *, where: bool) -> str:
     elif status.piloting and one.epochs_run > 0:
         does = "looks for the highest level"
     place = f"{one.host} {one.device}" if where else one.device
-    place = "".join(letter if letter.isprintable() else "?" for letter in place)  # as the worker wrote it
     parts = [f"worker {one.worker}", place, does, f"{one.epochs_run:,} epochs in {duration(one.seconds)}"]
     if one.silent_seconds > SILENT_SECONDS:
         parts.append(f"silent for {duration(one.silent_seconds)}")
