@@ -91,7 +91,7 @@ class Cohorts:
     def __init__(self, device: torch.device, checkpoints: Path | str | None = None) -> None:
         self.device, self.checkpoints = device, checkpoints
         self._trunks: Trunks | None = None
-        self._of: object = None  # which study, length and recipe these trunks are of
+        self._of: object = None  # which study, length, recipe and schedule these trunks are of
 
     def __call__(
         self, study: StoredStudy, tickets: Sequence[Ticket], seeds: Mapping[int, Sequence[int]]
@@ -130,12 +130,14 @@ class Cohorts:
         """Return the trunks of a recipe: those of the last time, as far as they are the same runs."""
         spec = study.spec
         recipe = {name: value for name, value in beside.items() if name in spec.searched}
-        if self._trunks is None or self._of != (study.uuid, epochs, recipe):
+        # A trunk has no use for the settings of the schedule, but what starts beside it is of the same plan.
+        key = study.uuid, epochs, recipe, schedule_settings(spec, beside)
+        if self._trunks is None or self._of != key:
             room = ROOM // len(spec.training.seeds)
             engine = self._engine(study, beside, epochs)
             of = {"epochs": epochs, "recipe": recipe, "engine": type(engine).__name__}
             self._trunks = Trunks(engine, room=room, kept=self._of_trunks(study, of))
-            self._of = study.uuid, epochs, recipe
+            self._of = key
         self._trunks.drop_broken()
         if spec.levels.high != AUTO:
             self._trunks.fork_above(min(level for level in Space.of(spec).candidates() if level > 0))

@@ -59,6 +59,19 @@ def merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any
     return result
 
 
+@pytest.fixture(autouse=True)
+def as_before() -> Iterator[None]:
+    """Let no variable of ours and no handler of signals outlast its test: commands run in this process."""
+    variables, numbers = set(os.environ), (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+    handlers = {number: signal.getsignal(number) for number in numbers}
+    yield
+    for name in set(os.environ) - variables:
+        if name.startswith("FLOODSEARCH_"):
+            del os.environ[name]
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+
+
 @pytest.fixture
 def one_thread() -> Iterator[None]:
     """Let torch compute in one thread, also where a worker that is called here has chosen more."""

@@ -219,7 +219,7 @@ def test_no_complete_level_lacks_its_weights(make_study, here, monkeypatch):
     study, plain = make_study(), queue.complete
     worker = tables.enter_worker(study.database, study.uuid, host="here", pid=1, device="cpu", versions={})
 
-    def killed(*_):
+    def killed(*_, **__):
         raise Killed
 
     monkeypatch.setattr(queue, "complete", killed)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 import os
 import re
@@ -293,10 +294,12 @@ def test_the_number_of_workers_changes_no_value(database, storage_url, make_spec
 
 def test_more_seeds_train_the_new_ones_only(database, make_spec):
     """A study that gets a third seed for all levels has the values of one that had three, at no more cost."""
-    whole = put(database, make_spec(name="whole", training={"seeds": 3}))
+    floods = {"options": {"width": 256}}  # at each level: more seeds are trained where they may tell more
+    training = {"learning_rate": 0.05}
+    whole = put(database, make_spec(name="whole", training={"seeds": 3, **training}, **floods))
     run_here(whole)
-    run_here(put(database, make_spec()))
-    grown = put(database, make_spec(training={"seeds": 3}))
+    run_here(put(database, make_spec(training=training, **floods)))
+    grown = put(database, make_spec(training={"seeds": 3, **training}, **floods))
     run_here(grown)
     assert values(grown) == values(whole)
     assert epochs_run(grown) == epochs_run(whole)
@@ -509,8 +512,9 @@ def test_the_level_that_runs_find_is_in_the_answer(database, make_spec):
 
 
 def test_settings_that_are_searched_have_the_baseline(database, make_spec):
-    """Each choice of a setting of the schedule is answered, with the one level 0 as its baseline."""
+    """Each choice of a setting of the schedule is trained and answered, with one level 0 as the baseline."""
     spec = make_spec(
+        options={"width": 256},
         training={"schedule": "backward", "learning_rate": 0.05},
         search={"pruner": "halving"},
         backward={"until_accuracy": {"choices": [0.5, 0.9]}},
@@ -523,6 +527,12 @@ def test_settings_that_are_searched_have_the_baseline(database, make_spec):
     assert {one.baseline for one in found.combinations} == {found.baseline.value}
     assert found.verdict is not None
     assert found.trials.total == 5
+    curves = tables.read_curves(database, study.uuid)
+    for trial in read_trials(study):
+        until, records = trial.beside.get("until_accuracy", 2), curves[trial.ticket]
+        for before, after in itertools.pairwise(one for one in records if one.seed == 0):
+            reached = any(one.train_accuracy >= until for one in records[: before.epoch])
+            assert after.level == (trial.level if reached else 0)
 
 
 # Ends of trials
