@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import signal
@@ -179,7 +180,8 @@ class Heart:
 
     def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
         if kind is not None:  # whatever it is, nobody has to wait until this worker is missed
-            attempt(lambda: queue.hand_all_back(self.study, self.worker))
+            with contextlib.suppress(KeyError):  # Optuna's word for a study that somebody deleted
+                attempt(lambda: queue.hand_all_back(self.study, self.worker))
         self.leave.overdue = None
         self._stopped = True
         self._wake.set()

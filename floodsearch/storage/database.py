@@ -123,7 +123,7 @@ def open_database(
             raise StorageError(f"{place.name} cannot be written: {READ_ONLY}")
     # Optuna passes URLs through str.format, so braces in a password must be escaped.
     text = place.url.render_as_string(hide_password=False).replace("{", "%7B").replace("}", "%7D")
-    options = _connecting(place, create=create, read_only=read_only)
+    options = _connecting(place, read_only=read_only)
     try:
         _check_tables(text, place.name, options, create=create)
         storage = _connect(text, place, options, read_only=read_only)
@@ -164,19 +164,19 @@ def filesystem_of(path: Path, mounts: Path) -> str:
     return found[1]
 
 
-def _connecting(place: Place, *, create: bool, read_only: bool) -> dict[str, Any]:
+def _connecting(place: Place, *, read_only: bool) -> dict[str, Any]:
     """Return what SQLAlchemy is told of how a connection is made."""
     if place.path is None:
         return {"connect_args": POSTGRESQL}
-    connect = partial(_connect_sqlite, place.path, create=create, read_only=read_only)
+    connect = partial(_connect_sqlite, place.path, read_only=read_only)
     # Where we may not write, each connection looks anew whether somebody else does.
     alone = read_only and not _may_write(place.path)
     return {"creator": connect, "poolclass": NullPool if alone else QueuePool}
 
 
-def _connect_sqlite(path: Path, *, create: bool, read_only: bool) -> sqlite3.Connection:
+def _connect_sqlite(path: Path, *, read_only: bool) -> sqlite3.Connection:
     """Connect to a file, which is never made by the way: one that is gone must not come back empty."""
-    mode = "rwc" if create else "rw"
+    mode = "rw"
     if read_only and not _may_write(path):
         # SQLite reads beside writers with the help of files that these have made; it makes none of its own.
         beside = path.with_name(f"{path.name}-wal")
