@@ -753,8 +753,6 @@ def _read(path: Path) -> Spec:
 
 def _show(launched: Launch) -> None:
     """Show live progress: a line that changes in a terminal, plain lines elsewhere."""
-    import time
-
     from rich.console import Console
     from rich.live import Live
 
