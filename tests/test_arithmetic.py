@@ -18,8 +18,8 @@ from floodsearch.training.cohort import Cohort
 from floodsearch.training.engine import Engine, Loop
 from floodsearch.training.progress import Plan
 from floodsearch.training.stack import Stack
+from tests.device import DEVICE
 
-CPU = torch.device("cpu")
 SAMPLES, EPOCHS, LEVEL = 40, 3, 0.5
 ROUNDING = {"float32": 1e-4, "tf32": 1e-4, "bf16": 5e-2}
 """Share by which a loss may be off after three epochs: a few hundred units of the last place."""
@@ -50,7 +50,7 @@ def task() -> Task:
 
 def trained(engine: type[Loop | Stack], arithmetic: Arithmetic) -> list[EpochRecord]:
     plan = Plan(epochs=EPOCHS, arithmetic=arithmetic)
-    maker: Engine = engine(task(), plan, CPU)
+    maker: Engine = engine(task(), plan, DEVICE)
     run = maker.start(0, LEVEL)
     records = []
     for _ in range(EPOCHS):
@@ -82,10 +82,10 @@ def test_a_run_differs_from_a_plain_one_by_rounding_only(arithmetic: Arithmetic)
 def test_a_forked_run_is_the_run_alone_to_the_bit(arithmetic: Arithmetic) -> None:
     """Also where a step is compiled, or computed in bf16: a fork computes as its trunk did."""
     plan, levels = Plan(epochs=EPOCHS, arithmetic=arithmetic), {0: 0.0, 1: 0.45, 2: 0.7, 3: 5.0}
-    cohort = Cohort(task(), plan, levels=levels, seeds=dict.fromkeys(levels, (0,)), device=CPU)
+    cohort = Cohort(task(), plan, levels=levels, seeds=dict.fromkeys(levels, (0,)), device=DEVICE)
     steps = [cohort.advance() for _ in range(EPOCHS)]
     for member, level in levels.items():
-        alone = Loop(task(), plan, CPU).start(0, level)
+        alone = Loop(task(), plan, DEVICE).start(0, level)
         assert [record for step in steps for record in step.records[member]] == list(alone)
 
 
@@ -106,7 +106,7 @@ def test_weights_and_losses_stay_in_float32_under_bf16() -> None:
         return losses[-1]
 
     one = Task(data=draw, model=network, recipe=Recipe(batch_size=16), loss=loss)
-    run = Loop(one, Plan(epochs=1, arithmetic=Arithmetic(precision="bf16")), CPU).start(0, LEVEL)
+    run = Loop(one, Plan(epochs=1, arithmetic=Arithmetic(precision="bf16")), DEVICE).start(0, LEVEL)
     run.advance()
     assert {value.dtype for value in losses} == {torch.float32}
     assert {value.dtype for value in run.model.parameters()} == {torch.float32}
@@ -115,7 +115,7 @@ def test_weights_and_losses_stay_in_float32_under_bf16() -> None:
 def test_channels_last_lays_out_weights_and_stays_so() -> None:
     """Weights keep their layout when a run takes up the state of another."""
     plan = Plan(epochs=2, arithmetic=Arithmetic(channels_last=True))
-    run = Loop(task(), plan, CPU).start(0, 0.0)
+    run = Loop(task(), plan, DEVICE).start(0, 0.0)
     run.advance()
     other = run.sibling(LEVEL)
     other.take_up(run.state())

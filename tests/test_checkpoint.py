@@ -28,8 +28,8 @@ from floodsearch.training.progress import Plan
 from floodsearch.training.stack import Stack
 from floodsearch.training.trunk import Trunks
 from floodsearch.worker import work
+from tests.device import DEVICE
 
-CPU = torch.device("cpu")
 EPOCHS, SEEDS = 6, (0, 1)
 LEVELS = {0: 0.0, 1: 1e-4, 2: 0.45, 3: 0.62, 4: 5.0}
 """By member: the baseline, one that never floods, two that begin to on the way, one that does at once."""
@@ -84,8 +84,8 @@ class Study:
             self.plan,
             levels=levels,
             seeds=dict.fromkeys(levels, SEEDS),
-            device=CPU,
-            trunks=Trunks(self.engine(self.task, self.plan, CPU), kept=kept, room=room),
+            device=DEVICE,
+            trunks=Trunks(self.engine(self.task, self.plan, DEVICE), kept=kept, room=room),
             last=last,
             checkpoint=lambda member, seed: every.of(name_of(member, seed), {"level": levels[member]}),
         )

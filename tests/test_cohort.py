@@ -23,8 +23,8 @@ from floodsearch.training.engine import Loop
 from floodsearch.training.progress import Plan
 from floodsearch.training.run import Run
 from floodsearch.training.trunk import Trunks
+from tests.device import DEVICE
 
-CPU = torch.device("cpu")
 SAMPLES, BATCH = 50, 16  # the last of four batches is smaller
 LEVELS = {0: 0.0, 3: 1e-6, 5: 0.25, 6: 0.4, 7: 0.55, 9: 1e3}
 """By member: the baseline, one that never floods, some that begin to in the middle, one that does at once."""
@@ -56,7 +56,9 @@ def make_cohort(
     seeds: Sequence[int] = (0, 2),
     **trunks: Any,
 ) -> Cohort:
-    return Cohort(task, plan, levels=levels, seeds=dict.fromkeys(levels, tuple(seeds)), device=CPU, **trunks)
+    return Cohort(
+        task, plan, levels=levels, seeds=dict.fromkeys(levels, tuple(seeds)), device=DEVICE, **trunks
+    )
 
 
 class Together:
@@ -93,7 +95,7 @@ class Together:
 
 def alone(task: Task, plan: Plan, level: float, seed: int) -> tuple[list[EpochRecord], list[EpochRecord]]:
     """Train one level with one seed by itself; return its records and its tested ones."""
-    run = Run(task, plan, seed=seed, level=level, device=CPU)
+    run = Run(task, plan, seed=seed, level=level, device=DEVICE)
     return list(run), run.tested()
 
 
@@ -143,7 +145,7 @@ def test_members_may_have_seeds_of_their_own():
     """A member trains its own seeds only, and one without seeds nothing."""
     task, plan = TASKS["all of it"], Plan(epochs=7, validate_every=2)
     levels, seeds = {1: 0.0, 2: 0.4, 3: 0.6, 4: 0.6}, {1: (0, 1), 2: (1,), 3: (2, 0), 4: ()}
-    together = Together(Cohort(task, plan, levels=levels, seeds=seeds, device=CPU))
+    together = Together(Cohort(task, plan, levels=levels, seeds=seeds, device=DEVICE))
     for member, level in levels.items():
         assert {one.seed for one in together.records[member]} == set(seeds[member])
         for seed in seeds[member]:
@@ -231,7 +233,7 @@ def test_level_zero_never_forks():
 def test_a_later_cohort_is_exact_and_trains_its_trunks_no_second_time(room):
     """Whatever is kept of a trunk's past: levels fork from it as if alone, and its own epochs are not new."""
     task, plan, seeds = TASKS["all of it"], Plan(epochs=8, validate_every=3), (0, 5)
-    trunks = Trunks(Loop(task, plan, CPU), room=room)
+    trunks = Trunks(Loop(task, plan, DEVICE), room=room)
     first = Together(make_cohort(task, plan, {0: 0.0}, seeds, trunks=trunks, last=False))
     assert first.trained == plan.epochs * len(seeds)
     later = Together(make_cohort(task, plan, LEVELS, seeds, trunks=trunks, last=False))
@@ -250,7 +252,7 @@ def test_a_later_cohort_is_exact_and_trains_its_trunks_no_second_time(room):
 def test_trunks_that_serve_no_later_cohort_keep_nothing_of_the_past():
     """Memory: behind the last cohort that uses it a trunk lets its states go."""
     task, plan = TASKS["adam"], Plan(epochs=8)
-    trunks = Trunks(Loop(task, plan, CPU), room=10**9)
+    trunks = Trunks(Loop(task, plan, DEVICE), room=10**9)
     make_cohort(task, plan, {0: 0.0}, (0,), trunks=trunks, last=False).train(4, lambda _: True)
     cohort = make_cohort(task, plan, {0: 0.0, 1: 0.3}, (0,), trunks=trunks, last=True)
     for _ in range(4):
@@ -268,7 +270,7 @@ def test_a_trunk_that_broke_is_trained_again_when_its_cause_is_gone():
         return functional.cross_entropy(outputs, labels)
 
     task, plan = make_task(loss=loss), Plan(epochs=3)
-    trunks = Trunks(Loop(task, plan, CPU), room=10**6)
+    trunks = Trunks(Loop(task, plan, DEVICE), room=10**6)
     broken = Together(make_cohort(task, plan, {0: 0.0}, (0,), trunks=trunks, last=False))
     assert isinstance(broken.failed[0], OSError)
     fails[0] = False
@@ -311,7 +313,7 @@ def as_alone(task: Task, plan: Plan, together: Together, seeds: Sequence[int] = 
         runs: dict[int, Run] = {}
         expected: dict[int, list[EpochRecord]] = {}
         for seed in seeds:
-            runs[seed], expected[seed] = Run(task, plan, seed=seed, level=level, device=CPU), []
+            runs[seed], expected[seed] = Run(task, plan, seed=seed, level=level, device=DEVICE), []
             try:
                 expected[seed].extend(runs[seed])
             except DivergedError as error:

@@ -20,8 +20,8 @@ from floodsearch.training.progress import Plan
 from floodsearch.training.run import Run
 from floodsearch.training.stack import Stack
 from floodsearch.training.trunk import Trunks
+from tests.device import DEVICE
 
-CPU = torch.device("cpu")
 PLAN = Plan(epochs=4, validate_every=2)
 LEVELS = {0: 0.0, 1: 0.5, 2: 5.0}
 
@@ -54,8 +54,10 @@ def make(batch_size: int = 10, **fields: Any) -> Task:
 
 def trained(task: Task, engine: type[Loop | Stack]) -> tuple[list[EpochRecord], dict[int, BaseException]]:
     """Return all records of a cohort with its tests, and what failed."""
-    trunks = Trunks(engine(task, PLAN, CPU))
-    cohort = Cohort(task, PLAN, levels=LEVELS, seeds=dict.fromkeys(LEVELS, (0, 1)), device=CPU, trunks=trunks)
+    trunks = Trunks(engine(task, PLAN, DEVICE))
+    cohort = Cohort(
+        task, PLAN, levels=LEVELS, seeds=dict.fromkeys(LEVELS, (0, 1)), device=DEVICE, trunks=trunks
+    )
     found: list[EpochRecord] = []
     failed: dict[int, BaseException] = {}
     for _ in range(PLAN.epochs):
@@ -157,7 +159,7 @@ def test_layers_that_find_their_sizes_train_as_if_they_had_them(engine):
 
 def test_a_run_of_layers_that_find_their_sizes_goes_on_from_its_state():
     """A checkpoint of such a run fits a new one."""
-    whole, again = (Run(make(model=lazy), PLAN, seed=0, level=0.5, device=CPU) for _ in range(2))
+    whole, again = (Run(make(model=lazy), PLAN, seed=0, level=0.5, device=DEVICE) for _ in range(2))
     whole.advance()
     again.restore(whole.state())
     assert list(again) == list(whole)
@@ -177,7 +179,7 @@ class NeverInEvaluation(nn.Module):
 def test_a_layer_whose_size_cannot_be_found_is_named():
     """It is refused in a line."""
     with pytest.raises(TaskError, match=r"more\.weight has no size yet"):
-        Run(make(model=NeverInEvaluation), PLAN, seed=0, level=0.0, device=CPU)
+        Run(make(model=NeverInEvaluation), PLAN, seed=0, level=0.0, device=DEVICE)
 
 
 @both_engines
@@ -198,10 +200,10 @@ def test_a_model_that_another_run_trains_is_found_at_the_second_run(engine, way)
         "one memory": assigned,
     }
     task = make(model=ways[way])
-    first = engine(task, PLAN, CPU).start(0, 0.0)
+    first = engine(task, PLAN, DEVICE).start(0, 0.0)
     del first
     with pytest.raises(TaskError, match="must return a new model each time"):
-        engine(task, PLAN, CPU).start(1, 0.5)
+        engine(task, PLAN, DEVICE).start(1, 0.5)
 
 
 def test_frozen_layers_may_be_shared():

@@ -43,6 +43,7 @@ from floodsearch.training.batches import batches
 from floodsearch.training.cohort import Cohort
 from floodsearch.training.run import Plan, Run, evaluate
 from floodsearch.worker import work
+from tests.device import DEVICE
 
 CPU = torch.device("cpu")
 TRAIN, TEST = 300, 40
@@ -448,13 +449,13 @@ def test_forked_is_trained_alone_with_augmentation(make):
     """Every record of each level and seed is that of the level trained alone, to the bit."""
     one = small(make("cifar10", augment=True), "cifar10", batch_size=100, learning_rate=0.02, milestones=(3,))
     plan = Plan(epochs=5, validate_every=2)
-    cohort = Cohort(one, plan, levels=LEVELS, seeds=dict.fromkeys(LEVELS, SEEDS), device=CPU)
+    cohort = Cohort(one, plan, levels=LEVELS, seeds=dict.fromkeys(LEVELS, SEEDS), device=DEVICE)
     steps = [cohort.advance() for _ in range(plan.epochs)]
     assert not any(step.failed for step in steps)
     flooded = set()
     for member, level in LEVELS.items():
         for seed in SEEDS:
-            run = Run(one, plan, seed=seed, level=level, device=CPU)
+            run = Run(one, plan, seed=seed, level=level, device=DEVICE)
             together = [record for step in steps for record in step.records[member] if record.seed == seed]
             alone = list(run)
             assert together == alone
@@ -467,8 +468,8 @@ def test_a_stopped_run_goes_on_exactly_with_augmentation(make):
     """A new run that is given the state of another goes on as that would have."""
     one = small(make("fashion_mnist", augment=True), "fashion_mnist", batch_size=100)
     plan = Plan(epochs=5)
-    whole = list(Run(one, plan, seed=1, level=1.5, device=CPU))
-    first, second = (Run(one, plan, seed=1, level=1.5, device=CPU) for _ in range(2))
+    whole = list(Run(one, plan, seed=1, level=1.5, device=DEVICE))
+    first, second = (Run(one, plan, seed=1, level=1.5, device=DEVICE) for _ in range(2))
     begun = [first.advance(), first.advance()]
     second.restore(first.state())
     assert begun + list(second) == whole

@@ -22,8 +22,8 @@ from floodsearch.tasks.task import Data, Recipe, Split, Task
 from floodsearch.training.batches import batches, chunks
 from floodsearch.training.progress import Plan
 from floodsearch.training.run import Run, evaluate
+from tests.device import DEVICE
 
-CPU = torch.device("cpu")
 SAMPLES = 50
 
 
@@ -50,7 +50,7 @@ def task(model: Any = network, **fields: Any) -> Task:
 
 
 def start(one: Task, level: float = 0.3, seed: int = 0, epochs: int = 6, **plan: Any) -> Run:
-    return Run(one, Plan(epochs=epochs, **plan), seed=seed, level=level, device=CPU)
+    return Run(one, Plan(epochs=epochs, **plan), seed=seed, level=level, device=DEVICE)
 
 
 def weights(model: nn.Module) -> dict[str, Tensor]:

@@ -38,6 +38,7 @@ from floodsearch.training.stackable import depends_on_place, obstacle
 from floodsearch.training.trunk import Trunks
 from floodsearch.trust import given
 from floodsearch.worker import work
+from tests.device import DEVICE
 from tests.test_cohort import Together, first_flooded
 
 CPU = torch.device("cpu")
@@ -91,13 +92,13 @@ def make_cohort(
     seeds: Sequence[int] = (0, 5),
     **more: Any,
 ) -> Cohort:
-    more.setdefault("trunks", Trunks(Stack(task, plan, CPU)))
-    return Cohort(task, plan, levels=levels, seeds=dict.fromkeys(levels, tuple(seeds)), device=CPU, **more)
+    more.setdefault("trunks", Trunks(Stack(task, plan, DEVICE)))
+    return Cohort(task, plan, levels=levels, seeds=dict.fromkeys(levels, tuple(seeds)), device=DEVICE, **more)
 
 
 def alone(task: Task, plan: Plan, level: float, seed: int) -> tuple[list[EpochRecord], list[EpochRecord]]:
     """Train one level with one seed in a stack of its own; return its records and its tested ones."""
-    engine = Stack(task, plan, CPU)
+    engine = Stack(task, plan, DEVICE)
     run = engine.start(seed, level)
     records = []
     for _ in range(plan.epochs):
@@ -137,7 +138,7 @@ print([depends_on_place(TASKS[name], CPU, 0) for name in ("adam", "batch norm")]
 @pytest.mark.parametrize("name", TASKS)
 def test_equal_runs_are_equal_on_every_place_here(name):
     """The machine that this runs on rounds a run alike wherever in a stack it lies."""
-    assert not depends_on_place(TASKS[name], CPU, 0)
+    assert not depends_on_place(TASKS[name], DEVICE, 0)
 
 
 @pytest.mark.parametrize("told", [True, False])
@@ -154,7 +155,7 @@ def test_on_a_cpu_of_another_make_places_are_alike_only_where_its_library_is_tol
         [sys.executable, "-c", OTHER_MAKE], env=environment, capture_output=True, text=True, check=False
     )
     if "no such library" in done.stderr:
-        pytest.skip("this torch has no MKL whose CPU could be of another make")
+        pytest.skip("this torch has no MKL whose DEVICE could be of another make")
     assert done.stdout.split() == (["[False,", "False]"] if told else ["[True,", "True]"]), done.stderr
 
 
@@ -186,7 +187,7 @@ def test_a_result_does_not_depend_on_how_many_share_a_stack(count, name):
     """Beside any number of others, in any place, a run is the same to the bit."""
     task, plan = TASKS[name], Plan(epochs=3)
     expected = alone(task, plan, 0.8, 5)
-    engine = Stack(task, plan, CPU)
+    engine = Stack(task, plan, DEVICE)
     others = [engine.start(seed, 0.1 * seed) for seed in range(count - 1)]
     run = engine.start(5, 0.8)
     for place in range(0, count, 7):
@@ -230,7 +231,7 @@ def test_stacks_and_loops_agree_within_rounding(name, dtype):
     task, plan = task.with_recipe({"learning_rate": rate}), Plan(epochs=50, validate_every=10)
     levels = {member: LEVELS[member] for member in (0, 6, 9)}
     stacked, one_by_one = (
-        Together(make_cohort(task, plan, levels, (0,), trunks=Trunks(engine(task, plan, CPU))))
+        Together(make_cohort(task, plan, levels, (0,), trunks=Trunks(engine(task, plan, DEVICE))))
         for engine in (Stack, Loop)
     )
     worst = 0.0
@@ -282,11 +283,11 @@ def test_frozen_parameters_stay():
         return network
 
     task = Task(data=draw, model=model, recipe=Recipe(batch_size=25, weight_decay=0.1))
-    engine = Stack(task, PLAN, CPU)
+    engine = Stack(task, PLAN, DEVICE)
     run = engine.start(0, 0.5)
     before = run.weights()
     engine.advance([run])
-    assert obstacle(task, CPU, 0) is None
+    assert obstacle(task, DEVICE, 0) is None
     assert torch.equal(run.weights()["0.weight"], before["0.weight"])
     assert not torch.equal(run.weights()["2.weight"], before["2.weight"])
 
@@ -308,7 +309,7 @@ def test_a_dropped_member_changes_nothing_for_the_others(gone):
 def test_dropped_members_make_room():
     """When most of several stacks are dropped, the rest move together."""
     task, plan = TASKS["adam"], Plan(epochs=4)
-    engine = Stack(task, plan, CPU)
+    engine = Stack(task, plan, DEVICE)
     levels = {member: 1e3 + member for member in range(3 * WIDTH)}
     cohort = make_cohort(task, plan, levels, (0,), trunks=Trunks(engine))
     expected = Together(make_cohort(task, plan, {95: levels[95]}, (0,)))
@@ -326,7 +327,7 @@ def test_dropped_members_make_room():
 def test_a_later_cohort_forks_from_stacked_trunks(room):
     """Trunks outlive their cohort in a stack too: levels fork from their past as if alone."""
     task = TASKS["batch norm, sgd and milestones"]
-    trunks = Trunks(Stack(task, PLAN, CPU), room=room)
+    trunks = Trunks(Stack(task, PLAN, DEVICE), room=room)
     for seed in (0, 5):  # as the pilot does: one seed after the other, not equally far
         unflooded = make_cohort(task, levels={0: 0.0}, seeds=(seed,), trunks=trunks, last=False)
         unflooded.train(PLAN.epochs - seed, lambda _: True)
@@ -463,7 +464,7 @@ OBSTACLES: Mapping[str, tuple[Task, str]] = {
 def test_what_cannot_be_stacked_is_recognised(name):
     """Models that a stack would train otherwise than alone are told, with the reason."""
     task, reason = OBSTACLES[name]
-    found = obstacle(task, CPU, 0)
+    found = obstacle(task, DEVICE, 0)
     assert found is not None
     assert reason in found
     assert "\n" not in found
@@ -472,7 +473,7 @@ def test_what_cannot_be_stacked_is_recognised(name):
 @pytest.mark.parametrize("name", TASKS)
 def test_what_can_be_stacked_is(name):
     """Nothing stands in the way of plain layers, BatchNorm, and any of the optimizers."""
-    assert obstacle(TASKS[name], CPU, 0) is None
+    assert obstacle(TASKS[name], DEVICE, 0) is None
 
 
 # --- a study and its engine ------------------------------------------------------------------------------
@@ -528,7 +529,7 @@ def test_a_study_that_cannot_be_stacked_is_looped(database, make_spec, monkeypat
     """The worker says why, once, and trains."""
     monkeypatch.setattr("floodsearch.trainer.task_of", lambda spec, beside: OBSTACLES["dropout"][0])
     study = put_study(database, make_spec(training={"engine": "stack"}))
-    cohorts = Cohorts(CPU)
+    cohorts = Cohorts(DEVICE)
     with caplog.at_level(logging.INFO):
         for _ in range(2):
             trunks = cohorts.trunks(study, {}, 10)

@@ -35,8 +35,8 @@ from floodsearch.training.stack import Stack
 from floodsearch.training.trunk import Trunks
 from floodsearch.training.weights import KeptWeights
 from floodsearch.worker import work
+from tests.device import DEVICE
 
-CPU = torch.device("cpu")
 
 pytestmark = [
     pytest.mark.usefixtures("one_thread"),
@@ -164,8 +164,10 @@ def test_a_state_dict_is_that_of_the_model(engine, keep, storage_url):
         Plan(epochs=8, keep=keep),
         {0: 0.0, 1: 0.5},
     )
-    trunks = Trunks(engine(task, plan, CPU))
-    cohort = Cohort(task, plan, levels=levels, seeds=dict.fromkeys(levels, (0, 1)), device=CPU, trunks=trunks)
+    trunks = Trunks(engine(task, plan, DEVICE))
+    cohort = Cohort(
+        task, plan, levels=levels, seeds=dict.fromkeys(levels, (0, 1)), device=DEVICE, trunks=trunks
+    )
     assert cohort.train(8, lambda step: not step.failed)
     differ = set()
     for member in levels:
@@ -228,7 +230,7 @@ def test_no_complete_level_lacks_its_weights(make_study, here, monkeypatch):
     from floodsearch.trainer import Cohorts
 
     with pytest.raises(Killed):
-        Bracket([ticket], heart, Cohorts(CPU), KeptWeights(here.files(study))).end()
+        Bracket([ticket], heart, Cohorts(DEVICE), KeptWeights(here.files(study))).end()
     monkeypatch.setattr(queue, "complete", plain)
     queue.release(study, worker, "dead")
     work(study, here, Leave())
@@ -380,7 +382,7 @@ def test_a_loop_that_is_cut_short_keeps_the_same_weights(make_loops, here, how, 
         monkeypatch.setattr(Bracket, "_note", note)
         heart = Heart(study, worker, here, leave)
         kept = KeptWeights(here.files(study))
-        bracket = Bracket(queue.take(study, worker), heart, Loops(study.trusted, CPU, here, Leave()), kept)
+        bracket = Bracket(queue.take(study, worker), heart, Loops(study.trusted, DEVICE, here, Leave()), kept)
         if how == "killed":
             with pytest.raises(Killed):
                 bracket.end()
