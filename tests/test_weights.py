@@ -37,7 +37,6 @@ from floodsearch.training.weights import KeptWeights
 from floodsearch.worker import work
 from tests.device import DEVICE
 
-
 pytestmark = [
     pytest.mark.usefixtures("one_thread"),
     pytest.mark.parametrize("storage_url", ["sqlite"], indirect=True),
