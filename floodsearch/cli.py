@@ -240,7 +240,9 @@ def work(
         str, typer.Argument(metavar="NAME", help="The study's name, or its file.", show_default=False)
     ],
     storage: Storage = STORAGE,
-    device: Annotated[str, typer.Option(metavar="DEVICE", help="auto, cpu, mps, cuda or cuda:N")] = "auto",
+    device: Annotated[
+        str, typer.Option("--device", metavar="DEVICE", help="auto, cpu, mps, cuda or cuda:N")
+    ] = "auto",
     threads: Annotated[
         int | None, typer.Option(metavar="N", min=1, help="Threads of torch on the CPU.")
     ] = None,
@@ -407,7 +409,9 @@ def check(
     ] = None,
     speed: Annotated[
         str | None,
-        typer.Option(metavar="SPEED", help="Samples a second: 21000, or by runs at once: 1=21000,4=70000."),
+        typer.Option(
+            "--speed", metavar="SPEED", help="Samples a second: 21000, or by runs at once: 1=21000,4=70000."
+        ),
     ] = None,
     measure: Annotated[
         str | None,
@@ -559,7 +563,9 @@ def _remove_files(files: Files) -> None:
 @app.command()
 def serve(
     storage: Storage = STORAGE,
-    port: Annotated[int, typer.Option(metavar="PORT", min=1, max=65535, help="To listen on.")] = 8080,
+    port: Annotated[
+        int, typer.Option("--port", metavar="PORT", min=1, max=65535, help="To listen on.")
+    ] = 8080,
     host: Annotated[
         str,
         typer.Option(metavar="ADDRESS", help="To listen on; others than the default can read all studies."),

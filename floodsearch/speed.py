@@ -32,7 +32,7 @@ def samples_of(spec: Spec) -> int:
     task = task_of(given(spec), first_choices(spec))
     if task.samples is not None:
         return task.samples
-    return len(task.drawn(spec.training.seeds[0]).train.inputs)
+    return len(task.drawn(spec.training.seeds[0], find_device("cpu")).train.inputs)
 
 
 def measured(spec: Spec, device: str, at_once: Sequence[int]) -> dict[int, float]:
@@ -50,8 +50,9 @@ def measured(spec: Spec, device: str, at_once: Sequence[int]) -> dict[int, float
     where = find_device(device)
     choose_kernels(spec.arithmetic)
     choices, seed = first_choices(spec), spec.training.seeds[0]
-    task = _short(task_of(given(spec), choices), seed)
-    samples = len(task.drawn(seed).train.inputs)
+    task = task_of(given(spec), choices)
+    task = _short(task, task.drawn(seed, where))
+    samples = len(task.drawn(seed, where).train.inputs)
     kind = default_engine(given(spec), where) if spec.training.engine == AUTO else spec.training.engine
     engine = engine_of(kind, task, plan_of(spec, choices, spec.training.epochs), where, seed)
     with borrowed(where):
@@ -61,9 +62,9 @@ def measured(spec: Spec, device: str, at_once: Sequence[int]) -> dict[int, float
         }
 
 
-def _short(task: Task, seed: int) -> Task:
-    """Return a task whose epochs have a few batches."""
-    drawn, most = task.drawn(seed), BATCHES * task.recipe.batch_size
+def _short(task: Task, drawn: Data) -> Task:
+    """Return a task whose epochs have a few batches of the data that were drawn."""
+    most = BATCHES * task.recipe.batch_size
     few = Data(*(part.first(most) for part in (drawn.train, drawn.validation, drawn.test)))
     return replace(task, data=lambda _: few)
 

@@ -50,7 +50,9 @@ def dropout() -> Task:
         return Data(*(Split(inputs, labels) for _ in range(3)))
 
     def prepare(inputs: Tensor, generator: torch.Generator | None) -> Tensor:
-        return inputs if generator is None else inputs + 0.1 * torch.randn(inputs.shape, generator=generator)
+        if generator is None:
+            return inputs
+        return inputs + 0.1 * torch.randn(inputs.shape, generator=generator, device=inputs.device)
 
     def model() -> nn.Module:
         return nn.Sequential(nn.Linear(5, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(0.2), nn.Linear(8, 2))

@@ -227,7 +227,7 @@ def changed(content: Any, path: tuple[Any, ...], value: Any) -> Any:
 
 
 TASK = two_gaussians(label_noise=0.1, width=4, depth=1)
-DRAWN = TASK.drawn(0)
+DRAWN = TASK.drawn(0, torch.device("cpu"))
 
 
 def cohort(files: Files) -> Cohort:

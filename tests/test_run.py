@@ -123,9 +123,9 @@ def bare_loop(
     level: float, *, seed: int, epochs: int, size: int, floods: bool = True, optimizer: str = "sgd"
 ) -> tuple[list[tuple[float, float, float]], nn.Module]:
     """Train as one would by hand; return each epoch's plain loss, accuracy and share of flooded batches."""
-    train = draw(seed).train
+    train = draw(seed).train.to(DEVICE)
     torch.manual_seed(stream_seed(seed, "initialisation"))
-    model = mlp(5, 2, width=8, depth=1)
+    model = mlp(5, 2, width=8, depth=1).to(DEVICE)
     if optimizer == "sgd":
         steps: torch.optim.Optimizer = torch.optim.SGD(model.parameters(), lr=0.3, momentum=0.9)
     else:

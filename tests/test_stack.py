@@ -16,10 +16,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from typer.testing import CliRunner
 
 from floodsearch import queue
-from floodsearch.cli import app
 from floodsearch.defaults import REPRODUCIBLE
 from floodsearch.errors import DivergedError
 from floodsearch.heart import Leave, Settings
@@ -159,14 +157,14 @@ def test_on_a_cpu_of_another_make_places_are_alike_only_where_its_library_is_tol
     assert done.stdout.split() == (["[False,", "False]"] if told else ["[True,", "True]"]), done.stderr
 
 
-def test_a_worker_tells_the_library_before_it_computes(monkeypatch, tmp_path):
+def test_a_worker_tells_the_library_before_it_computes(monkeypatch, tmp_path, command):
     """`floodsearch work` sets the variable, unless its user has."""
     name, value = REPRODUCIBLE
     for mine, expected in ((None, value), ("AVX2", "AVX2")):
         monkeypatch.delenv(name, raising=False)
         if mine is not None:
             monkeypatch.setenv(name, mine)
-        CliRunner().invoke(app, ["work", "unknown", "--storage", f"sqlite:///{tmp_path}/none.db"])
+        command("work", "unknown", "--storage", f"sqlite:///{tmp_path}/none.db")
         assert os.environ[name] == expected
 
 

@@ -37,6 +37,8 @@ from floodsearch.training.weights import KeptWeights
 from floodsearch.worker import work
 from tests.device import DEVICE
 
+CPU = torch.device("cpu")
+
 pytestmark = [
     pytest.mark.usefixtures("one_thread"),
     pytest.mark.parametrize("storage_url", ["sqlite"], indirect=True),
@@ -93,7 +95,7 @@ def check_tests(study, here, tickets):
             result = seed_result(records, study.question, study.spec.training.epochs)
             model = task.model()
             model.load_state_dict(loaded(study, here, ticket, seed))
-            found = evaluate(model, task, task.drawn(seed).test)
+            found = evaluate(model, task, task.drawn(seed, CPU).test)
             recorded = (result.test_loss, result.test_accuracy)
             if keep == "best":
                 recorded = (result.best_test_loss, result.best_test_accuracy)
@@ -172,9 +174,9 @@ def test_a_state_dict_is_that_of_the_model(engine, keep, storage_url):
     for member in levels:
         for seed in (0, 1):
             tested = [record for record in cohort.tested(member) if record.seed == seed]
-            model = Odd()
+            model = Odd().to(DEVICE)
             model.load_state_dict(cohort.weights(member, seed))  # strict: no name more or less
-            found = evaluate(model, task, data(seed).test)
+            found = evaluate(model, task, data(seed).test.to(DEVICE))
             record = tested[-1] if keep == "last" else tested[0]
             assert (found.loss, found.accuracy) == (record.test_loss, record.test_accuracy)
             differ.add(len(tested))
@@ -229,7 +231,7 @@ def test_no_complete_level_lacks_its_weights(make_study, here, monkeypatch):
     from floodsearch.trainer import Cohorts
 
     with pytest.raises(Killed):
-        Bracket([ticket], heart, Cohorts(DEVICE), KeptWeights(here.files(study))).end()
+        Bracket([ticket], heart, Cohorts(CPU), KeptWeights(here.files(study))).end()
     monkeypatch.setattr(queue, "complete", plain)
     queue.release(study, worker, "dead")
     work(study, here, Leave())
@@ -381,7 +383,7 @@ def test_a_loop_that_is_cut_short_keeps_the_same_weights(make_loops, here, how, 
         monkeypatch.setattr(Bracket, "_note", note)
         heart = Heart(study, worker, here, leave)
         kept = KeptWeights(here.files(study))
-        bracket = Bracket(queue.take(study, worker), heart, Loops(study.trusted, DEVICE, here, Leave()), kept)
+        bracket = Bracket(queue.take(study, worker), heart, Loops(study.trusted, CPU, here, Leave()), kept)
         if how == "killed":
             with pytest.raises(Killed):
                 bracket.end()

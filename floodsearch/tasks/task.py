@@ -258,8 +258,8 @@ class Task:
             raise TaskError(f"model must return a torch.nn.Module, but gave a {type(model).__name__}")
         return model
 
-    def drawn(self, seed: int) -> Data:
-        """Return the data of a seed, which fit the recipe and the model.
+    def drawn(self, seed: int, device: torch.device) -> Data:
+        """Return the data of a seed on a device, which fit the recipe and the model.
 
         Raises:
             TaskError: if a batch is larger than the training split, or labels are beyond the model's outputs.
@@ -267,6 +267,7 @@ class Task:
         """
         data = Data.of(self.data(seed))
         self.check_size(data)
+        data = data.to(device)
         self.check_classes(data)
         return data
 
@@ -282,6 +283,8 @@ class Task:
     def check_classes(self, data: Data) -> None:
         """Ask a new model for its outputs: on a GPU the loss would fail and say nothing of labels.
 
+        It is asked where the data are: layers that it shares with other models may be there already.
+
         Raises:
             TaskError: if labels are none of the classes that the metric compares.
         """
@@ -295,7 +298,7 @@ class Task:
         inputs = data.train.inputs[:2].clone()  # a model may change them in place
         if self.prepare is not None:
             inputs = self.prepare(inputs, None).clone()
-        outputs = self.new_model().eval()(inputs)
+        outputs = self.new_model().to(inputs.device).eval()(inputs)
         if isinstance(outputs, Tensor) and outputs.ndim > 1 and highest >= outputs.shape[1]:
             has = f"the model has {outputs.shape[1]} outputs, but there are labels up to {highest}"
             raise TaskError(f"{has}; it needs at least {highest + 1}")

@@ -44,7 +44,7 @@ class Start:
         data: Data | None = None,
     ) -> None:
         self.task, self.plan, self.seed = task, plan, seed
-        data = data or task.drawn(seed).to(device)
+        data = data or task.drawn(seed, device)
         self.train, self.validation, self.test = data.train, data.validation, data.test
         self.model = new_model(task, seed, device, self.train)  # where weights are put to be tested
         self.weights = {("weight", name): one.detach().clone() for name, one in named(self.model).items()}

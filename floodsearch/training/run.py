@@ -58,7 +58,7 @@ class Run:
         data: Data | None = None,
     ) -> None:
         self.task, self.plan, self.seed, self.device = task, plan, seed, device
-        data = data or task.drawn(seed).to(device)
+        data = data or task.drawn(seed, device)
         self.train, self.validation, self.test = data.train, data.validation, data.test
         self.model = laid_out(new_model(task, seed, device, self.train), plan.arithmetic)
         self.forward = Forward(self.model, plan.arithmetic)

@@ -60,10 +60,10 @@ def depends_on_place(task: Task, device: torch.device, seed: int) -> bool:
 
 def _little(task: Task, device: torch.device, seed: int) -> tuple[Plan, Data]:
     """Return two epochs of at most two batches of a task, of all shapes that it has."""
-    drawn, size = task.drawn(seed), task.recipe.batch_size
+    drawn, size = task.drawn(seed, device), task.recipe.batch_size
     train = drawn.train.first(size + (len(drawn.train.inputs) % size or size))
     validation = drawn.validation.first(CHUNK + len(drawn.validation.inputs) % CHUNK)
-    data = Data(train, validation, validation).to(device)
+    data = Data(train, validation, validation)
     return Plan(epochs=2, metric="val_loss", maximize=False), data
 
 
