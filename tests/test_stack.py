@@ -492,12 +492,15 @@ def test_the_engine_is_settled_once(database, make_spec):
 
 
 def test_auto_is_a_stack_for_matrices_on_a_gpu(make_spec):
-    """A CPU, and models with convolutions, train one run after the other."""
+    """A CPU, models with convolutions, and fewer than three runs at once are trained one after the other."""
     cuda = torch.device("cuda", 0)
-    matrices = make_spec()
+    matrices = make_spec(search={"pruner": "halving"})
     assert (default_engine(given(matrices), CPU), default_engine(given(matrices), cuda)) == ("loop", "stack")
+    for seeds, engine in ((2, "loop"), (3, "stack")):
+        one_level = make_spec(training={"seeds": seeds}, search={"pruner": "none"})
+        assert default_engine(given(one_level), cuda) == engine
     options = {"label_noise": None, "width": None, "depth": None}
-    images = make_spec(name="images", task="cifar10", options=options)
+    images = make_spec(name="images", task="cifar10", options=options, search={"pruner": "halving"})
     assert default_engine(given(images), cuda) == "loop"
 
 
