@@ -34,8 +34,8 @@ from floodsearch.training.trunk import Kept, Trunks
 from floodsearch.trust import TrustedSpec
 
 FEWEST_STACKED = 3
-"""Runs from which on a stack pays on a GPU: its step takes as long as 2.6 of single runs (an H200, five layers
-of 500 units), however few of its places are taken."""
+"""Runs from which on a stack pays on a GPU: its step takes as long as 2.6 of single runs, however few of its
+places are taken (an H200, five layers of 500 units)."""
 ROOM = 2**30
 """Bytes for the past of all trunks together, from which later cohorts fork."""
 
