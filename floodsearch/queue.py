@@ -242,7 +242,12 @@ def _size(spec: Spec) -> dict[Attribute, int]:
 
 
 def take(
-    study: StoredStudy, worker: int, revision: str | None = None, *, most: int | None = None
+    study: StoredStudy,
+    worker: int,
+    revision: str | None = None,
+    *,
+    most: int | None = None,
+    again: bool = False,
 ) -> list[Ticket]:
     """Take the next tickets that are trained together, with their levels; none if no ticket waits.
 
@@ -255,18 +260,23 @@ def take(
         worker: who takes them.
         revision: of the user's own code that will train them.
         most: that fit into the worker's memory; None if that is not known to be less.
+        again: whether an earlier call failed, so that the worker, whose hands are empty, may have taken
+            tickets and not heard of it; then these are given.
     """
     if study.spec.search.sampler == "grid":
-        return _take(study, worker, revision, most)
+        return _take(study, worker, revision, most, again)
     with lease(study.database, study.uuid, "propose"):
-        return _take(study, worker, revision, most)
+        return _take(study, worker, revision, most, again)
 
 
-def _take(study: StoredStudy, worker: int, revision: str | None, fits: int | None) -> list[Ticket]:
+def _take(
+    study: StoredStudy, worker: int, revision: str | None, fits: int | None, again: bool
+) -> list[Ticket]:
     signature = {Attribute.WORKER: worker} | ({} if revision is None else {Attribute.REVISION: revision})
     most = ROUND if study.spec.search.pruner == "halving" else 1
     with study.database.write() as connection:
-        claimed = trials.claim(connection, study.id, signature, most=most, fits=fits)
+        claimed = trials.signed(connection, study.id, worker) if again else []
+        claimed = claimed or trials.claim(connection, study.id, signature, most=most, fits=fits)
     if not claimed:
         return []
     try:

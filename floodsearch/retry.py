@@ -23,8 +23,7 @@ log = logging.getLogger("floodsearch.worker")
 def persistently(call: Callable[[], Result], *, patience: float = PATIENCE) -> Result:
     """Call the storage, again after growing waits where it fails with an error that may pass.
 
-    Every call here may be repeated. A ticket that was taken by a call whose answer got lost is found by the
-    reaper: it runs, but its worker does not say that it trains it.
+    Every call here may be repeated.
 
     Args:
         call: that is repeated.

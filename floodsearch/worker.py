@@ -6,6 +6,7 @@ code, the loss of the ticket to another worker, and a reason to leave. A failing
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 import platform
@@ -96,7 +97,7 @@ def work(study: StoredStudy, settings: Settings, leave: Leave, trainer: Trainer 
                     leave.wanted.wait(min(1.0, settings.beat_seconds))
                 continue
             try:
-                tickets = persistently(lambda: queue.take(study, worker, revision, most=fits))  # noqa: B023 - called at once
+                tickets = _taken(study, worker, revision, fits)
             except TicketLostError as error:
                 log.warning("%s", error)
                 continue
@@ -112,6 +113,12 @@ def work(study: StoredStudy, settings: Settings, leave: Leave, trainer: Trainer 
     if leave.error is not None:
         raise leave.error
     return leave.reason or "asked to leave"
+
+
+def _taken(study: StoredStudy, worker: int, revision: str | None, fits: int | None) -> list[queue.Ticket]:
+    """Return the next tickets of a worker whose hands are empty, however often the storage fails."""
+    tries = itertools.count()
+    return persistently(lambda: queue.take(study, worker, revision, most=fits, again=next(tries) > 0))
 
 
 def _compare(revision: str | None, study: StoredStudy) -> None:

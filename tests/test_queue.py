@@ -23,8 +23,9 @@ from floodsearch.search.halving import Standing
 from floodsearch.search.pruners import HalvingPruner
 from floodsearch.storage import tables
 from floodsearch.storage import trials as optunas
-from floodsearch.storage.database import open_database
+from floodsearch.storage.database import Database, open_database
 from floodsearch.storage.studies import find_study, put_study, read_trials
+from floodsearch.worker import _taken
 
 REPEATS = range(int(os.environ.get("FLOODSEARCH_REPEAT", "1")))
 """FLOODSEARCH_REPEAT=20 runs the races so many times."""
@@ -106,7 +107,7 @@ def test_a_sampled_search_has_open_tickets(database, make_spec):
 FILL = """
 import psycopg
 from floodsearch import queue
-from floodsearch.storage.database import open_database
+from floodsearch.storage.database import Database, open_database
 from floodsearch.storage.studies import find_study
 
 def main(index, url):
@@ -131,7 +132,7 @@ import os
 import signal
 import sqlalchemy
 from floodsearch import queue
-from floodsearch.storage.database import open_database
+from floodsearch.storage.database import Database, open_database
 from floodsearch.storage.studies import find_study
 
 def main(index, url):
@@ -261,7 +262,7 @@ TAKE = """
 import psycopg
 from floodsearch import queue
 from floodsearch.storage import tables
-from floodsearch.storage.database import open_database
+from floodsearch.storage.database import Database, open_database
 from floodsearch.storage.studies import find_study
 
 def main(index, url, *names):
@@ -308,6 +309,25 @@ def test_no_two_workers_propose_the_same_level(database, storage_url, make_spec,
         assert len(set(levels)) == 12, name
         assert levels[0] == 0, name
         assert levels[-1] <= 0.5, name
+
+
+def test_tickets_whose_taker_heard_nothing_are_given_again(study, monkeypatch):
+    """The connection breaks when all is written: the next try has the same ticket, and none was lost."""
+    worker, plain, answers = enter(study), Database.write, ["lost", "lost"]
+
+    @contextmanager
+    def write(self):
+        with plain(self) as connection:
+            yield connection
+        if answers:
+            raise sqlalchemy.exc.OperationalError("COMMIT", {}, Exception(answers.pop()))
+
+    monkeypatch.setattr(Database, "write", write)
+    [ticket] = _taken(study, worker, None, None)
+    assert not answers
+    assert ticket.number == 0
+    assert [one.state for one in read_trials(study)] == ["running", "waiting", "waiting"]
+    assert [found.number for found in _taken(study, worker, None, None)] == [1]
 
 
 def test_taking_from_an_empty_queue_invents_nothing(study):

@@ -112,6 +112,18 @@ def claim(
     return claimed
 
 
+def signed(connection: Connection, study_id: int, worker: int) -> list[int]:
+    """Return the running trials of a study that a worker signed, in the order of their numbers."""
+    found = (
+        select(TRIAL.trial_id)
+        .join(ATTRIBUTE, ATTRIBUTE.trial_id == TRIAL.trial_id)
+        .where(TRIAL.study_id == study_id, TRIAL.state == TrialState.RUNNING)
+        .where(ATTRIBUTE.key == Attribute.WORKER.value, ATTRIBUTE.value_json == json.dumps(worker))
+        .order_by(TRIAL.number)
+    )
+    return list(connection.execute(found).scalars())
+
+
 def _waiting(study_id: int, attribute: Attribute) -> Select[Any]:
     """Return the query for the waiting trials that have an attribute, in the order of their numbers."""
     return (
