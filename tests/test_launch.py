@@ -107,6 +107,7 @@ class Launched:
             stderr=subprocess.PIPE,
             text=True,
         )
+        return self.process
 
     def open_gate(self):
         (self.folder / "go").touch()
@@ -232,7 +233,36 @@ def test_workers_that_cannot_start_are_given_up(here, monkeypatch):
         assert log.read_text().count("the disk is on fire") == 4
 
 
+@pytest.mark.parametrize(
+    ("budget", "said"),
+    [({"epochs": 1}, "the budget of 1 epochs"), ({"hours": 1e-9}, "the budget of 1e-09 hours")],
+)
+def test_a_tiny_budget_ends_a_launch_with_what_to_raise(here, command, budget, said):
+    """Less than a level costs: the launch is over, not waiting, and says so in a line."""
+    (here / "tiny.toml").write_text(
+        f"{TINY_TOML}\n[budget]\n" + "\n".join(f"{k} = {v}" for k, v in budget.items())
+    )
+    code, out, errors = command("launch", "tiny.toml", "--devices", "cpu", "--workers", "1")
+    assert code in (0, 1)
+    assert said in out + errors
+    assert "Traceback" not in out + errors
+
+
 # As a process that is interrupted and killed
+
+
+def test_two_launches_at_once_share_one_study(launched, eventually):
+    """Of one file, in one folder: both end well, with one answer, and no ticket is trained twice."""
+    first = launched.start("--workers", "1")
+    second = launched.start("--workers", "1")
+    eventually(lambda: launched.running() == 2)
+    launched.open_gate()
+    ended = [(*one.communicate(timeout=120), one.returncode) for one in (first, second)]
+    assert [status for *_, status in ended] == [0, 0], ended
+    assert len({out for out, *_ in ended}) == 1
+    assert launched.states() == dict.fromkeys(range(3), "complete")
+    assert len(launched.trials()) == 3
+    assert len({worker.pid for worker in launched.workers()}) == 2
 
 
 def test_a_killed_worker_is_restarted(launched, eventually):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 
 import optuna
 import pytest
@@ -264,6 +266,27 @@ def test_plain_optuna_sees_metric_and_best_trial(database, make_spec, plain, met
     assert seen.best_value == best
     assert seen.best_params == {"level": levels[best]}
     assert [trial.state.name for trial in seen.trials] == ["COMPLETE"] * 3
+
+
+def test_optunas_commands_read_our_studies(database, make_spec, storage_url):
+    """`optuna studies`, `trials` and `best-trial` show them beside Optuna's own, which we do not list."""
+    study = put_study(database, make_spec())
+    queue.fill(study)
+    worker = tables.enter_worker(database, study.uuid, host="h", pid=1, device="cpu", versions={})
+    for value in (0.7, 0.9):
+        queue.complete(queue.take(study, worker)[0], value, {})
+    url = storage_url.replace("postgresql://", "postgresql+psycopg://")
+    optuna.create_study(storage=url, study_name="theirs").enqueue_trial({"x": 1.0})
+
+    def said(*words):
+        command = [sys.executable, "-c", "from optuna.cli import main; main()", *words, "-f", "json"]
+        done = subprocess.run([*command, "--storage", url], capture_output=True, text=True, check=True)
+        return json.loads(done.stdout)
+
+    assert sorted(one["name"] for one in said("studies")) == ["theirs", "tiny"]
+    assert [one["state"] for one in said("trials", "--study-name", "tiny")] == ["COMPLETE"] * 2 + ["WAITING"]
+    assert said("best-trial", "--study-name", "tiny")["value"] == 0.9
+    assert study_names(database) == ["tiny"]
 
 
 def test_trials_of_others_are_not_counted(database, make_spec, plain):

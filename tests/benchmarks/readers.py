@@ -103,9 +103,14 @@ def readers(url: str, folder: Path, checkout: Path) -> Iterator[dict[str, Callab
     command = [sys.executable, "-m", "floodsearch"]
 
     def run(*arguments: str) -> Callable[[], object]:
-        return lambda: subprocess.run(
-            [*command, *arguments], check=True, env=environment, cwd=folder, capture_output=True
-        )
+        def read() -> None:
+            done = subprocess.run(
+                [*command, *arguments], check=False, env=environment, cwd=folder, capture_output=True
+            )
+            if done.returncode not in (0, 1):  # 1 of `best`: level 0 is not complete
+                raise RuntimeError(done.stderr.decode())
+
+        return read
 
     def look() -> None:
         with serving([*command, "serve", "--port", str(PORT)], environment, folder):
