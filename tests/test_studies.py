@@ -285,7 +285,7 @@ def test_optunas_commands_read_our_studies(database, make_spec, storage_url):
 
     assert sorted(one["name"] for one in said("studies")) == ["theirs", "tiny"]
     assert [one["state"] for one in said("trials", "--study-name", "tiny")] == ["COMPLETE"] * 2 + ["WAITING"]
-    assert said("best-trial", "--study-name", "tiny")["value"] == 0.9
+    assert said("best-trial", "--study-name", "tiny")["value"] == {"val_accuracy": 0.9}
     assert study_names(database) == ["tiny"]
 
 
