@@ -7,18 +7,18 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from floodsearch.answers import best
-    from floodsearch.flooding import FloodLoss, flood
+    from floodsearch.flooding.loss import FloodLoss, flood
     from floodsearch.launchers.local import launch
+    from floodsearch.queries import best
     from floodsearch.training.loop import LoopRun
 
 __all__ = ["FloodLoss", "LoopRun", "best", "flood", "launch"]
 
 _HOMES = {
-    "FloodLoss": "floodsearch.flooding",
+    "FloodLoss": "floodsearch.flooding.loss",
     "LoopRun": "floodsearch.training.loop",
-    "best": "floodsearch.answers",
-    "flood": "floodsearch.flooding",
+    "best": "floodsearch.queries",
+    "flood": "floodsearch.flooding.loss",
     "launch": "floodsearch.launchers.local",
 }
 

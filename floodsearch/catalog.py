@@ -13,19 +13,19 @@ import numpy as np
 from optuna.pruners import BasePruner
 from optuna.samplers import BaseSampler
 
-from floodsearch.command import located, missing_script, script_of
 from floodsearch.errors import Problem, TaskError
-from floodsearch.imports import file_of, find_code
+from floodsearch.flooding.schedules import SCHEDULES, start
 from floodsearch.records import EpochRecord, Parameter
-from floodsearch.revision import revision_of
-from floodsearch.schedules import SCHEDULES, start
 from floodsearch.search.pruners import PRUNERS
 from floodsearch.search.samplers import RULES, SAMPLERS, Rule, RuleSampler
 from floodsearch.search.space import Space
-from floodsearch.spec import Choices, Range, Setting, Spec
-from floodsearch.studyfile import Field, Fields, Known, TaskFields, fields_of
+from floodsearch.study.reader import Field, Fields, Known, TaskFields, fields_of
+from floodsearch.study.spec import Choices, Range, Setting, Spec
+from floodsearch.study.trust import TrustedSpec
 from floodsearch.tasks import TASKS
-from floodsearch.trust import TrustedSpec
+from floodsearch.usercode.command import located, missing_script, script_of
+from floodsearch.usercode.reference import file_of, find_code
+from floodsearch.usercode.revision import revision_of
 
 if TYPE_CHECKING:
     from floodsearch.tasks.task import Task

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from floodsearch.artifacts.files import expanded, is_url
 from floodsearch.defaults import CHECKPOINTS, LEAVE_SECONDS, LOGS, LOOPBACK, REPRODUCIBLE, STORAGE
 from floodsearch.errors import (
     HANDED_BACK,
@@ -31,11 +32,9 @@ from floodsearch.errors import (
     StorageError,
     UsageError,
 )
-from floodsearch.files import expanded, is_url
-from floodsearch.imports import FOLDERS, beside, search_in
-from floodsearch.nesting import refuse
-from floodsearch.signals import listen
-from floodsearch.terminal import (
+from floodsearch.process.nesting import refuse
+from floodsearch.process.signals import listen
+from floodsearch.process.terminal import (
     LogFormatter,
     escaped,
     indented,
@@ -45,17 +44,18 @@ from floodsearch.terminal import (
     standard_streams,
     stdout,
 )
+from floodsearch.usercode.reference import FOLDERS, beside, search_in
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from floodsearch.files import Files
-    from floodsearch.forecast import Stage, Timed
+    from floodsearch.artifacts.files import Files
+    from floodsearch.cost.forecast import Stage, Timed
     from floodsearch.launchers.local import Launch
     from floodsearch.records import Pilot, StudyStatus
-    from floodsearch.spec import Spec
     from floodsearch.storage.database import Database
     from floodsearch.storage.studies import StoredStudy
+    from floodsearch.study.spec import Spec
 
 DONE, FAILED, WRONG_USE = 0, 1, 2
 SECONDS_TO_END = 1.0
@@ -150,7 +150,7 @@ def launch(
 ) -> None:
     """Create or resume a study, train it with local workers, and print the answer."""
     from floodsearch import queue
-    from floodsearch.files import check_place
+    from floodsearch.artifacts.files import check_place
     from floodsearch.launchers.local import Crew, Launch, available_cores
     from floodsearch.launchers.local import detach as in_background
     from floodsearch.storage.studies import put_study
@@ -194,8 +194,8 @@ def _conclude(study: StoredStudy) -> None:
         NoAnswerError: if there is none, with the reason.
         Exit: if the study was stopped for a mistake, or level 0 has no value.
     """
-    from floodsearch.answers import answer
-    from floodsearch.answers import status as status_of
+    from floodsearch.queries import answer
+    from floodsearch.queries import status as status_of
     from floodsearch.queue import STOPPED_BY_COMMAND
     from floodsearch.report.text import best_text, failures_text
 
@@ -221,7 +221,7 @@ def _conclude(study: StoredStudy) -> None:
 def create(study: StudyFile, storage: Storage = STORAGE) -> None:
     """Create or extend a study without training it; workers join with `floodsearch work`."""
     from floodsearch import queue
-    from floodsearch.answers import status as status_of
+    from floodsearch.queries import status as status_of
     from floodsearch.report.text import status_text
     from floodsearch.storage.studies import put_study
 
@@ -270,14 +270,14 @@ def work(
     log.setLevel(min(log.level, logging.INFO))
     keep_stdout()
     folders = tuple(map(Path, json.loads(os.environ.pop(FOLDERS, "") or "[]")))
-    from floodsearch.files import check_place
-    from floodsearch.heart import Leave, Settings
+    from floodsearch.artifacts.files import check_place
+    from floodsearch.worker.heartbeat import Leave, Settings
 
     leave = Leave()
     leave.on_signals(signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, grace=grace)
     from floodsearch.storage.studies import find_study, find_study_of
-    from floodsearch.trust import trust_by
-    from floodsearch.worker import work as train
+    from floodsearch.study.trust import trust_by
+    from floodsearch.worker.work import work as train
 
     if leave_on_eof:
         leave.on_end_of(sys.stdin.buffer)
@@ -311,7 +311,7 @@ def status(
     as_json: AsJson = False,
 ) -> None:
     """Show where all studies stand, or one."""
-    from floodsearch.answers import status as status_of
+    from floodsearch.queries import status as status_of
     from floodsearch.report.text import notes_text, status_text
     from floodsearch.storage.studies import find_study, study_names
 
@@ -333,7 +333,7 @@ def status(
 @app.command()
 def best(name: Name, storage: Storage = STORAGE, as_json: AsJson = False) -> None:
     """Print the answer: which level, how much better than none, at what cost."""
-    from floodsearch.answers import answer
+    from floodsearch.queries import answer
     from floodsearch.report.text import best_text
 
     with _found(storage, name, read_only=True) as study:
@@ -357,7 +357,7 @@ def weights(
     checkpoints: Checkpoints = str(CHECKPOINTS),
 ) -> None:
     """Copy the weights of the level that `best` answers with, one file a seed."""
-    from floodsearch.answers import answer
+    from floodsearch.queries import answer
     from floodsearch.report.text import weights_text
     from floodsearch.report.weights import copy_weights
 
@@ -420,10 +420,10 @@ def check(
     as_json: AsJson = False,
 ) -> None:
     """Show the resolved study with all defaults, or all its problems, and what it would cost."""
-    from floodsearch.forecast import plan
+    from floodsearch.cost.forecast import plan
     from floodsearch.report.text import forecast_text
     from floodsearch.search.space import ticket_count
-    from floodsearch.trust import token_of
+    from floodsearch.study.trust import token_of
 
     spec = _read(study)
     count, stages = ticket_count(spec), plan(spec)
@@ -458,7 +458,7 @@ def check(
 
 def _timed(spec: Spec, stages: list[Stage] | None, speed: str | None, measure: str | None) -> list[Timed]:
     """Return how long each stage takes at a speed that is given or measured; nothing if neither is asked."""
-    from floodsearch.forecast import at_once, speeds_of, timed
+    from floodsearch.cost.forecast import at_once, speeds_of, timed
 
     if speed is None and measure is None:
         return []
@@ -469,7 +469,7 @@ def _timed(spec: Spec, stages: list[Stage] | None, speed: str | None, measure: s
     if stages is None:
         raise UsageError("the time is not known before the pilot has found the levels; give levels.count")
     os.environ.setdefault(*REPRODUCIBLE)  # as workers do
-    from floodsearch.speed import measured, samples_of
+    from floodsearch.cost.throughput import measured, samples_of
 
     if measure is not None:
         speeds = measured(spec, measure, sorted({at_once(spec, stage) for stage in stages}))
@@ -527,8 +527,8 @@ def delete(
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
 ) -> None:
     """Remove a study with all its data, its checkpoints and the weights that were kept."""
-    from floodsearch.answers import status as status_of
-    from floodsearch.files import check_place, files_at
+    from floodsearch.artifacts.files import check_place, files_at
+    from floodsearch.queries import status as status_of
     from floodsearch.storage.studies import delete_study
 
     check_place(checkpoints)
@@ -551,7 +551,7 @@ def delete(
 
 def _remove_files(files: Files) -> None:
     """Remove the files of a study that is gone, and say what stays of them."""
-    from floodsearch.training.names import remove_files
+    from floodsearch.artifacts.names import remove_files
 
     try:
         if left := remove_files(files):
@@ -576,7 +576,7 @@ def serve(
     ] = None,
 ) -> None:
     """Show the studies in optuna-dashboard, on this machine only unless you say otherwise."""
-    from floodsearch.serve import serve as run_server
+    from floodsearch.service.dashboard import serve as run_server
 
     def say_where() -> None:
         _say(f"optuna-dashboard on http://{host}:{port}, Ctrl-C ends it")
@@ -749,7 +749,7 @@ def _read(path: Path) -> Spec:
     What that code prints goes to standard error from now on.
     """
     from floodsearch.catalog import known
-    from floodsearch.studyfile import read
+    from floodsearch.study.reader import read
 
     keep_stdout()
     folders = beside(path)

@@ -26,9 +26,9 @@ import sqlalchemy
 
 from floodsearch.catalog import known
 from floodsearch.defaults import REPRODUCIBLE
-from floodsearch.spec import Spec
 from floodsearch.storage.database import Database, open_database
-from floodsearch.studyfile import parse
+from floodsearch.study.reader import parse
+from floodsearch.study.spec import Spec
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported: tests run side by side
 os.environ.setdefault(*REPRODUCIBLE)  # as workers do

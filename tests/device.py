@@ -6,9 +6,9 @@ import os
 
 import torch
 
-from floodsearch.devices import find_device
-from floodsearch.spec import PLAIN
+from floodsearch.study.spec import PLAIN
 from floodsearch.training.arithmetic import choose_kernels
+from floodsearch.training.devices import find_device
 
 DEVICE: torch.device = find_device(os.environ.get("FLOODSEARCH_TEST_DEVICE", "cpu"))
 choose_kernels(PLAIN)  # as workers do

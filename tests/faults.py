@@ -42,20 +42,20 @@ import torch
 from sqlalchemy.engine import make_url
 
 from floodsearch import queue
-from floodsearch.analysis import latest
-from floodsearch.answers import answer, status
+from floodsearch.answer.best import latest
 from floodsearch.catalog import known
-from floodsearch.heart import Leave, Settings
-from floodsearch.retry import persistently
-from floodsearch.spec import Spec
+from floodsearch.queries import answer, status
 from floodsearch.storage import tables
 from floodsearch.storage.database import open_database
+from floodsearch.storage.retry import persistently
 from floodsearch.storage.studies import StoredStudy, find_study, put_study, read_trials
-from floodsearch.studyfile import parse
+from floodsearch.study.reader import parse
+from floodsearch.study.spec import Spec
+from floodsearch.study.trust import trust_in
 from floodsearch.tasks.synthetic import two_gaussians
 from floodsearch.tasks.task import Task
-from floodsearch.trust import trust_in
-from floodsearch.worker import work
+from floodsearch.worker.heartbeat import Leave, Settings
+from floodsearch.worker.work import work
 from tests.conftest import private_postgres
 from tests.link import Link
 from tests.quick import GRACE, INTERVAL, hurry
@@ -67,7 +67,7 @@ HARMLESS = {"disk full", "connections cut", "connections hang", "server down"}
 ZONES = ("UTC", "America/New_York", "Asia/Tokyo", "Pacific/Apia")
 DISK_BYTES = 256 * 2**20
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["floodsearch.worker", "floodsearch.tasks.synthetic", "tests.conftest"])
+CONTEXT.set_forkserver_preload(["floodsearch.worker.work", "floodsearch.tasks.synthetic", "tests.conftest"])
 """So that whoever is killed is soon back."""
 
 

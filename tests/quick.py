@@ -17,8 +17,8 @@ BEAT, GRACE, INTERVAL = 0.2, 1.5, 0.5
 
 def hurry() -> None:
     """Let all workers of this process be quick."""
-    from floodsearch.heart import Settings
-    from floodsearch.training import checkpoint
+    from floodsearch.artifacts import checkpoint
+    from floodsearch.worker.heartbeat import Settings
 
     checkpoint.SECONDS, checkpoint.SHARE = INTERVAL, 1e9
     defaults = Settings.__init__.__kwdefaults__

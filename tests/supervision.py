@@ -24,7 +24,7 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from floodsearch.answers import status
+from floodsearch.queries import status
 from floodsearch.storage.database import open_database
 from floodsearch.storage.studies import StoredStudy, find_study, read_trials
 from tests.faults import study_file

@@ -24,14 +24,14 @@ from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainingArgumen
 from floodsearch import flood, queue
 from floodsearch.adapters.huggingface import FloodTrainer
 from floodsearch.adapters.lightning import FloodCallback
-from floodsearch.answers import answer
 from floodsearch.catalog import known
 from floodsearch.errors import DivergedError, LoopError
-from floodsearch.heart import Leave, Settings
-from floodsearch.nesting import inside
+from floodsearch.process.nesting import inside
+from floodsearch.queries import answer
 from floodsearch.storage.studies import put_study, read_trials
-from floodsearch.studyfile import read
-from floodsearch.worker import work
+from floodsearch.study.reader import read
+from floodsearch.worker.heartbeat import Leave, Settings
+from floodsearch.worker.work import work
 from tests.test_loops import Alone as AnyAlone
 
 EXAMPLES = Path(__file__).parents[1] / "studies" / "examples"

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import binom
 
-from floodsearch.analysis import (
+from floodsearch.answer.best import (
     Question,
     best_level,
     comparable,
@@ -27,9 +27,9 @@ from floodsearch.analysis import (
     unconfirmed,
     worth_more_seeds,
 )
+from floodsearch.answer.smoothing import smooth
 from floodsearch.errors import NoAnswerError
 from floodsearch.records import BestLevel, EpochRecord, SeedResult, TicketCounts, TrialRecord
-from floodsearch.smoothing import smooth
 
 QUESTION = Question(study="tiny", metric="val_accuracy", maximize=True, window=0.2)
 LOSS_QUESTION = Question(study="tiny", metric="val_loss", maximize=False, window=0.2)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from floodsearch.records import EpochRecord
-from floodsearch.spec import Arithmetic
+from floodsearch.study.spec import Arithmetic
 from floodsearch.tasks.streams import stream
 from floodsearch.tasks.task import Data, Recipe, Split, Task
 from floodsearch.training.arithmetic import choose_kernels

@@ -17,11 +17,11 @@ from optuna.storages._cached_storage import _CachedStorage
 from optuna.trial import TrialState
 
 from floodsearch import queue
-from floodsearch.answers import answer, status
+from floodsearch.artifacts.files import Folder
+from floodsearch.artifacts.names import remove_files
 from floodsearch.errors import DamagedError, StudyDeletedError, UsageError
-from floodsearch.files import Folder
-from floodsearch.heart import Leave, Settings
 from floodsearch.launchers.local import Crew, Launch
+from floodsearch.queries import answer, status
 from floodsearch.queue import Ticket
 from floodsearch.records import BY_HAND, Attribute
 from floodsearch.report.text import best_text, notes_text, status_text
@@ -36,8 +36,8 @@ from floodsearch.storage.studies import (
     put_study,
     read_trials,
 )
-from floodsearch.training.names import remove_files
-from floodsearch.worker import work
+from floodsearch.worker.heartbeat import Leave, Settings
+from floodsearch.worker.work import work
 
 HERE = Settings(device="cpu", threads=1)
 ENDED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)

@@ -12,22 +12,22 @@ import torch
 from torch import Tensor, nn
 
 from floodsearch import queue
-from floodsearch.files import Folder
-from floodsearch.heart import Leave, Settings
+from floodsearch.artifacts import checkpoint as checkpoint_module
+from floodsearch.artifacts.checkpoint import Checkpoint, Checkpoints
+from floodsearch.artifacts.files import Folder
+from floodsearch.artifacts.names import name_of
 from floodsearch.records import EpochRecord
 from floodsearch.storage.studies import put_study
 from floodsearch.tasks.streams import stream
 from floodsearch.tasks.synthetic import two_gaussians
 from floodsearch.tasks.task import Data, Recipe, Split, Task
-from floodsearch.training import checkpoint as checkpoint_module
-from floodsearch.training.checkpoint import Checkpoint, Checkpoints
 from floodsearch.training.cohort import Cohort, Step
 from floodsearch.training.engine import Loop
-from floodsearch.training.names import name_of
 from floodsearch.training.progress import Plan
 from floodsearch.training.stack import Stack
 from floodsearch.training.trunk import Trunks
-from floodsearch.worker import work
+from floodsearch.worker.heartbeat import Leave, Settings
+from floodsearch.worker.work import work
 from tests.device import DEVICE
 
 EPOCHS, SEEDS = 6, (0, 1)

@@ -23,15 +23,15 @@ import torch
 
 from floodsearch import queue
 from floodsearch.catalog import known
-from floodsearch.heart import Leave, Settings
-from floodsearch.spec import Spec
 from floodsearch.storage import tables
 from floodsearch.storage.database import open_database
 from floodsearch.storage.studies import StoredStudy, find_study, put_study
-from floodsearch.studyfile import parse
+from floodsearch.study.reader import parse
+from floodsearch.study.spec import Spec
+from floodsearch.study.trust import token_of
 from floodsearch.tasks.synthetic import two_gaussians
-from floodsearch.trust import token_of
-from floodsearch.worker import work
+from floodsearch.worker.heartbeat import Leave, Settings
+from floodsearch.worker.work import work
 
 FILE = """
 name = "tiny"

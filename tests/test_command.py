@@ -14,21 +14,21 @@ import pytest
 import torch
 
 from floodsearch import queue
-from floodsearch.analysis import latest
-from floodsearch.answers import answer
-from floodsearch.command import filled, placeholders, script_of
+from floodsearch.answer.best import latest
+from floodsearch.artifacts.checkpoint import Checkpoint
+from floodsearch.artifacts.files import Folder
 from floodsearch.errors import DivergedError, LoopError, TaskError
-from floodsearch.files import Folder
-from floodsearch.heart import Leave, Settings
-from floodsearch.loops import Loops
+from floodsearch.queries import answer
 from floodsearch.storage import tables
 from floodsearch.storage.studies import put_study, read_trials
 from floodsearch.training import script as script_module
-from floodsearch.training.checkpoint import Checkpoint
 from floodsearch.training.loop import LoopRun
 from floodsearch.training.progress import Plan
 from floodsearch.training.script import Script
-from floodsearch.worker import work
+from floodsearch.usercode.command import filled, placeholders, script_of
+from floodsearch.worker.heartbeat import Leave, Settings
+from floodsearch.worker.loops import Loops
+from floodsearch.worker.work import work
 
 HEAD = """
 import argparse, json, os, random, signal, subprocess, sys
@@ -555,11 +555,11 @@ signal.pause()
 WORKER = """
 from dataclasses import replace
 from pathlib import Path
-from floodsearch.heart import Leave, Settings
+from floodsearch.worker.heartbeat import Leave, Settings
 from floodsearch.storage.database import open_database
 from floodsearch.storage.studies import find_study
-from floodsearch.trust import trust_in
-from floodsearch.worker import work
+from floodsearch.study.trust import trust_in
+from floodsearch.worker.work import work
 
 def main(index, url, folder):
     settings = Settings(device="cpu", checkpoints=Path(folder) / "checkpoints", logs=Path(folder) / "logs")

@@ -11,17 +11,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from floodsearch import queue
-from floodsearch.analysis import count
-from floodsearch.answers import answer
+from floodsearch.answer.best import count
 from floodsearch.catalog import known
+from floodsearch.cost.forecast import plan
 from floodsearch.errors import StudyChangedError, StudyFileError
-from floodsearch.forecast import plan
-from floodsearch.heart import Leave, Settings
+from floodsearch.queries import answer
 from floodsearch.search.space import tickets
-from floodsearch.spec import Levels, Training, differences
 from floodsearch.storage.studies import put_study, read_trials
-from floodsearch.studyfile import parse
-from floodsearch.worker import work
+from floodsearch.study.reader import parse
+from floodsearch.study.spec import Levels, Training, differences
+from floodsearch.worker.heartbeat import Leave, Settings
+from floodsearch.worker.work import work
 from tests.conftest import merged
 
 KNOWN = known()

@@ -13,13 +13,13 @@ import sqlalchemy
 import yaml
 
 from floodsearch import queue
-from floodsearch.answers import status
 from floodsearch.errors import StorageError
-from floodsearch.heart import Leave, Settings
+from floodsearch.queries import status
 from floodsearch.records import Pilot
 from floodsearch.storage.database import open_database
 from floodsearch.storage.studies import find_study, put_study
-from floodsearch.worker import work
+from floodsearch.worker.heartbeat import Leave, Settings
+from floodsearch.worker.work import work
 
 ROOT = Path(__file__).parents[1]
 DOCKER = ROOT / "docker"

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from floodsearch.evidence import Gain, gain_over_zero
+from floodsearch.answer.gain import Gain, gain_over_zero
 
 LEVELS = np.array([0.0, 0.1, 0.3, 0.5])
 

@@ -19,20 +19,20 @@ import torch
 from optuna.trial import TrialState
 
 from floodsearch import queue
-from floodsearch.answers import answer as best
+from floodsearch.artifacts.checkpoint import Checkpoint
+from floodsearch.artifacts.files import Folder
 from floodsearch.catalog import known
 from floodsearch.errors import FloodsearchError
-from floodsearch.files import Folder
-from floodsearch.heart import Leave, Settings
-from floodsearch.imports import beside
+from floodsearch.queries import answer as best
 from floodsearch.storage import tables
 from floodsearch.storage.database import open_database
 from floodsearch.storage.studies import find_study, put_study, read_trials
-from floodsearch.studyfile import read
-from floodsearch.training.checkpoint import Checkpoint
+from floodsearch.study.reader import read
 from floodsearch.training.loop import LoopRun
 from floodsearch.training.progress import Plan
-from floodsearch.worker import work
+from floodsearch.usercode.reference import beside
+from floodsearch.worker.heartbeat import Leave, Settings
+from floodsearch.worker.work import work
 
 EXAMPLES = Path(__file__).parents[1] / "studies" / "examples"
 sqlite = pytest.mark.parametrize("storage_url", ["sqlite"], indirect=True)

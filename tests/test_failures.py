@@ -11,16 +11,16 @@ import torch
 from optuna.exceptions import StorageInternalError
 
 from floodsearch import queue
-from floodsearch.answers import status
 from floodsearch.errors import StorageError, StorageFailedError, StudyDeletedError, TicketLostError
-from floodsearch.heart import Leave, Settings
 from floodsearch.launchers.local import Crew, Launch
+from floodsearch.queries import status
 from floodsearch.records import Decision
 from floodsearch.storage.database import open_database
 from floodsearch.storage.failures import failure, lasts
 from floodsearch.storage.studies import delete_study, find_study, put_study, read_trials
-from floodsearch.trainer import Cohorts
-from floodsearch.worker import work
+from floodsearch.worker.heartbeat import Leave, Settings
+from floodsearch.worker.trainers import Cohorts
+from floodsearch.worker.work import work
 
 HASTY = Settings(device="cpu", threads=1, beat_seconds=0.05)
 

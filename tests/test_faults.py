@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from floodsearch.answers import status
+from floodsearch.queries import status
 from tests.faults import check, made
 
 LEVELS, EPOCHS, FAULTS, WORKERS = 6, 100, 3, 2

@@ -11,15 +11,15 @@ import pytest
 import torch
 
 from floodsearch import queue
+from floodsearch.artifacts import checkpoint as checkpoint_module
+from floodsearch.artifacts.checkpoint import Checkpoint
+from floodsearch.artifacts.files import HEAD, Files, check_place, files_at
+from floodsearch.artifacts.names import remove_files
 from floodsearch.errors import UsageError
-from floodsearch.files import HEAD, Files, check_place, files_at
-from floodsearch.heart import Leave, Settings
 from floodsearch.storage import tables
 from floodsearch.storage.studies import put_study, read_trials
-from floodsearch.training import checkpoint as checkpoint_module
-from floodsearch.training.checkpoint import Checkpoint
-from floodsearch.training.names import remove_files
-from floodsearch.worker import work
+from floodsearch.worker.heartbeat import Leave, Settings
+from floodsearch.worker.work import work
 
 ROOM = 10**6
 
@@ -145,7 +145,7 @@ def test_another_machine_goes_on_from_a_bucket(database, make_spec, bucket, monk
         return plain(entries)
 
     monkeypatch.setattr(queue, "record", record)
-    monkeypatch.setattr("floodsearch.bracket.FLUSH_SECONDS", 0.0)
+    monkeypatch.setattr("floodsearch.worker.bracket.FLUSH_SECONDS", 0.0)
     assert work(study, Settings(device="cpu", threads=1, checkpoints=bucket), leave) == "the machine goes"
     files = files_at(bucket).within(study.folder)
     assert files.names("*")

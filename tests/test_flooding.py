@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from floodsearch.flooding import FloodLoss, check_level, flood
+from floodsearch.flooding.loss import FloodLoss, check_level, flood
 
 LEVEL = 0.3
 BAD_LEVELS = [math.nan, math.inf, -math.inf, -0.01, -1e-300]

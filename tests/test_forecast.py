@@ -6,14 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from floodsearch import speed
+from floodsearch.cost import throughput as speed
 from floodsearch.catalog import known
+from floodsearch.cost.forecast import Stage, current_stage, plan, speeds_of, timed
 from floodsearch.errors import UsageError
-from floodsearch.forecast import Stage, current_stage, plan, speeds_of, timed
 from floodsearch.records import StudyStage, TrialRecord
 from floodsearch.search.space import ticket_count
-from floodsearch.spec import Arithmetic
-from floodsearch.studyfile import read
+from floodsearch.study.reader import read
+from floodsearch.study.spec import Arithmetic
 from floodsearch.tasks import TASKS
 from floodsearch.tasks.image_sets import SOURCES
 

@@ -15,10 +15,10 @@ import typer.main
 
 from floodsearch.catalog import known
 from floodsearch.cli import app
-from floodsearch.schedules import SCHEDULES
+from floodsearch.flooding.schedules import SCHEDULES
 from floodsearch.search.pruners import PRUNERS
 from floodsearch.search.samplers import SAMPLERS
-from floodsearch.studyfile import read
+from floodsearch.study.reader import read
 from floodsearch.tasks import TASKS
 
 ROOT = Path(__file__).parent.parent

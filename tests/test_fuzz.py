@@ -23,27 +23,27 @@ from hypothesis import strategies as st
 from optuna.storages._cached_storage import _CachedStorage
 
 from floodsearch import queue
-from floodsearch.answers import answer, status
+from floodsearch.artifacts.checkpoint import KIND, Checkpoint, Checkpoints, rows
+from floodsearch.artifacts.files import Files, Folder
+from floodsearch.artifacts.names import name_of
 from floodsearch.catalog import known
+from floodsearch.cost.forecast import plan
 from floodsearch.errors import FloodsearchError, UsageError
-from floodsearch.files import Files, Folder
-from floodsearch.forecast import plan
-from floodsearch.heart import Leave, Settings
+from floodsearch.queries import answer, status
 from floodsearch.records import Attribute
 from floodsearch.report.export import curve_rows, trial_rows
 from floodsearch.report.text import best_text, notes_text, status_text
 from floodsearch.search.space import ticket_count
 from floodsearch.storage.database import open_database
 from floodsearch.storage.studies import find_study, put_study
-from floodsearch.studyfile import parse, read
+from floodsearch.study.reader import parse, read
 from floodsearch.tasks.synthetic import two_gaussians
-from floodsearch.training.checkpoint import KIND, Checkpoint, Checkpoints, rows
 from floodsearch.training.cohort import Cohort
 from floodsearch.training.engine import Loop
-from floodsearch.training.names import name_of
 from floodsearch.training.progress import Plan
 from floodsearch.training.trunk import Trunks
-from floodsearch.worker import work
+from floodsearch.worker.heartbeat import Leave, Settings
+from floodsearch.worker.work import work
 from tests.conftest import TINY, merged
 
 EXAMPLES = int(os.environ.get("FLOODSEARCH_FUZZ", "25"))

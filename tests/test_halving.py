@@ -11,17 +11,17 @@ import pytest
 import torch
 
 from floodsearch import queue
-from floodsearch.analysis import latest
-from floodsearch.answers import answer
-from floodsearch.bracket import Bracket
-from floodsearch.heart import Heart, Leave, Settings
+from floodsearch.answer.best import latest
+from floodsearch.artifacts.weights import KeptWeights
+from floodsearch.queries import answer
 from floodsearch.search.halving import Standing, halve, rungs, spread
 from floodsearch.search.pruners import HalvingPruner
 from floodsearch.storage import tables
 from floodsearch.storage.studies import put_study, read_trials
-from floodsearch.trainer import Cohorts
-from floodsearch.training.weights import KeptWeights
-from floodsearch.worker import work
+from floodsearch.worker.bracket import Bracket
+from floodsearch.worker.heartbeat import Heart, Leave, Settings
+from floodsearch.worker.trainers import Cohorts
+from floodsearch.worker.work import work
 
 HERE = Settings(device="cpu", threads=1)
 

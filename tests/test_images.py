@@ -26,14 +26,13 @@ import torchvision
 from torch import Tensor, nn
 
 from floodsearch import queue
-from floodsearch.answers import answer
 from floodsearch.catalog import known
 from floodsearch.errors import TaskError
-from floodsearch.heart import Leave, Settings
-from floodsearch.spec import Spec
+from floodsearch.queries import answer
 from floodsearch.storage.database import open_database
 from floodsearch.storage.studies import put_study
-from floodsearch.studyfile import parse
+from floodsearch.study.reader import parse
+from floodsearch.study.spec import Spec
 from floodsearch.tasks import image_sets
 from floodsearch.tasks.augmentation import cropped, normalised
 from floodsearch.tasks.image_sets import SOURCES, load
@@ -42,7 +41,8 @@ from floodsearch.tasks.task import Data, Recipe, Split, Task, build_task
 from floodsearch.training.batches import batches
 from floodsearch.training.cohort import Cohort
 from floodsearch.training.run import Plan, Run, evaluate
-from floodsearch.worker import work
+from floodsearch.worker.heartbeat import Leave, Settings
+from floodsearch.worker.work import work
 from tests.device import DEVICE
 
 CPU = torch.device("cpu")

@@ -12,20 +12,20 @@ import torch
 from torch import nn
 
 from floodsearch import queue
-from floodsearch.answers import answer, status
 from floodsearch.catalog import known
 from floodsearch.errors import NoAnswerError
-from floodsearch.heart import Leave, Settings
 from floodsearch.launchers import local
 from floodsearch.launchers.local import Crew, Launch
+from floodsearch.queries import answer, status
 from floodsearch.records import EpochRecord
 from floodsearch.report.text import best_text, status_text
 from floodsearch.storage import tables
 from floodsearch.storage.database import open_database
 from floodsearch.storage.studies import put_study, read_trials
-from floodsearch.studyfile import parse
+from floodsearch.study.reader import parse
 from floodsearch.training.independence import Comparison, Owners, RunKey, Shown
-from floodsearch.worker import work
+from floodsearch.worker.heartbeat import Leave, Settings
+from floodsearch.worker.work import work
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from floodsearch.landscape import Landscape, landscape
+from floodsearch.answer.response import Landscape, landscape
 from floodsearch.records import SeedResult, TrialRecord
 
 EPOCHS = 100

@@ -20,23 +20,23 @@ import torch
 from torch import nn
 
 from floodsearch import flood, queue
-from floodsearch.analysis import count, latest
-from floodsearch.answers import answer, status
-from floodsearch.bracket import Bracket
+from floodsearch.answer.best import count, latest
+from floodsearch.artifacts import checkpoint as checkpoint_module
+from floodsearch.artifacts.checkpoint import Checkpoint, Checkpoints, strange
+from floodsearch.artifacts.files import Folder
+from floodsearch.artifacts.names import name_of
+from floodsearch.artifacts.weights import KeptWeights
 from floodsearch.errors import DivergedError, LoopError, TaskError
-from floodsearch.files import Folder
-from floodsearch.heart import Heart, Leave, Settings
-from floodsearch.loops import Loops
+from floodsearch.queries import answer, status
 from floodsearch.records import Attribute
 from floodsearch.storage import tables
 from floodsearch.storage.studies import put_study, read_trials
-from floodsearch.training import checkpoint as checkpoint_module
-from floodsearch.training.checkpoint import Checkpoint, Checkpoints, strange
 from floodsearch.training.loop import LoopRun
-from floodsearch.training.names import name_of
 from floodsearch.training.progress import Plan
-from floodsearch.training.weights import KeptWeights
-from floodsearch.worker import work
+from floodsearch.worker.bracket import Bracket
+from floodsearch.worker.heartbeat import Heart, Leave, Settings
+from floodsearch.worker.loops import Loops
+from floodsearch.worker.work import work
 
 CPU = torch.device("cpu")
 
@@ -477,7 +477,7 @@ import torch
 from torch import distributed
 from floodsearch.training.loop import LoopRun
 from floodsearch.training.progress import Plan
-from floodsearch.training.weights import KeptWeights
+from floodsearch.artifacts.weights import KeptWeights
 
 def main(rank, path):
     distributed.init_process_group("gloo", init_method=f"file://{path}", rank=int(rank), world_size=2)
@@ -651,7 +651,7 @@ def test_a_loop_that_is_cut_short_ends_alike(make_study, here, how, monkeypatch)
 @sqlite
 def test_without_restore_runs_go_straight_to_their_ends(make_study, here, caplog):
     """Nothing is pruned, tickets are complete one after the other, and the log says why, once."""
-    caplog.set_level(logging.WARNING, logger="floodsearch.worker")
+    caplog.set_level(logging.WARNING, logger="floodsearch")
     study = make_study(source=NO_RESTORE)
     work(study, here, Leave())
     assert {state for state, *_ in ends(study).values()} == {"complete"}

@@ -13,10 +13,10 @@ import pytest
 from floodsearch import cli, queue
 from floodsearch.catalog import find_loop
 from floodsearch.errors import NestedError, TaskError
-from floodsearch.heart import Leave, Settings
-from floodsearch.nesting import MARK, importing, inside, refuse
+from floodsearch.process.nesting import MARK, importing, inside, refuse
 from floodsearch.storage.studies import find_study, put_study, read_trials
-from floodsearch.worker import work
+from floodsearch.worker.heartbeat import Leave, Settings
+from floodsearch.worker.work import work
 
 sqlite = pytest.mark.parametrize("storage_url", ["sqlite"], indirect=True)
 GUARD = 'put that under `if __name__ == "__main__":`'

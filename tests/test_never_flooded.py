@@ -14,12 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from floodsearch import queue
-from floodsearch.analysis import unconfirmed, worth_more_seeds
-from floodsearch.answers import answer as answer_of
-from floodsearch.answers import status
+from floodsearch.answer.best import unconfirmed, worth_more_seeds
+from floodsearch.answer.response import landscape
 from floodsearch.errors import DamagedError
-from floodsearch.heart import Leave, Settings
-from floodsearch.landscape import landscape
+from floodsearch.queries import answer as answer_of
+from floodsearch.queries import status
 from floodsearch.records import TrialRecord
 from floodsearch.report.export import as_csv, trial_rows
 from floodsearch.report.text import best_text, progress_text, status_text
@@ -27,7 +26,8 @@ from floodsearch.report.weights import copy_weights
 from floodsearch.search.halving import Standing
 from floodsearch.storage import tables
 from floodsearch.storage.studies import put_study, read_trials
-from floodsearch.worker import work
+from floodsearch.worker.heartbeat import Leave, Settings
+from floodsearch.worker.work import work
 from tests.test_analysis import FINDS_LEVEL, QUESTION, answer, found_levels, halved, repeatable, trial
 
 PLAIN = [0.70, 0.72, 0.71]

@@ -8,15 +8,15 @@ from dataclasses import replace
 import pytest
 
 from floodsearch import queue
-from floodsearch.answers import answer as answer_of
-from floodsearch.answers import status
 from floodsearch.cli import main
 from floodsearch.errors import NoAnswerError
-from floodsearch.heart import Leave, Settings
+from floodsearch.queries import answer as answer_of
+from floodsearch.queries import status
 from floodsearch.records import SeedResult, TrialRecord
 from floodsearch.report.text import best_text, status_text
 from floodsearch.storage.studies import put_study
-from floodsearch.worker import work
+from floodsearch.worker.heartbeat import Leave, Settings
+from floodsearch.worker.work import work
 from tests.test_analysis import LOSS_QUESTION, QUESTION, answer, result, trial
 
 HERE = Settings(device="cpu", threads=1)

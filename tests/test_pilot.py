@@ -13,19 +13,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from floodsearch import queue
-from floodsearch.analysis import latest
-from floodsearch.answers import answer, status
+from floodsearch.answer.best import latest
 from floodsearch.errors import StudyChangedError
-from floodsearch.heart import Heart, Leave, Settings
-from floodsearch.pilot import MARGIN, pilot, settled
+from floodsearch.queries import answer, status
 from floodsearch.records import EpochRecord
 from floodsearch.report.text import status_text
 from floodsearch.search.space import tickets
-from floodsearch.spec import Levels
 from floodsearch.storage import tables
 from floodsearch.storage.studies import put_study, read_trials
-from floodsearch.trainer import Cohorts
-from floodsearch.worker import work
+from floodsearch.study.spec import Levels
+from floodsearch.worker.heartbeat import Heart, Leave, Settings
+from floodsearch.worker.pilot import MARGIN, pilot, settled
+from floodsearch.worker.trainers import Cohorts
+from floodsearch.worker.work import work
 
 HERE = Settings(device="cpu", threads=1)
 AUTO = {"levels": {"high": "auto", "count": 6}, "training": {"epochs": 40}}

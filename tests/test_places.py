@@ -11,16 +11,17 @@ from pathlib import Path
 
 import pytest
 
-from floodsearch import imports, queue
-from floodsearch.command import located, missing_script, script_of
+from floodsearch import queue
+from floodsearch.usercode import reference as imports
+from floodsearch.artifacts.files import Folder, expanded, files_at
 from floodsearch.errors import TaskError, UsageError
-from floodsearch.files import Folder, expanded, files_at
-from floodsearch.heart import Leave, Settings
-from floodsearch.imports import beside, find_code, own_folders, search_in
 from floodsearch.launchers import local
 from floodsearch.storage.database import open_database
 from floodsearch.storage.studies import put_study
-from floodsearch.worker import work
+from floodsearch.usercode.command import located, missing_script, script_of
+from floodsearch.usercode.reference import beside, find_code, own_folders, search_in
+from floodsearch.worker.heartbeat import Leave, Settings
+from floodsearch.worker.work import work
 
 STUDY = """
 name = "mine"

@@ -11,7 +11,7 @@ from optuna.trial import TrialState
 
 from floodsearch.catalog import pruner_of
 from floodsearch.search.pruners import PRUNERS, HalvingPruner
-from floodsearch.spec import Training
+from floodsearch.study.spec import Training
 
 EPOCHS = [1, 2, 10, 100, 500]
 CURVES = {

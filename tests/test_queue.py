@@ -14,9 +14,9 @@ import sqlalchemy
 from optuna.trial import TrialState
 
 from floodsearch import queue
-from floodsearch.analysis import count, latest
-from floodsearch.answers import status
+from floodsearch.answer.best import count, latest
 from floodsearch.errors import DivergedError, TicketLostError
+from floodsearch.queries import status
 from floodsearch.queue import ATTEMPTS, FAILURES_IN_A_ROW, Entry, Reaper
 from floodsearch.records import Attribute, Decision, WorkerRecord
 from floodsearch.search.halving import Standing
@@ -25,7 +25,7 @@ from floodsearch.storage import tables
 from floodsearch.storage import trials as optunas
 from floodsearch.storage.database import Database, open_database
 from floodsearch.storage.studies import find_study, put_study, read_trials
-from floodsearch.worker import _taken
+from floodsearch.worker.work import _taken
 
 REPEATS = range(int(os.environ.get("FLOODSEARCH_REPEAT", "1")))
 """FLOODSEARCH_REPEAT=20 runs the races so many times."""

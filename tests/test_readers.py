@@ -13,15 +13,15 @@ import sqlalchemy
 
 import floodsearch
 from floodsearch import queue
-from floodsearch.answers import answer, status
 from floodsearch.errors import NoAnswerError, StorageError
-from floodsearch.heart import Leave, Settings
+from floodsearch.queries import answer, status
 from floodsearch.report.export import curve_rows, trial_rows
-from floodsearch.retry import persistently
 from floodsearch.storage import tables
 from floodsearch.storage.database import open_database
+from floodsearch.storage.retry import persistently
 from floodsearch.storage.studies import find_study, put_study, read_trials, study_names
-from floodsearch.worker import work
+from floodsearch.worker.heartbeat import Leave, Settings
+from floodsearch.worker.work import work
 
 MUST_NOT_WRITE = (sqlalchemy.exc.DBAPIError, optuna.exceptions.StorageInternalError)
 
@@ -119,12 +119,12 @@ def test_a_role_that_may_only_select_reads_and_is_refused_the_rest(postgres_url,
 READ = """
 import os
 import floodsearch
-from floodsearch.heart import Leave, Settings
+from floodsearch.worker.heartbeat import Leave, Settings
 from floodsearch.errors import StorageError
 from floodsearch.storage import tables
 from floodsearch.storage.database import open_database
 from floodsearch.storage.studies import find_study
-from floodsearch.retry import persistently
+from floodsearch.storage.retry import persistently
 import alembic.command
 
 def main(index, url):

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, Subset, TensorDataset
 
 from floodsearch.catalog import known
 from floodsearch.errors import StudyFileError
-from floodsearch.studyfile import parse
+from floodsearch.study.reader import parse
 from floodsearch.tasks.task import Data, Recipe, Split, Task, binary_correct, logistic_loss
 from floodsearch.training.rehearsal import findings
 from tests.conftest import TINY, merged

@@ -14,15 +14,15 @@ import numpy as np
 import pytest
 
 from floodsearch import queue
-from floodsearch.answers import answer
 from floodsearch.catalog import known
-from floodsearch.heart import Leave, Settings
+from floodsearch.queries import answer
 from floodsearch.records import BestLevel, EpochRecord
 from floodsearch.report.export import as_csv, curve_rows
 from floodsearch.storage.database import open_database
 from floodsearch.storage.studies import put_study
-from floodsearch.studyfile import parse
-from floodsearch.worker import work
+from floodsearch.study.reader import parse
+from floodsearch.worker.heartbeat import Leave, Settings
+from floodsearch.worker.work import work
 from tests.benchmarks import coverage, replay, table
 from tests.benchmarks.table import Table, read_csv, save_records
 from tests.conftest import TINY, merged

@@ -8,12 +8,12 @@ import subprocess
 import pytest
 
 from floodsearch import queue
-from floodsearch.answers import status
-from floodsearch.heart import Leave, Settings
+from floodsearch.queries import status
 from floodsearch.report.text import status_text
-from floodsearch.revision import revision_of
 from floodsearch.storage.studies import put_study, read_trials
-from floodsearch.worker import work
+from floodsearch.usercode.revision import revision_of
+from floodsearch.worker.heartbeat import Leave, Settings
+from floodsearch.worker.work import work
 
 
 def git(folder, *arguments):
@@ -71,7 +71,7 @@ def train(run):
 
 def test_a_worker_with_other_code_says_so(database, make_spec, tmp_path, monkeypatch, caplog):
     """Once in its log, and `status` shows it; each trial keeps the revision that trained it."""
-    caplog.set_level(logging.WARNING, logger="floodsearch.worker")
+    caplog.set_level(logging.WARNING, logger="floodsearch")
     monkeypatch.syspath_prepend(tmp_path)
     path = tmp_path / "changing_loop.py"
     path.write_text(LOOP)

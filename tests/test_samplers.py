@@ -20,8 +20,8 @@ from floodsearch.catalog import known, sampler_of, schedule_settings
 from floodsearch.records import Attribute, Parameter
 from floodsearch.search.samplers import RULES, RuleSampler, Tried, at_the_end, heuristic
 from floodsearch.search.space import RESOLUTION, Space, tickets, van_der_corput
-from floodsearch.spec import Choices, Range, Spec
-from floodsearch.studyfile import parse
+from floodsearch.study.reader import parse
+from floodsearch.study.spec import Choices, Range, Spec
 from tests.conftest import TINY, merged
 
 KNOWN = known()

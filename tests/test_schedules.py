@@ -11,8 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from floodsearch.records import EpochRecord
-from floodsearch.schedules import (
+from floodsearch.flooding.schedules import (
     SCHEDULES,
     Schedule,
     ScheduleState,
@@ -22,6 +21,7 @@ from floodsearch.schedules import (
     forks,
     start,
 )
+from floodsearch.records import EpochRecord
 
 anything = st.floats(allow_nan=True, allow_infinity=True)
 accuracies = st.integers(0, 20).map(lambda correct: correct / 20)

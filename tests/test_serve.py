@@ -11,7 +11,7 @@ import urllib.request
 import pytest
 
 from floodsearch import queue
-from floodsearch.serve import Door, serve
+from floodsearch.service.dashboard import Door, serve
 from floodsearch.storage.database import open_database
 from floodsearch.storage.studies import put_study, study_names
 
@@ -20,7 +20,7 @@ from floodsearch.storage.studies import put_study, study_names
 def server(tmp_path_factory):
     """Give the port of a server on a study `tiny`, which ends with the tests, and the storage's URL."""
     from floodsearch.catalog import known
-    from floodsearch.studyfile import parse
+    from floodsearch.study.reader import parse
     from tests.conftest import TINY
 
     url = f"sqlite:///{tmp_path_factory.mktemp('serve')}/studies.db"

@@ -11,7 +11,7 @@ import sys
 import pytest
 
 from floodsearch import queue
-from floodsearch.signals import listen
+from floodsearch.process.signals import listen
 from floodsearch.storage.database import open_database
 from floodsearch.storage.studies import put_study
 

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from floodsearch.smoothing import kernel, peak, smooth
+from floodsearch.answer.smoothing import kernel, peak, smooth
 
 LEVELS = np.linspace(0, 0.5, 26)
 repeatable = settings(derandomize=True, deadline=None, database=None)

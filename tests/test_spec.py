@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from floodsearch.catalog import known
 from floodsearch.errors import StudyFileError
-from floodsearch.spec import Levels, Spec, Training, differences, from_json
-from floodsearch.studyfile import parse
+from floodsearch.study.reader import parse
+from floodsearch.study.spec import Levels, Spec, Training, differences, from_json
 from tests.conftest import TINY, merged
 
 KNOWN = known()

@@ -20,13 +20,12 @@ from torch.nn import functional
 from floodsearch import queue
 from floodsearch.defaults import REPRODUCIBLE
 from floodsearch.errors import DivergedError
-from floodsearch.heart import Leave, Settings
 from floodsearch.records import EpochRecord
 from floodsearch.storage import tables
 from floodsearch.storage.studies import find_study, put_study, read_trials
+from floodsearch.study.trust import given
 from floodsearch.tasks.streams import stream
 from floodsearch.tasks.task import Data, Recipe, Split, Task, build_optimizer
-from floodsearch.trainer import Cohorts, default_engine
 from floodsearch.training.cohort import Cohort
 from floodsearch.training.engine import Loop
 from floodsearch.training.lanes import WIDTH
@@ -34,8 +33,9 @@ from floodsearch.training.progress import Plan
 from floodsearch.training.stack import Stack
 from floodsearch.training.stackable import depends_on_place, obstacle
 from floodsearch.training.trunk import Trunks
-from floodsearch.trust import given
-from floodsearch.worker import work
+from floodsearch.worker.heartbeat import Leave, Settings
+from floodsearch.worker.trainers import Cohorts, default_engine
+from floodsearch.worker.work import work
 from tests.device import DEVICE
 from tests.test_cohort import Together, first_flooded
 
@@ -528,7 +528,7 @@ def test_a_worker_trains_a_study_as_stacks(database, make_spec, caplog):
 
 def test_a_study_that_cannot_be_stacked_is_looped(database, make_spec, monkeypatch, caplog):
     """The worker says why, once, and trains."""
-    monkeypatch.setattr("floodsearch.trainer.task_of", lambda spec, beside: OBSTACLES["dropout"][0])
+    monkeypatch.setattr("floodsearch.worker.trainers.task_of", lambda spec, beside: OBSTACLES["dropout"][0])
     study = put_study(database, make_spec(training={"engine": "stack"}))
     cohorts = Cohorts(DEVICE)
     with caplog.at_level(logging.INFO):

@@ -11,8 +11,8 @@ import pytest
 import sqlalchemy
 
 from floodsearch import queue
-from floodsearch.answers import status
 from floodsearch.errors import StudyChangedError, StudyFileError, UnknownStudyError, UsageError
+from floodsearch.queries import status
 from floodsearch.storage import tables
 from floodsearch.storage.database import open_database
 from floodsearch.storage.studies import SPEC, find_study, put_study, read_trials, study_names, versions
@@ -136,7 +136,7 @@ def test_a_changed_file_is_refused(database, make_spec, changes, said):
 
 PUT = """
 import psycopg
-from floodsearch.spec import Spec
+from floodsearch.study.spec import Spec
 from floodsearch.storage.database import open_database
 from floodsearch.storage.studies import put_study
 

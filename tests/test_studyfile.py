@@ -19,8 +19,8 @@ from floodsearch.catalog import known
 from floodsearch.errors import StudyFileError
 from floodsearch.search.pruners import PRUNERS
 from floodsearch.search.samplers import SAMPLERS
-from floodsearch.spec import Choices, Range, Spec
-from floodsearch.studyfile import parse, read
+from floodsearch.study.reader import parse, read
+from floodsearch.study.spec import Choices, Range, Spec
 from floodsearch.tasks import TASKS
 from tests.conftest import TINY, merged
 

@@ -11,18 +11,18 @@ from pathlib import Path
 import pytest
 
 from floodsearch import queue
-from floodsearch.analysis import latest
-from floodsearch.answers import status
+from floodsearch.answer.best import latest
 from floodsearch.errors import WorkersFailedError
-from floodsearch.heart import Leave, Settings
 from floodsearch.launchers import local, supervision
 from floodsearch.launchers.local import Crew, Launch, idle_text
 from floodsearch.launchers.supervision import CRASHES, KILLS, Death, Patience, last_line, memory_kills
+from floodsearch.queries import status
 from floodsearch.records import Attribute, EpochRecord
 from floodsearch.storage import tables
 from floodsearch.storage.database import open_database
 from floodsearch.storage.studies import put_study, read_trials
-from floodsearch.worker import work
+from floodsearch.worker.heartbeat import Leave, Settings
+from floodsearch.worker.work import work
 
 KILLED = Death(-signal.SIGKILL, out_of_memory=False, progress=False, said="")
 CRASHED = Death(1, out_of_memory=False, progress=False, said="")

@@ -13,14 +13,15 @@ from pathlib import Path
 
 import pytest
 
-from floodsearch import queue, terminal
-from floodsearch.heart import Leave, Settings
+from floodsearch import queue
+from floodsearch.process import terminal
+from floodsearch.process.terminal import LogFormatter, escaped, indented, one_line
 from floodsearch.records import StudyStatus, TicketCounts, TicketNote
 from floodsearch.report.text import failures_text, notes_text, progress_text, status_text
 from floodsearch.storage.database import open_database
 from floodsearch.storage.studies import put_study
-from floodsearch.terminal import LogFormatter, escaped, indented, one_line
-from floodsearch.worker import work
+from floodsearch.worker.heartbeat import Leave, Settings
+from floodsearch.worker.work import work
 
 HOSTILE = "\x1b[2J\x9b1A\x7f\u202eevil\u200b\ud800\r\nfloodsearch: all is well\x85\u2028"
 """What would clear the screen, turn letters round, end in half a character and look like a line of ours."""

@@ -15,13 +15,13 @@ import pytest
 from floodsearch import queue
 from floodsearch.catalog import known
 from floodsearch.errors import StudyChangedError, StudyFileError, UntrustedError, UsageError
-from floodsearch.heart import Leave, Settings
-from floodsearch.spec import Choices, Spec
 from floodsearch.storage.database import Database, open_database
 from floodsearch.storage.studies import SPEC, StoredStudy, find_study, find_study_of, put_study
-from floodsearch.studyfile import parse
-from floodsearch.trust import DIGITS, given, token_of, trust_by, trust_in
-from floodsearch.worker import work
+from floodsearch.study.reader import parse
+from floodsearch.study.spec import Choices, Spec
+from floodsearch.study.trust import DIGITS, given, token_of, trust_by, trust_in
+from floodsearch.worker.heartbeat import Leave, Settings
+from floodsearch.worker.work import work
 from tests.conftest import TINY, merged
 
 RACES = int(os.environ.get("FLOODSEARCH_RACES", "48"))

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from floodsearch.artifacts.files import Bucket, check_place, files_at
 from floodsearch.cli import main
 from floodsearch.errors import StorageError, UsageError
-from floodsearch.files import Bucket, check_place, files_at
 from floodsearch.launchers.local import Launch
 from floodsearch.storage.database import open_database
 from floodsearch.storage.urls import place_of

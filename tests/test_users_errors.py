@@ -8,14 +8,14 @@ import pytest
 import torch
 
 from floodsearch import queue
-from floodsearch.answers import status
 from floodsearch.errors import TaskError, first_line, named
-from floodsearch.heart import Heart, Leave, Settings
-from floodsearch.imports import file_of, find_code
+from floodsearch.queries import status
 from floodsearch.storage import tables
 from floodsearch.storage.studies import put_study, read_trials
-from floodsearch.trainer import default_engine
-from floodsearch.worker import work
+from floodsearch.usercode.reference import file_of, find_code
+from floodsearch.worker.heartbeat import Heart, Leave, Settings
+from floodsearch.worker.trainers import default_engine
+from floodsearch.worker.work import work
 
 pytestmark = pytest.mark.parametrize("storage_url", ["sqlite"], indirect=True)
 

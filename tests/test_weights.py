@@ -14,13 +14,12 @@ import torch
 from torch import nn
 
 from floodsearch import queue
-from floodsearch.analysis import latest, seed_result
-from floodsearch.answers import answer
-from floodsearch.bracket import Bracket
+from floodsearch.answer.best import latest, seed_result
+from floodsearch.artifacts.names import weights_name
+from floodsearch.artifacts.weights import KeptWeights
 from floodsearch.catalog import task_of
 from floodsearch.errors import UsageError
-from floodsearch.heart import Heart, Leave, Settings
-from floodsearch.loops import Loops
+from floodsearch.queries import answer
 from floodsearch.report.weights import copy_weights
 from floodsearch.storage import tables
 from floodsearch.storage.studies import put_study, read_trials
@@ -28,13 +27,14 @@ from floodsearch.tasks.streams import stream
 from floodsearch.tasks.task import Data, Recipe, Split, Task
 from floodsearch.training.cohort import Cohort
 from floodsearch.training.engine import Loop
-from floodsearch.training.names import weights_name
 from floodsearch.training.progress import Plan
 from floodsearch.training.run import evaluate
 from floodsearch.training.stack import Stack
 from floodsearch.training.trunk import Trunks
-from floodsearch.training.weights import KeptWeights
-from floodsearch.worker import work
+from floodsearch.worker.bracket import Bracket
+from floodsearch.worker.heartbeat import Heart, Leave, Settings
+from floodsearch.worker.loops import Loops
+from floodsearch.worker.work import work
 from tests.device import DEVICE
 
 CPU = torch.device("cpu")
@@ -228,7 +228,7 @@ def test_no_complete_level_lacks_its_weights(make_study, here, monkeypatch):
     monkeypatch.setattr(queue, "complete", killed)
     heart = Heart(study, worker, here, Leave())
     [ticket] = queue.take(study, worker)
-    from floodsearch.trainer import Cohorts
+    from floodsearch.worker.trainers import Cohorts
 
     with pytest.raises(Killed):
         Bracket([ticket], heart, Cohorts(CPU), KeptWeights(here.files(study))).end()
@@ -240,8 +240,8 @@ def test_no_complete_level_lacks_its_weights(make_study, here, monkeypatch):
 
 def test_where_there_is_no_room_it_is_said_once(make_study, here, monkeypatch, caplog):
     """The tickets are complete all the same, and there are files up to the bound."""
-    caplog.set_level(logging.WARNING, logger="floodsearch.worker")
-    monkeypatch.setattr("floodsearch.worker.KeptWeights", lambda files: KeptWeights(files, room=9_000))
+    caplog.set_level(logging.WARNING, logger="floodsearch")
+    monkeypatch.setattr("floodsearch.worker.work.KeptWeights", lambda files: KeptWeights(files, room=9_000))
     study = make_study()
     work(study, here, Leave())
     assert set(states(study).values()) == {"complete"}
@@ -411,7 +411,7 @@ def test_the_best_epoch_is_by_the_metric_of_the_study(make_loops, here):
 
 
 def test_a_loop_that_does_not_name_its_model_is_told_so_once(make_loops, here, caplog):
-    caplog.set_level(logging.WARNING, logger="floodsearch.worker")
+    caplog.set_level(logging.WARNING, logger="floodsearch")
     study = make_loops(HILL.format(model="network=model", best=0.2))
     work(study, here, Leave())
     assert caplog.text.count("does not say what they are; write: run.restore(model=model, ...)") == 1

@@ -22,18 +22,18 @@ import sqlalchemy
 import torch
 
 from floodsearch import queue
-from floodsearch.analysis import count, latest, recent_mean
-from floodsearch.answers import answer, status
-from floodsearch.devices import devices, find_device
+from floodsearch.answer.best import count, latest, recent_mean
 from floodsearch.errors import UsageError
-from floodsearch.heart import Heart, Leave, Settings
+from floodsearch.queries import answer, status
 from floodsearch.records import Attribute, EpochRecord
 from floodsearch.storage import tables
 from floodsearch.storage.database import open_database
 from floodsearch.storage.studies import find_study, put_study, read_trials
+from floodsearch.study.trust import token_of, trust_in
 from floodsearch.training.cohort import Step, in_lockstep
-from floodsearch.trust import token_of, trust_in
-from floodsearch.worker import work
+from floodsearch.training.devices import devices, find_device
+from floodsearch.worker.heartbeat import Heart, Leave, Settings
+from floodsearch.worker.work import work
 
 HERE = Settings(device="cpu", threads=1)
 HASTY = Settings(device="cpu", threads=1, beat_seconds=0.1, grace_seconds=1.0)
@@ -43,9 +43,9 @@ import alembic.command, psycopg
 from dataclasses import replace
 from floodsearch.storage.database import open_database
 from floodsearch.storage.studies import find_study
-from floodsearch.heart import Leave, Settings
-from floodsearch.trust import trust_in
-from floodsearch.worker import work
+from floodsearch.worker.heartbeat import Leave, Settings
+from floodsearch.study.trust import trust_in
+from floodsearch.worker.work import work
 
 def main(index, url, beat, grace):
     database = open_database(url)

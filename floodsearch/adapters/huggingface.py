@@ -25,7 +25,7 @@ from torch import Tensor
 from floodsearch.adapters.metrics import pick
 from floodsearch.adapters.ranks import check_alone
 from floodsearch.errors import LoopError
-from floodsearch.nesting import MARK
+from floodsearch.process.nesting import MARK
 from floodsearch.training.loop import LoopRun
 
 try:

@@ -21,7 +21,7 @@ from torch import Generator, Tensor
 from floodsearch.adapters.metrics import pick
 from floodsearch.adapters.ranks import check_alone
 from floodsearch.errors import LoopError
-from floodsearch.nesting import MARK
+from floodsearch.process.nesting import MARK
 from floodsearch.training.loop import LoopRun
 
 try:

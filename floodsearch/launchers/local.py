@@ -21,23 +21,23 @@ from types import TracebackType
 from typing import IO, Any, NamedTuple
 
 from floodsearch import queue
-from floodsearch.answers import answer, status
+from floodsearch.artifacts.files import Folder, check_place, expanded
 from floodsearch.catalog import known
 from floodsearch.defaults import CHECKPOINTS, LOGS, STORAGE
-from floodsearch.devices import devices, find_device
 from floodsearch.errors import UsageError, WorkersFailedError
-from floodsearch.files import Folder, check_place, expanded
-from floodsearch.imports import FOLDERS, beside, own_folders
 from floodsearch.launchers.supervision import Death, Patience, last_line, memory_kills
-from floodsearch.nesting import refuse
+from floodsearch.process.nesting import refuse
+from floodsearch.queries import answer, status
 from floodsearch.records import BestLevel, StudyStatus, WorkerRecord
-from floodsearch.retry import attempt, persistently
 from floodsearch.search.space import ticket_count
-from floodsearch.spec import Spec
 from floodsearch.storage import tables
 from floodsearch.storage.database import open_database
+from floodsearch.storage.retry import attempt, persistently
 from floodsearch.storage.studies import StoredStudy, put_study, read_trials
-from floodsearch.studyfile import parse, read
+from floodsearch.study.reader import parse, read
+from floodsearch.study.spec import Spec
+from floodsearch.training.devices import devices, find_device
+from floodsearch.usercode.reference import FOLDERS, beside, own_folders
 
 FLOODSEARCH = (sys.executable, "-P", str(Path(__file__).parents[1] / "__main__.py"))
 """The command line, as processes of our own are started: this package, and no module of the current folder
@@ -49,7 +49,7 @@ STOP_SECONDS = 30.0
 """How long workers may take to hand their tickets back before they are killed."""
 MOST_CPU_WORKERS = 8
 
-log = logging.getLogger("floodsearch.launch")
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,7 +6,8 @@ import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from floodsearch.forecast import Timed
+from floodsearch.cost.forecast import Timed
+from floodsearch.process.terminal import one_line
 from floodsearch.records import (
     BY_HAND,
     BestLevel,
@@ -18,8 +19,7 @@ from floodsearch.records import (
     TicketNote,
     WorkerStatus,
 )
-from floodsearch.spec import Keep, Spec
-from floodsearch.terminal import one_line
+from floodsearch.study.spec import Keep, Spec
 
 ENDED = ("pruned", "failed")
 """States in which a ticket stays without a value at its end."""

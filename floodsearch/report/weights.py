@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from floodsearch.artifacts.files import files_at
+from floodsearch.artifacts.names import weights_name
+from floodsearch.artifacts.weights import KeptWeights
 from floodsearch.errors import UsageError
-from floodsearch.files import files_at
 from floodsearch.records import BestLevel, TrialRecord
 from floodsearch.storage import tables
 from floodsearch.storage.studies import StoredStudy, read_trials
-from floodsearch.training.names import weights_name
-from floodsearch.training.weights import KeptWeights
 
 
 def copy_weights(study: StoredStudy, best: BestLevel, checkpoints: Path | str, out: Path) -> list[Path]:

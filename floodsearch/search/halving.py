@@ -21,8 +21,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from floodsearch.answer.smoothing import smooth
 from floodsearch.records import Decision
-from floodsearch.smoothing import smooth
 
 
 @dataclass(frozen=True)

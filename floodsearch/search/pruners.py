@@ -17,7 +17,7 @@ from optuna.pruners import BasePruner, HyperbandPruner, MedianPruner, NopPruner
 from floodsearch.records import Decision
 from floodsearch.search.halving import Standing, halve, spread
 from floodsearch.search.halving import rungs as halving_rungs
-from floodsearch.spec import Training
+from floodsearch.study.spec import Training
 
 PrunerFactory = Callable[..., BasePruner]
 

@@ -27,8 +27,8 @@ from optuna.storages import BaseStorage, RDBStorage
 from sqlalchemy import Connection, Engine, MetaData, NullPool, QueuePool, event
 from sqlalchemy.exc import DBAPIError
 
+from floodsearch.artifacts.files import make_private
 from floodsearch.errors import StorageError, StorageFailedError
-from floodsearch.files import make_private
 from floodsearch.storage import tables, trials
 from floodsearch.storage.failures import READ_ONLY, STORAGE_ERRORS, cause, failure, lasts
 from floodsearch.storage.urls import Place, place_of

@@ -17,7 +17,7 @@ from typing import Any
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
-from floodsearch.analysis import RUNG_VALIDATIONS, Question, recent_mean, seed_result, window_start
+from floodsearch.answer.best import RUNG_VALIDATIONS, Question, recent_mean, seed_result, window_start
 from floodsearch.errors import (
     DamagedError,
     Problem,
@@ -27,6 +27,7 @@ from floodsearch.errors import (
     UnknownStudyError,
     UsageError,
 )
+from floodsearch.flooding.schedules import SCHEDULES
 from floodsearch.records import (
     BY_HAND,
     ENDINGS,
@@ -38,16 +39,15 @@ from floodsearch.records import (
     TrialRecord,
     ended_by_us,
 )
-from floodsearch.schedules import SCHEDULES
 from floodsearch.search.pruners import PRUNERS
 from floodsearch.search.samplers import SAMPLERS
 from floodsearch.search.space import Space, tickets
-from floodsearch.spec import AUTO, Spec, differences, from_json
 from floodsearch.storage import tables, trials
 from floodsearch.storage.database import Database
 from floodsearch.storage.rows import flag, number, parsed, read_by_optuna, text, uuid_of, whole
-from floodsearch.studyfile import ONE_LEVEL, fields_of
-from floodsearch.trust import NOTHING, TrustedSpec, Trusts, trust_in
+from floodsearch.study.reader import ONE_LEVEL, fields_of
+from floodsearch.study.spec import AUTO, Spec, differences, from_json
+from floodsearch.study.trust import NOTHING, TrustedSpec, Trusts, trust_in
 
 SPEC, UUID, VERSIONS, STOPPED, PILOT, ENGINE = (
     f"floodsearch:{name}" for name in ("spec", "uuid", "versions", "stopped", "pilot", "engine")

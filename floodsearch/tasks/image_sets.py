@@ -14,8 +14,8 @@ import torch
 from filelock import FileLock
 from torch import Tensor
 
+from floodsearch.artifacts.files import expanded
 from floodsearch.errors import TaskError
-from floodsearch.files import expanded
 
 
 @dataclass(frozen=True, kw_only=True)

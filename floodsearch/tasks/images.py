@@ -20,8 +20,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from floodsearch.artifacts.files import expanded
 from floodsearch.defaults import DATA_DIR
-from floodsearch.files import expanded
 from floodsearch.tasks.augmentation import cropped, normalised
 from floodsearch.tasks.image_sets import SOURCES, Source, load
 from floodsearch.tasks.models import mlp

@@ -25,11 +25,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from floodsearch import nesting
 from floodsearch.errors import NestedError, TaskError, UsageError, named, pass_on_ctrl_c
-from floodsearch.imports import find_code
+from floodsearch.process import nesting
 from floodsearch.tasks import TASKS
 from floodsearch.tasks.tensors import samples_of, tensor_of
+from floodsearch.usercode.reference import find_code
 
 IGNORED = -100
 """The label that cross-entropy leaves out."""

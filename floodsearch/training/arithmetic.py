@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from floodsearch.spec import Arithmetic
+from floodsearch.study.spec import Arithmetic
 
 
 def choose_kernels(arithmetic: Arithmetic) -> None:

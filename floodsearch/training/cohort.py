@@ -18,13 +18,13 @@ from typing import Any, Protocol
 
 import torch
 
+from floodsearch.artifacts.checkpoint import Checkpoint, Pace, rows
+from floodsearch.artifacts.names import name_of
 from floodsearch.errors import DivergedError, pass_on_ctrl_c
+from floodsearch.flooding.schedules import forks
 from floodsearch.records import EpochRecord
-from floodsearch.schedules import forks
 from floodsearch.tasks.task import Task
-from floodsearch.training.checkpoint import Checkpoint, Pace, rows
 from floodsearch.training.engine import AnyRun, Loop, Outcome
-from floodsearch.training.names import name_of
 from floodsearch.training.progress import Plan, packed, unpacked
 from floodsearch.training.trunk import Trunk, Trunks, train
 
@@ -49,7 +49,7 @@ Key = tuple[int, int]
 Errors = dict[Key, BaseException]
 """What the runs of an epoch raised."""
 
-log = logging.getLogger("floodsearch.worker")
+log = logging.getLogger(__name__)
 
 Note = Callable[[Step], bool]
 """Takes in what was trained, and returns whether to go on."""

@@ -12,7 +12,7 @@ import torch
 
 from floodsearch.errors import pass_on_ctrl_c
 from floodsearch.records import EpochRecord
-from floodsearch.spec import Keep
+from floodsearch.study.spec import Keep
 from floodsearch.tasks.task import Task
 from floodsearch.training.progress import Plan
 from floodsearch.training.run import Run

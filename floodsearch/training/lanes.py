@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from floodsearch.records import EpochRecord
-from floodsearch.spec import Keep
+from floodsearch.study.spec import Keep
 from floodsearch.tasks.task import Data, Task
 from floodsearch.training.contract import new_model
 from floodsearch.training.progress import Evaluation, Plan, Progress

@@ -17,11 +17,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from floodsearch.artifacts.checkpoint import Checkpoint, Pace, rows, strange
 from floodsearch.errors import DivergedError, LoopError, MistakeError
-from floodsearch.flooding import flood, mean_over_ranks
+from floodsearch.flooding.loss import flood, mean_over_ranks
 from floodsearch.records import LARGEST, REPORTED, EpochRecord, field_of
 from floodsearch.training import randomness
-from floodsearch.training.checkpoint import Checkpoint, Pace, rows, strange
 from floodsearch.training.progress import Plan
 from floodsearch.training.run import copied, read
 
@@ -30,7 +30,7 @@ PARTS = ("epoch", "records", "objects", "random", "lowest")
 UNREAD = 1024
 """Losses that are left on their device before they are read in one transfer."""
 
-log = logging.getLogger("floodsearch.worker")
+log = logging.getLogger(__name__)
 
 
 class LoopRun:

@@ -11,12 +11,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+from floodsearch.artifacts.checkpoint import read_rows, rows
 from floodsearch.errors import DivergedError, TaskError
-from floodsearch.flooding import check_level
+from floodsearch.flooding.loss import check_level
+from floodsearch.flooding.schedules import SCHEDULES, ScheduleState, start
 from floodsearch.records import LARGEST, EpochRecord
-from floodsearch.schedules import SCHEDULES, ScheduleState, start
-from floodsearch.spec import PLAIN, Arithmetic, Keep
-from floodsearch.training.checkpoint import read_rows, rows
+from floodsearch.study.spec import PLAIN, Arithmetic, Keep
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,12 +18,12 @@ import torch
 from torch import Tensor, nn
 
 from floodsearch.errors import TaskError
-from floodsearch.imports import said
 from floodsearch.tasks.task import IGNORED, Data, Split, Task, class_correct
 from floodsearch.training.batches import batches, chunks
 from floodsearch.training.contract import check_outputs, judged, mean_loss, new_model
 from floodsearch.training.progress import check_counts
 from floodsearch.training.randomness import borrowed
+from floodsearch.usercode.reference import said
 
 CPU = torch.device("cpu")
 FEWEST = 10

@@ -22,12 +22,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from pathlib import Path
 from typing import IO, Any
 
-from floodsearch.command import filled, located
+from floodsearch.artifacts.files import Folder
 from floodsearch.errors import LoopError
-from floodsearch.files import Folder
 from floodsearch.records import REPORTED
-from floodsearch.spec import Setting
+from floodsearch.study.spec import Setting
 from floodsearch.training.loop import LoopRun
+from floodsearch.usercode.command import filled, located
 
 GRACE_SECONDS = 10.0
 """Between SIGTERM and SIGKILL; less than a launch waits for its workers."""

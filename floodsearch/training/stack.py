@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
 from floodsearch.errors import DivergedError, TaskError, pass_on_ctrl_c
-from floodsearch.flooding import flood
+from floodsearch.flooding.loss import flood
 from floodsearch.records import EpochRecord
 from floodsearch.tasks.task import Task
 from floodsearch.training.arithmetic import computed
@@ -43,7 +43,7 @@ NARROWEST = 2
 """Fewer lanes are not computed at once: the kernels for a single matrix round differently from all others."""
 CHUNK = max(1, EVALUATION_BATCH // WIDTH)
 """Samples of each lane that are evaluated at once."""
-log = logging.getLogger("floodsearch.worker")
+log = logging.getLogger(__name__)
 
 
 class Stack:

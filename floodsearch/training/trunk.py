@@ -14,9 +14,9 @@ from typing import Any
 
 from torch import Tensor
 
+from floodsearch.artifacts.checkpoint import Checkpoint, rows
 from floodsearch.errors import pass_on_ctrl_c
 from floodsearch.records import EpochRecord
-from floodsearch.training.checkpoint import Checkpoint, rows
 from floodsearch.training.engine import AnyRun, Engine, Outcome
 from floodsearch.training.progress import packed, unpacked
 
@@ -28,7 +28,7 @@ State = dict[str, Any]
 Kept = Callable[[int, int | None], Checkpoint]
 """(seed, epoch) to the checkpoint of a trunk as of an epoch of its past, or with None as of its last one."""
 
-log = logging.getLogger("floodsearch.worker")
+log = logging.getLogger(__name__)
 
 
 class Trunk:

@@ -9,7 +9,7 @@ from floodsearch import flood
 from floodsearch.search.pruners import halving
 from floodsearch.search.samplers import RuleSampler, tpe
 from floodsearch.search.space import Space
-from floodsearch.spec import Training
+from floodsearch.study.spec import Training
 
 EPOCHS, HIGH = 30, 0.6
 

@@ -17,14 +17,14 @@ from pathlib import Path
 import torch
 
 from floodsearch import queue
+from floodsearch.artifacts.checkpoint import SECONDS, Checkpoint
 from floodsearch.catalog import known
-from floodsearch.heart import Leave, Settings
 from floodsearch.storage.database import open_database
 from floodsearch.storage.studies import put_study
-from floodsearch.studyfile import read
-from floodsearch.training.checkpoint import SECONDS, Checkpoint
+from floodsearch.study.reader import read
 from floodsearch.training.cohort import Cohort
-from floodsearch.worker import work
+from floodsearch.worker.heartbeat import Leave, Settings
+from floodsearch.worker.work import work
 
 STUDIES = Path(__file__).parents[2] / "studies"
 

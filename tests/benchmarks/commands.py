@@ -23,7 +23,7 @@ from floodsearch.records import EpochRecord
 from floodsearch.storage import tables
 from floodsearch.storage.database import open_database
 from floodsearch.storage.studies import put_study
-from floodsearch.studyfile import parse
+from floodsearch.study.reader import parse
 
 CONTENT = {
     "name": "fifty-one",

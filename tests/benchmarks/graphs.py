@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from floodsearch.flooding import flood
+from floodsearch.flooding.loss import flood
 from floodsearch.tasks.augmentation import PADDING, normalised
 from floodsearch.tasks.image_sets import SOURCES
 from floodsearch.tasks.resnet import resnet44

@@ -29,13 +29,12 @@ from typing import Any
 import torch
 
 from floodsearch import queue
-from floodsearch.answers import status
 from floodsearch.catalog import known
-from floodsearch.heart import Leave, Settings
-from floodsearch.spec import PLAIN
+from floodsearch.queries import status
 from floodsearch.storage.database import open_database
 from floodsearch.storage.studies import put_study
-from floodsearch.studyfile import parse
+from floodsearch.study.reader import parse
+from floodsearch.study.spec import PLAIN
 from floodsearch.tasks.synthetic import two_gaussians
 from floodsearch.tasks.task import Task
 from floodsearch.training.arithmetic import choose_kernels
@@ -44,7 +43,8 @@ from floodsearch.training.engine import Engine, Loop
 from floodsearch.training.progress import Plan
 from floodsearch.training.stack import Stack
 from floodsearch.training.trunk import Trunks
-from floodsearch.worker import work
+from floodsearch.worker.heartbeat import Leave, Settings
+from floodsearch.worker.work import work
 
 SEED, VALIDATE_EVERY = 0, 5
 

@@ -30,11 +30,11 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from floodsearch.catalog import known
-from floodsearch.forecast import plan, timed
+from floodsearch.cost.forecast import plan, timed
+from floodsearch.cost.throughput import samples_of
 from floodsearch.report.text import forecast_text
-from floodsearch.spec import PLAIN, Arithmetic
-from floodsearch.speed import samples_of
-from floodsearch.studyfile import read
+from floodsearch.study.reader import read
+from floodsearch.study.spec import PLAIN, Arithmetic
 from floodsearch.tasks.augmentation import cropped, normalised
 from floodsearch.tasks.image_sets import SOURCES
 from floodsearch.tasks.resnet import resnet44

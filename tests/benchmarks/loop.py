@@ -27,11 +27,11 @@ from torch import Tensor, nn
 
 from floodsearch import queue
 from floodsearch.catalog import known
-from floodsearch.heart import Leave, Settings
 from floodsearch.storage.database import open_database
 from floodsearch.storage.studies import put_study
-from floodsearch.studyfile import parse
-from floodsearch.worker import work
+from floodsearch.study.reader import parse
+from floodsearch.worker.heartbeat import Leave, Settings
+from floodsearch.worker.work import work
 
 EPOCHS, STEPS, WIDTH, BATCH = 6, 50, 300, 100  # 5 ms a step on the processor that the results name
 steps: list[float] = []

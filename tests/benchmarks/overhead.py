@@ -37,17 +37,17 @@ from numpy.typing import NDArray
 
 from floodsearch import queue
 from floodsearch.catalog import known
-from floodsearch.heart import Leave, Settings
 from floodsearch.queue import Ticket
 from floodsearch.records import EpochRecord
 from floodsearch.storage.database import open_database
 from floodsearch.storage.studies import StoredStudy, put_study
-from floodsearch.studyfile import parse
+from floodsearch.study.reader import parse
 from floodsearch.tasks.synthetic import two_gaussians
 from floodsearch.tasks.task import Data, Split, Task
-from floodsearch.trainer import Cohorts, Members
 from floodsearch.training.cohort import Step
-from floodsearch.worker import work
+from floodsearch.worker.heartbeat import Leave, Settings
+from floodsearch.worker.trainers import Cohorts, Members
+from floodsearch.worker.work import work
 
 EPOCHS, LEVELS, VALIDATE_EVERY = 500, 5, 5
 WIDTH = 250  # of five layers: 5 ms an epoch on the processor that the results name

@@ -31,7 +31,7 @@ from floodsearch.records import Attribute, EpochRecord
 from floodsearch.storage import tables, trials
 from floodsearch.storage.database import open_database
 from floodsearch.storage.studies import find_study, put_study
-from floodsearch.studyfile import parse
+from floodsearch.study.reader import parse
 
 LEVELS, EPOCHS, SEEDS, WRITERS, PORT = 500, 100, 5, 8, 18097
 CONTENT = {

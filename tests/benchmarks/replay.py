@@ -33,15 +33,15 @@ import numpy as np
 import optuna
 
 from floodsearch import queue
-from floodsearch.answers import answer
+from floodsearch.answer.smoothing import smooth
 from floodsearch.catalog import known
-from floodsearch.heart import Leave, Settings
+from floodsearch.queries import answer
 from floodsearch.records import BestLevel
-from floodsearch.smoothing import smooth
 from floodsearch.storage.database import open_database
 from floodsearch.storage.studies import put_study
-from floodsearch.studyfile import parse
-from floodsearch.worker import work
+from floodsearch.study.reader import parse
+from floodsearch.worker.heartbeat import Leave, Settings
+from floodsearch.worker.work import work
 from tests.benchmarks.table import Recorded, Table
 
 WINDOW = 0.2

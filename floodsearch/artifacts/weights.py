@@ -16,12 +16,12 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-from floodsearch.files import ROOM, Files
-from floodsearch.spec import Keep
-from floodsearch.training.checkpoint import strange
-from floodsearch.training.names import WEIGHTS, weights_name
+from floodsearch.artifacts.checkpoint import strange
+from floodsearch.artifacts.files import ROOM, Files
+from floodsearch.artifacts.names import WEIGHTS, weights_name
+from floodsearch.study.spec import Keep
 
-log = logging.getLogger("floodsearch.worker")
+log = logging.getLogger(__name__)
 
 
 class KeptWeights:

@@ -7,15 +7,15 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
-from floodsearch.analysis import latest
+from floodsearch.answer.best import latest
 from floodsearch.catalog import pruner_of
 from floodsearch.errors import UsageError
 from floodsearch.queue import brackets, portions
 from floodsearch.records import StudyStage, TrialRecord, WorkerRecord
 from floodsearch.search.pruners import HalvingPruner
 from floodsearch.search.space import Space, ticket_count, tickets
-from floodsearch.spec import Spec
 from floodsearch.storage.studies import StoredStudy
+from floodsearch.study.spec import Spec
 
 
 class Stage(NamedTuple):

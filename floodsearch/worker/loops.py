@@ -16,23 +16,23 @@ from typing import Any
 
 import torch
 
+from floodsearch.artifacts.checkpoint import Checkpoint, Checkpoints
+from floodsearch.artifacts.names import name_of
 from floodsearch.catalog import command_of, loop_of, loop_settings
 from floodsearch.errors import MistakeError, pass_on_ctrl_c
-from floodsearch.heart import Leave, Settings
-from floodsearch.notices import warn
 from floodsearch.queue import Ticket
 from floodsearch.records import EpochRecord, Parameter
+from floodsearch.storage.notices import warn
 from floodsearch.storage.studies import StoredStudy
-from floodsearch.trainer import first_choices, plan_of
-from floodsearch.training.checkpoint import Checkpoint, Checkpoints
+from floodsearch.study.trust import TrustedSpec
 from floodsearch.training.cohort import Note, Step
 from floodsearch.training.independence import Comparison, Finding, Owners, RunKey, Shown
 from floodsearch.training.loop import PARTS, LoopRun, read_kept
-from floodsearch.training.names import name_of
 from floodsearch.training.progress import Plan
 from floodsearch.training.randomness import seed_everything
 from floodsearch.training.script import Script
-from floodsearch.trust import TrustedSpec
+from floodsearch.worker.heartbeat import Leave, Settings
+from floodsearch.worker.trainers import first_choices, plan_of
 
 FIRST_EPOCHS, FIRST_SHARE = 3, 0.1
 """A loop that floods nothing in so many epochs, or in this share of them if that is more, never does."""

@@ -17,7 +17,7 @@ LONGEST_WAIT = 10.0
 
 Result = TypeVar("Result")
 
-log = logging.getLogger("floodsearch.worker")
+log = logging.getLogger(__name__)
 
 
 def persistently(call: Callable[[], Result], *, patience: float = PATIENCE) -> Result:

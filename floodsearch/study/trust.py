@@ -18,7 +18,7 @@ from typing import Any
 
 from floodsearch.defaults import DATA_DIR
 from floodsearch.errors import UntrustedError, UsageError
-from floodsearch.spec import Spec
+from floodsearch.study.spec import Spec
 
 DIGITS = 32
 COMMAND = "command"

@@ -17,9 +17,8 @@ from typing import Any
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from floodsearch.command import PLACEHOLDERS, placeholders
 from floodsearch.errors import Problem, StudyFileError, TaskError
-from floodsearch.spec import (
+from floodsearch.study.spec import (
     AUTO,
     DIRECTIONS,
     MOST_SEEDS,
@@ -33,6 +32,7 @@ from floodsearch.spec import (
     Spec,
     Training,
 )
+from floodsearch.usercode.command import PLACEHOLDERS, placeholders
 
 SECTIONS: Mapping[str, type[Section]] = {
     "levels": Levels,

@@ -12,19 +12,19 @@ import time
 from collections.abc import Sequence
 
 from floodsearch import queue
+from floodsearch.artifacts.checkpoint import Checkpoints
 from floodsearch.errors import DivergedError, LoopError, MistakeError, pass_on_ctrl_c
-from floodsearch.heart import Heart
-from floodsearch.imports import said
-from floodsearch.notices import warn
 from floodsearch.records import EpochRecord, Pilot
-from floodsearch.retry import persistently
-from floodsearch.spec import Training
 from floodsearch.storage import tables
 from floodsearch.storage.failures import STORAGE_ERRORS
+from floodsearch.storage.notices import warn
+from floodsearch.storage.retry import persistently
 from floodsearch.storage.studies import StoredStudy
-from floodsearch.trainer import Starts
-from floodsearch.training.checkpoint import Checkpoints
+from floodsearch.study.spec import Training
 from floodsearch.training.cohort import Step
+from floodsearch.usercode.reference import said
+from floodsearch.worker.heartbeat import Heart
+from floodsearch.worker.trainers import Starts
 
 MARGIN = 1.25
 """On the largest of the lowest validation losses: measured on Two Gaussians, single seeds gave .17 to .25 at
@@ -34,7 +34,7 @@ STILL_VALIDATIONS = 3
 MOST = 0.2
 """Share of the epochs after which it ends in any case: a loss that still falls then bounds the levels too."""
 
-log = logging.getLogger("floodsearch.worker")
+log = logging.getLogger(__name__)
 
 
 def pilot(study: StoredStudy, starts: Starts, heart: Heart) -> bool:

@@ -11,7 +11,9 @@ from typing import Literal
 import torch
 
 from floodsearch import queue
-from floodsearch.analysis import RUNG_VALIDATIONS, mean_and_se, mean_of, recent_mean, seed_result
+from floodsearch.answer.best import RUNG_VALIDATIONS, mean_and_se, mean_of, recent_mean, seed_result
+from floodsearch.artifacts.checkpoint import Checkpoints
+from floodsearch.artifacts.weights import KeptWeights
 from floodsearch.errors import (
     DamagedError,
     DivergedError,
@@ -24,20 +26,18 @@ from floodsearch.errors import (
     UntrustedError,
     pass_on_ctrl_c,
 )
-from floodsearch.heart import Heart
-from floodsearch.notices import warn
 from floodsearch.queue import Entry, Ticket
 from floodsearch.records import Attribute, EpochRecord, Parameter, SeedResult
-from floodsearch.retry import attempt, persistently
 from floodsearch.search.halving import Standing
 from floodsearch.search.pruners import HalvingPruner
-from floodsearch.spec import Budget
 from floodsearch.storage import tables
 from floodsearch.storage.failures import STORAGE_ERRORS
-from floodsearch.trainer import Members, Trainer
-from floodsearch.training.checkpoint import Checkpoints
+from floodsearch.storage.notices import warn
+from floodsearch.storage.retry import attempt, persistently
+from floodsearch.study.spec import Budget
 from floodsearch.training.cohort import Step
-from floodsearch.training.weights import KeptWeights
+from floodsearch.worker.heartbeat import Heart
+from floodsearch.worker.trainers import Members, Trainer
 
 ROUNDING = 1e-6
 """Relative; a batch loss so near above a level may be one that floods."""
@@ -58,7 +58,7 @@ NOT_OF_THE_CODE = (
 )
 """What is raised while tickets are trained and says nothing of the user's code."""
 
-log = logging.getLogger("floodsearch.worker")
+log = logging.getLogger(__name__)
 
 Ending = Literal["complete", "pruned", "diverged", "failed", "lost", "handed back"]
 

@@ -6,10 +6,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
 from floodsearch import queue
-from floodsearch.analysis import best_level, best_of, comparable, count, latest, revisions
+from floodsearch.answer.best import best_level, best_of, comparable, count, latest, revisions
+from floodsearch.cost.forecast import current_stage, epochs_a_second, epochs_left
 from floodsearch.defaults import STORAGE
 from floodsearch.errors import NoAnswerError
-from floodsearch.forecast import current_stage, epochs_a_second, epochs_left
 from floodsearch.records import (
     BY_HAND,
     BestLevel,
@@ -20,10 +20,10 @@ from floodsearch.records import (
     WorkerStatus,
 )
 from floodsearch.search.space import ticket_count
-from floodsearch.spec import AUTO
 from floodsearch.storage import tables
 from floodsearch.storage.database import open_database
 from floodsearch.storage.studies import StoredStudy, find_study, read_trials
+from floodsearch.study.spec import AUTO
 
 
 def best(name: str, *, storage: str = STORAGE) -> BestLevel:

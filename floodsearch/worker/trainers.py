@@ -13,25 +13,25 @@ import torch
 from torch.nn.modules.conv import _ConvNd
 
 from floodsearch import queue
+from floodsearch.artifacts.checkpoint import Checkpoint, Checkpoints
+from floodsearch.artifacts.files import files_at
+from floodsearch.artifacts.names import name_of, trunk_name
 from floodsearch.catalog import schedule_settings, task_of
 from floodsearch.errors import pass_on_ctrl_c
-from floodsearch.files import files_at
-from floodsearch.notices import warn
 from floodsearch.queue import Ticket
 from floodsearch.records import EpochRecord, Parameter
 from floodsearch.search.space import Space
-from floodsearch.spec import AUTO, Spec
+from floodsearch.storage.notices import warn
 from floodsearch.storage.studies import StoredStudy
+from floodsearch.study.spec import AUTO, Spec
+from floodsearch.study.trust import TrustedSpec
 from floodsearch.tasks.task import Task
-from floodsearch.training.checkpoint import Checkpoint, Checkpoints
 from floodsearch.training.cohort import Cohort, Note
 from floodsearch.training.engine import Engine, Loop
-from floodsearch.training.names import name_of, trunk_name
 from floodsearch.training.progress import Plan
 from floodsearch.training.stack import Stack
 from floodsearch.training.stackable import depends_on_place, obstacle
 from floodsearch.training.trunk import Kept, Trunks
-from floodsearch.trust import TrustedSpec
 
 FEWEST_STACKED = 3
 """Runs from which on a stack pays on a GPU: its step takes as long as 2.6 of single runs, however few of its
@@ -39,7 +39,7 @@ places are taken (an H200, five layers of 500 units)."""
 ROOM = 2**30
 """Bytes for the past of all trunks together, from which later cohorts fork."""
 
-log = logging.getLogger("floodsearch.worker")
+log = logging.getLogger(__name__)
 
 
 class Members(Protocol):

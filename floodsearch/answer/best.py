@@ -15,9 +15,10 @@ from typing import Literal
 
 import numpy as np
 
+from floodsearch.answer.gain import Gain, gain_over_zero
+from floodsearch.answer.response import Landscape, landscape
+from floodsearch.answer.smoothing import CONFIDENCE, ROUNDING, student
 from floodsearch.errors import NoAnswerError
-from floodsearch.evidence import Gain, gain_over_zero
-from floodsearch.landscape import Landscape, landscape
 from floodsearch.records import (
     BY_HAND,
     Baseline,
@@ -31,7 +32,6 @@ from floodsearch.records import (
     Verdict,
     field_of,
 )
-from floodsearch.smoothing import CONFIDENCE, ROUNDING, student
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import logging
 
-from floodsearch.retry import attempt
 from floodsearch.storage import tables
+from floodsearch.storage.retry import attempt
 from floodsearch.storage.studies import StoredStudy
 
-log = logging.getLogger("floodsearch.worker")
+log = logging.getLogger(__name__)
 
 
 def warn(study: StoredStudy, kind: str, message: str) -> None:

@@ -16,27 +16,27 @@ from functools import partial
 import torch
 
 from floodsearch import queue
-from floodsearch.analysis import revisions
-from floodsearch.bracket import Bracket
+from floodsearch.answer.best import revisions
+from floodsearch.artifacts.checkpoint import Checkpoints
+from floodsearch.artifacts.weights import KeptWeights
 from floodsearch.catalog import code_revision
-from floodsearch.devices import find_device
 from floodsearch.errors import TicketLostError
-from floodsearch.heart import Heart, Leave, Settings
-from floodsearch.loops import Loops
-from floodsearch.nesting import inside
-from floodsearch.notices import warn
-from floodsearch.pilot import pilot
-from floodsearch.retry import persistently
-from floodsearch.spec import AUTO
+from floodsearch.process.nesting import inside
 from floodsearch.storage import tables
+from floodsearch.storage.notices import warn
+from floodsearch.storage.retry import persistently
 from floodsearch.storage.studies import StoredStudy, read_trials, versions
-from floodsearch.trainer import Cohorts, Trainer, default_engine
+from floodsearch.study.spec import AUTO
 from floodsearch.training.arithmetic import choose_kernels
-from floodsearch.training.checkpoint import Checkpoints
+from floodsearch.training.devices import find_device
 from floodsearch.training.randomness import borrowed
-from floodsearch.training.weights import KeptWeights
+from floodsearch.worker.bracket import Bracket
+from floodsearch.worker.heartbeat import Heart, Leave, Settings
+from floodsearch.worker.loops import Loops
+from floodsearch.worker.pilot import pilot
+from floodsearch.worker.trainers import Cohorts, Trainer, default_engine
 
-log = logging.getLogger("floodsearch.worker")
+log = logging.getLogger(__name__)
 
 
 def work(study: StoredStudy, settings: Settings, leave: Leave, trainer: Trainer | None = None) -> str:

@@ -7,14 +7,14 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from floodsearch.catalog import task_of
-from floodsearch.devices import find_device
-from floodsearch.spec import AUTO, Spec
+from floodsearch.study.spec import AUTO, Spec
+from floodsearch.study.trust import given
 from floodsearch.tasks.task import Data, Task
-from floodsearch.trainer import default_engine, engine_of, first_choices, plan_of
 from floodsearch.training.arithmetic import choose_kernels
+from floodsearch.training.devices import find_device
 from floodsearch.training.engine import AnyRun, Engine
 from floodsearch.training.randomness import borrowed
-from floodsearch.trust import given
+from floodsearch.worker.trainers import default_engine, engine_of, first_choices, plan_of
 
 SECONDS = 3.0
 """How long each number of runs is measured, after as much time to warm up."""

@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from floodsearch.files import Files
-from floodsearch.spec import Keep
+from floodsearch.artifacts.files import Files
+from floodsearch.study.spec import Keep
 
 WEIGHTS = "weights"
 """The folder of kept weights, among a study's files."""

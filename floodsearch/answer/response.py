@@ -23,8 +23,8 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
+from floodsearch.answer.smoothing import BANDWIDTH, Array, Smooth, kernel, peak, smooth
 from floodsearch.records import Parameter, TrialRecord
-from floodsearch.smoothing import BANDWIDTH, Array, Smooth, kernel, peak, smooth
 
 ENOUGH = 2
 """Flooded levels that make a rung worth choosing at."""

@@ -13,8 +13,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from floodsearch import nesting
 from floodsearch.errors import MistakeError, NestedError, TaskError, named, pass_on_ctrl_c
+from floodsearch.process import nesting
 
 FOLDERS = "FLOODSEARCH_FOLDERS"
 """The environment variable in which a launch tells its workers where the user's code lies, as JSON."""

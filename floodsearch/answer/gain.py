@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import special
 
+from floodsearch.answer.smoothing import Array, peak, smooth, student
 from floodsearch.records import Verdict
-from floodsearch.smoothing import Array, peak, smooth, student
 
 LEVEL = 0.9
 """Coverage of the interval of the gain, two-sided."""

@@ -9,7 +9,7 @@ import string
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from floodsearch.spec import Setting
+from floodsearch.study.spec import Setting
 
 PLACEHOLDERS = ("level", "seed", "epochs", "device")
 """Beside the study's own settings."""

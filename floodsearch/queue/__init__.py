@@ -16,10 +16,9 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import Connection
 
-from floodsearch.analysis import latest, unconfirmed, worth_more_seeds
+from floodsearch.answer.best import latest, unconfirmed, worth_more_seeds
 from floodsearch.catalog import pruner_of, sampler_of
 from floodsearch.errors import DivergedError, MistakeError, TicketLostError
-from floodsearch.imports import said
 from floodsearch.records import (
     BY_HAND,
     Attribute,
@@ -33,11 +32,12 @@ from floodsearch.records import (
 from floodsearch.search.halving import Standing
 from floodsearch.search.pruners import HalvingPruner
 from floodsearch.search.space import Space, ticket_count, tickets
-from floodsearch.spec import AUTO, MOST_LEVELS, Spec
 from floodsearch.storage import tables, trials
 from floodsearch.storage.rows import read_by_optuna
 from floodsearch.storage.studies import STATES, StoredStudy, Wanted, lease, read_trials, record_of
 from floodsearch.storage.trials import NewTrial
+from floodsearch.study.spec import AUTO, MOST_LEVELS, Spec
+from floodsearch.usercode.reference import said
 
 ATTEMPTS = 3
 """How often a ticket is trained that ends in an error of the user's code."""
@@ -51,7 +51,7 @@ ROUND = 4
 SECONDS_PER_HOUR = 3600
 TRACEBACK_CHARACTERS = 4000
 
-log = logging.getLogger("floodsearch.worker")
+log = logging.getLogger(__name__)
 
 PILOT = "pilot"
 """The lease of the worker that finds the highest level."""

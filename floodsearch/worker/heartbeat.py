@@ -17,6 +17,7 @@ from queue import SimpleQueue
 from typing import IO
 
 from floodsearch import queue
+from floodsearch.artifacts.files import Files, files_at
 from floodsearch.defaults import CHECKPOINTS, LOGS
 from floodsearch.errors import (
     HANDED_BACK,
@@ -25,18 +26,17 @@ from floodsearch.errors import (
     StorageFailedError,
     StudyDeletedError,
 )
-from floodsearch.files import Files, files_at
+from floodsearch.process.signals import listen
 from floodsearch.queue import Reaper
-from floodsearch.retry import attempt
-from floodsearch.signals import listen
 from floodsearch.storage import tables
 from floodsearch.storage.failures import cause
+from floodsearch.storage.retry import attempt
 from floodsearch.storage.studies import StoredStudy
 
 SECONDS_TO_END = 2.0
 """For a worker without tickets to leave after a signal, and for one that is overdue to hand them back."""
 
-log = logging.getLogger("floodsearch.worker")
+log = logging.getLogger(__name__)
 
 
 class Leave:

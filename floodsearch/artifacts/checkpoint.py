@@ -21,9 +21,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from floodsearch.files import ROOM, Files
+from floodsearch.artifacts.files import ROOM, Files
+from floodsearch.artifacts.names import CHECKPOINT, name_of
 from floodsearch.records import EpochRecord
-from floodsearch.training.names import CHECKPOINT, name_of
 
 KIND = b"floodsearch checkpoint 1\n"
 HEAD = re.compile(re.escape(KIND) + rb"(?P<digest>[0-9a-f]{64})\n(?P<epoch>[0-9]{1,9})\n")
@@ -37,7 +37,7 @@ SHARE = 0.005
 """Of its time that a worker spends on them at most, where they take long."""
 FIELDS = tuple(field.name for field in fields(EpochRecord))
 
-log = logging.getLogger("floodsearch.worker")
+log = logging.getLogger(__name__)
 
 
 class Pace:

@@ -1,0 +1,1 @@
+"""From records to the answer: pure functions of what was trained."""

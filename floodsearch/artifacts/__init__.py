@@ -1,0 +1,1 @@
+"""The files of a study: checkpoints, kept weights, logs."""

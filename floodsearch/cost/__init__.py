@@ -1,0 +1,1 @@
+"""What a search will take: its stages, and how fast a device is."""

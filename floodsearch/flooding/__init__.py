@@ -1,0 +1,1 @@
+"""The regulariser: how a loss is flooded, and at which level when."""

@@ -1,0 +1,1 @@
+"""A worker: one process that trains tickets on one device."""
