@@ -15,12 +15,12 @@ from optuna.samplers import BaseSampler
 
 from floodsearch.errors import Problem, TaskError
 from floodsearch.flooding.schedules import SCHEDULES, start
-from floodsearch.records import EpochRecord, Parameter
+from floodsearch.records import EpochRecord, Parameter, Setting
 from floodsearch.search.pruners import PRUNERS
 from floodsearch.search.samplers import RULES, SAMPLERS, Rule, RuleSampler
 from floodsearch.search.space import Space
 from floodsearch.study.reader import Field, Fields, Known, TaskFields, fields_of
-from floodsearch.study.spec import Choices, Range, Setting, Spec
+from floodsearch.study.spec import Choices, Range, Spec
 from floodsearch.study.trust import TrustedSpec
 from floodsearch.tasks import TASKS
 from floodsearch.usercode.command import located, missing_script, script_of

@@ -14,6 +14,13 @@ from typing import Literal
 Parameter = float | int | str | bool
 """The value of one searched parameter."""
 
+Scalar = bool | int | float | str
+Setting = Scalar | tuple[Scalar, ...]
+"""The value of one setting, as a study file may hold it."""
+
+Keep = Literal["none", "last", "best"]
+"""Which weights of a complete ticket are kept: none, after its last epoch, or of its best validation."""
+
 LARGEST = 1e50
 """A number beyond this counts as infinite: single precision ends before, and its square is finite."""
 

@@ -25,7 +25,7 @@ from floodsearch.queries import answer, status
 from floodsearch.queue import Ticket
 from floodsearch.records import BY_HAND, Attribute
 from floodsearch.report.text import best_text, notes_text, status_text
-from floodsearch.storage import tables, trials
+from floodsearch.storage import schema, tables, trials
 from floodsearch.storage.database import Database, open_database
 from floodsearch.storage.studies import (
     SPEC,
@@ -391,7 +391,7 @@ def test_what_is_made_is_its_owners_only(tmp_path: Path, umask: int) -> None:
     try:
         database = open_database(f"sqlite:///{tmp_path}/floodsearch.db", create=True)
         with database.write() as connection:
-            connection.execute(sqlalchemy.select(tables.schema))
+            connection.execute(sqlalchemy.select(schema.stamp))
             modes = {path.name: mode(path) for path in tmp_path.glob("floodsearch.db*")}
         database.close()
         files = Folder(tmp_path / "shared").within("tiny/01234567")

@@ -23,7 +23,7 @@ import torch
 
 from floodsearch import queue
 from floodsearch.catalog import known
-from floodsearch.storage import tables
+from floodsearch.storage import schema, tables
 from floodsearch.storage.database import open_database
 from floodsearch.storage.studies import StoredStudy, find_study, put_study
 from floodsearch.study.reader import parse
@@ -452,7 +452,7 @@ def test_delete_leaves_nothing_of_a_study(tmp_path: Path) -> None:
     assert "no study named 'tiny'" in refused("best", "tiny", cwd=tmp_path)
     other = find_study(database, "other")
     with database.read() as connection:
-        for table in (tables.curves, tables.workers):
+        for table in (schema.curves, schema.workers):
             found = connection.execute(sqlalchemy.select(table.c.study).distinct()).scalars().all()
             assert found == [other.uuid]
     database.close()

@@ -11,7 +11,7 @@ import pytest
 import sqlalchemy
 
 from floodsearch.errors import StorageError
-from floodsearch.storage import tables
+from floodsearch.storage import schema
 from floodsearch.storage.database import filesystem_of, open_database
 from floodsearch.storage.studies import find_study, put_study
 
@@ -182,11 +182,11 @@ def test_a_missing_database_of_a_server_is_refused(postgres_url):
 def test_a_database_of_a_newer_floodsearch_is_refused(storage_url, create):
     """Tables of a later version are refused with both versions, and not changed."""
     open_database(storage_url, create=True).close()
-    later = tables.VERSION + 6
+    later = schema.VERSION + 6
     execute(storage_url, f"UPDATE floodsearch_schema SET version = {later}")
     message = refusal(storage_url, create=create)
     assert f"schema {later}" in message
-    assert f"knows {tables.VERSION}" in message
+    assert f"knows {schema.VERSION}" in message
     assert execute(storage_url, "SELECT version FROM floodsearch_schema") == [(later,)]
 
 
@@ -194,10 +194,10 @@ def test_a_database_of_a_newer_floodsearch_is_refused(storage_url, create):
 def test_a_database_of_an_older_floodsearch_is_refused(storage_url, create):
     """Tables of an earlier version are refused with both versions, and not changed."""
     open_database(storage_url, create=True).close()
-    execute(storage_url, f"UPDATE floodsearch_schema SET version = {tables.VERSION - 1}")
+    execute(storage_url, f"UPDATE floodsearch_schema SET version = {schema.VERSION - 1}")
     message = refusal(storage_url, create=create)
-    assert f"older floodsearch (schema {tables.VERSION - 1}, this one knows {tables.VERSION})" in message
-    assert execute(storage_url, "SELECT version FROM floodsearch_schema") == [(tables.VERSION - 1,)]
+    assert f"older floodsearch (schema {schema.VERSION - 1}, this one knows {schema.VERSION})" in message
+    assert execute(storage_url, "SELECT version FROM floodsearch_schema") == [(schema.VERSION - 1,)]
 
 
 @pytest.mark.parametrize("create", [False, True])
@@ -344,7 +344,7 @@ def test_closing_leaves_no_connection(postgres_url):
 def test_a_refused_database_leaves_no_connection(postgres_url):
     """Whatever is refused after it was connected to is closed again."""
     open_database(postgres_url, create=True).close()
-    execute(postgres_url, f"UPDATE floodsearch_schema SET version = {tables.VERSION + 1}")
+    execute(postgres_url, f"UPDATE floodsearch_schema SET version = {schema.VERSION + 1}")
     refusal(postgres_url)
     refusal(postgres_url, create=True)
     assert execute(postgres_url, CONNECTIONS) == [(0,)]
@@ -365,7 +365,7 @@ def main(index, url):
 def test_six_processes_create_the_tables_at_once(storage_url, crowd):
     """Processes that open one empty database together all succeed and leave one row of each version."""
     assert crowd(CREATE, 6, storage_url).answers() == [[]] * 6
-    assert execute(storage_url, "SELECT version FROM floodsearch_schema") == [(tables.VERSION,)]
+    assert execute(storage_url, "SELECT version FROM floodsearch_schema") == [(schema.VERSION,)]
     assert len(execute(storage_url, "SELECT version_num FROM alembic_version")) == 1
     assert len(execute(storage_url, "SELECT schema_version FROM version_info")) == 1
     open_database(storage_url).close()

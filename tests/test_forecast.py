@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from floodsearch.cost import throughput as speed
 from floodsearch.catalog import known
+from floodsearch.cost import throughput as speed
 from floodsearch.cost.forecast import Stage, current_stage, plan, speeds_of, timed
 from floodsearch.errors import UsageError
 from floodsearch.records import StudyStage, TrialRecord

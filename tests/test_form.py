@@ -25,73 +25,69 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "floodsearch"
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
-ROWS: list[dict[str, set[str]]] = [
-    # A file imports only from rows above its own. Each entry names the third-party packages it may import
-    # and, after a ">", the files of its own row that it may import.
-    {"errors": set(), "records": set(), "defaults": set(), "signals": set(), "terminal": set()},
-    {
-        "flooding": {"torch"},
-        "schedules": set(),
-        "nesting": set(),
-        "imports": {">nesting"},
-        "files": {"fsspec"},
-        "revision": set(),
-        "spec": {"pydantic", "pydantic_core"},
-        "trust": {">spec"},
-        "command": {">spec"},
-        "studyfile": {"pydantic", ">spec", ">command"},
-        "smoothing": {"numpy", "scipy"},
-        "landscape": {"numpy", ">smoothing"},
-        "evidence": {"numpy", "scipy", ">smoothing"},
-        "analysis": {"numpy", ">evidence", ">landscape", ">smoothing"},
-    },
-    {"tasks": {"torch", "numpy", "sklearn", "torchvision", "filelock"}},
-    {"training": {"torch", "numpy"}, "search": {"optuna", "numpy"}},
-    {"catalog": {"optuna", "numpy"}, "storage": {"optuna", "sqlalchemy"}},
-    {
-        "queue": {"optuna", "sqlalchemy"},
-        "retry": set(),
-        "devices": {"torch"},
-        "notices": {">retry"},
-    },
-    {
-        "forecast": set(),
-        "heart": set(),
-        "trainer": {"torch"},
-        "loops": {"torch", ">heart", ">trainer"},
-        "speed": {">trainer"},
-        "pilot": {">heart", ">trainer"},
-        "bracket": {"torch", ">heart", ">trainer"},
-        "worker": {"torch", ">heart", ">trainer", ">loops", ">pilot", ">bracket"},
-        "answers": {">forecast"},
-    },
-    {"launchers": set(), "report": {"pyarrow"}, "adapters": {"torch", "lightning", "transformers"}},
-    {"serve": {"optuna_dashboard", "waitress"}},
-    {"cli": {"typer", "rich"}},
-    {"__main__": set()},
-]
-LIGHT = [
-    "errors",
-    "records",
-    "schedules",
-    "spec",
-    "studyfile",
-    "analysis",
-    "catalog",
-    "queue",
-    "answers",
-    "serve",
-    "cli",
-]
-LIGHT += [
-    "storage.database",
-    "storage.studies",
-    "storage.tables",
-    "storage.trials",
-    "report.text",
-    "report.export",
-]
-LIGHT += ["search.space", "search.samplers", "search.pruners"]
+
+def words(text: str) -> list[str]:
+    """Return the words of a text."""
+    return text.split()
+
+
+ORDER = words("""
+    errors records defaults
+    process flooding usercode artifacts answer
+    tasks study training search storage catalog
+    queue worker cost queries
+    report launchers adapters service cli __main__
+""")
+"""The packages, and the files beside them: each imports only from those before it."""
+
+INSIDE = {
+    "process": "terminal signals nesting",
+    "flooding": "loss schedules",
+    "usercode": "reference revision command",
+    "artifacts": "files names checkpoint weights",
+    "answer": "smoothing response gain best",
+    "tasks": "__init__ streams models tensors task augmentation resnet image_sets synthetic images",
+    "study": "spec reader trust",
+    "training": "devices randomness arithmetic batches progress contract run engine lanes stack stackable "
+    "trunk cohort independence rehearsal loop script",
+    "search": "space samplers halving pruners",
+    "storage": "failures urls rows schema trials database retry tables studies notices",
+    "queue": "__init__",
+    "worker": "heartbeat trainers loops pilot bracket work",
+    "cost": "forecast throughput",
+    "report": "text export weights",
+    "launchers": "supervision local",
+    "adapters": "ranks metrics lightning huggingface",
+    "service": "dashboard",
+}
+"""The files of each package: each imports only from those before it. An `__init__` that is not named imports
+nothing of ours."""
+
+THIRD_PARTIES = {
+    "flooding": "torch",
+    "artifacts": "fsspec torch",
+    "answer": "numpy scipy",
+    "tasks": "torch numpy sklearn torchvision filelock",
+    "study": "pydantic pydantic_core",
+    "training": "torch numpy",
+    "search": "optuna numpy",
+    "storage": "optuna sqlalchemy",
+    "catalog": "optuna numpy",
+    "queue": "optuna sqlalchemy",
+    "worker": "torch",
+    "report": "pyarrow",
+    "adapters": "torch lightning transformers",
+    "service": "optuna_dashboard waitress",
+    "cli": "typer rich",
+}
+"""What else each package may import."""
+
+LIGHT = words("""
+    errors records defaults process.nesting flooding.schedules usercode.reference usercode.command artifacts.files
+    answer.best study.spec study.reader study.trust search.space search.samplers search.pruners storage.database
+    storage.studies storage.tables storage.trials catalog queue queries cost.forecast report.text report.export
+    service.dashboard cli
+""")
 FORBIDDEN_NAMES = {"utils", "common", "helpers", "misc", "core", "base", "manager", "util"}
 
 
@@ -131,27 +127,40 @@ def own_module(name: str, every: set[str]) -> str | None:
 
 
 MODULES = dict(modules())
-ROW_OF = {name: index for index, row in enumerate(ROWS) for name in row}
+
+
+def split(module: str) -> tuple[str, str]:
+    """Return the package of a module, and its file in it."""
+    package, _, file = module.partition(".")
+    return package, file or "__init__"
 
 
 @pytest.mark.parametrize("name", [name for name in MODULES if name])
-def test_imports_go_only_to_rows_above(name: str) -> None:
-    """A file imports only from rows above its own, and third parties only where the table says so."""
-    room = name.split(".", maxsplit=1)[0]
-    allowed = ROWS[ROW_OF[room]][room]
+def test_imports_go_one_way(name: str) -> None:
+    """A file imports only from packages before its own and from files before it, others where it may."""
+    package, file = split(name)
+    files = INSIDE.get(package, "").split()
     for target in imported(MODULES[name]):
         if not target.startswith("floodsearch"):
             top = target.split(".")[0]
+            allowed = THIRD_PARTIES.get(package, "").split()
             assert top in sys.stdlib_module_names or top in allowed, f"{name} imports {target}"
         elif module := own_module(target, set(MODULES)):
-            other = module.split(".")[0]
-            inside = other == room or f">{other}" in allowed
-            assert inside or ROW_OF[other] < ROW_OF[room], f"{name} imports {target}"
+            other, other_file = split(module)
+            if other != package:
+                assert ORDER.index(other) < ORDER.index(package), f"{name} imports {target}"
+            else:
+                assert files.index(other_file) < files.index(file), f"{name} imports {target}"
 
 
-def test_the_table_names_every_file() -> None:
-    """Each file and folder of the package stands in the table of rows, and nothing else does."""
-    assert {name.split(".")[0] for name in MODULES if name} == set(ROW_OF)
+def test_the_lists_name_every_file() -> None:
+    """Each file and folder of the package stands in the lists, and nothing else does."""
+    packages = {path.parent.name for path in PACKAGE.glob("*/__init__.py")}
+    assert sorted(ORDER) == sorted({split(name)[0] for name in MODULES if name})
+    assert packages == set(INSIDE)
+    for package, files in INSIDE.items():
+        found = {path.stem for path in (PACKAGE / package).glob("*.py")}
+        assert found - {"__init__"} == set(files.split()) - {"__init__"}
 
 
 def test_there_are_no_import_cycles() -> None:

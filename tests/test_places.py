@@ -12,12 +12,12 @@ from pathlib import Path
 import pytest
 
 from floodsearch import queue
-from floodsearch.usercode import reference as imports
 from floodsearch.artifacts.files import Folder, expanded, files_at
 from floodsearch.errors import TaskError, UsageError
 from floodsearch.launchers import local
 from floodsearch.storage.database import open_database
 from floodsearch.storage.studies import put_study
+from floodsearch.usercode import reference as imports
 from floodsearch.usercode.command import located, missing_script, script_of
 from floodsearch.usercode.reference import beside, find_code, own_folders, search_in
 from floodsearch.worker.heartbeat import Leave, Settings

@@ -21,7 +21,7 @@ from floodsearch.queue import ATTEMPTS, FAILURES_IN_A_ROW, Entry, Reaper
 from floodsearch.records import Attribute, Decision, WorkerRecord
 from floodsearch.search.halving import Standing
 from floodsearch.search.pruners import HalvingPruner
-from floodsearch.storage import tables
+from floodsearch.storage import schema, tables
 from floodsearch.storage import trials as optunas
 from floodsearch.storage.database import Database, open_database
 from floodsearch.storage.studies import find_study, put_study, read_trials
@@ -62,7 +62,7 @@ def raw(study, number):
 def expire_leases(database):
     """Let all leases run out, as they do a minute after their holder was killed."""
     with database.write() as connection:
-        connection.execute(sqlalchemy.update(tables.leases).values(until=0))
+        connection.execute(sqlalchemy.update(schema.leases).values(until=0))
 
 
 @pytest.fixture
@@ -720,8 +720,8 @@ def test_losing_a_ticket_is_not_an_attempt_that_failed(study):
 def age(study, worker):
     """Let a worker's last beat be long ago."""
     with study.database.write() as connection:
-        row = tables.workers.c.id == worker
-        connection.execute(sqlalchemy.update(tables.workers).where(row).values(last_beat=1.0))
+        row = schema.workers.c.id == worker
+        connection.execute(sqlalchemy.update(schema.workers).where(row).values(last_beat=1.0))
 
 
 def wait_for(study, seconds, eventually):

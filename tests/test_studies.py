@@ -13,7 +13,7 @@ import sqlalchemy
 from floodsearch import queue
 from floodsearch.errors import StudyChangedError, StudyFileError, UnknownStudyError, UsageError
 from floodsearch.queries import status
-from floodsearch.storage import tables
+from floodsearch.storage import schema, tables
 from floodsearch.storage.database import open_database
 from floodsearch.storage.studies import SPEC, find_study, put_study, read_trials, study_names, versions
 
@@ -200,7 +200,7 @@ def test_a_creation_that_was_cut_short_is_completed(database, make_spec):
             sqlalchemy.event.remove(database.engine, "begin", fail)
         if left[0] == 0:
             with database.write() as connection:  # a process that is killed leaves its lease to run out
-                connection.execute(sqlalchemy.update(tables.leases).values(until=0))
+                connection.execute(sqlalchemy.update(schema.leases).values(until=0))
         study = put_study(database, make_spec(name=name))
         assert study.spec == make_spec(name=name)
         assert study.optuna().metric_names == ["val_accuracy"]

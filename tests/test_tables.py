@@ -9,7 +9,7 @@ import pytest
 import sqlalchemy
 
 from floodsearch.records import EpochRecord
-from floodsearch.storage import tables
+from floodsearch.storage import schema, tables
 from floodsearch.storage.studies import lease
 
 STUDY, OTHER = "a" * 32, "b" * 32
@@ -220,7 +220,7 @@ def test_a_warning_is_kept_once_a_kind_and_in_order(database):
     assert tables.write_warning(database, OTHER, "b", "other")
     assert tables.read_warnings(database, STUDY) == ("first", "second")
     with database.write() as connection:
-        tables.forget(connection, STUDY)
+        schema.forget(connection, STUDY)
     assert tables.read_warnings(database, STUDY) == ()
     assert tables.read_warnings(database, OTHER) == ("other",)
 

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 
 from floodsearch.artifacts.files import Files
-from floodsearch.study.spec import Keep
+from floodsearch.records import Keep
 
 WEIGHTS = "weights"
 """The folder of kept weights, among a study's files."""

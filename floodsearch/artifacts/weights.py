@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_map
 from floodsearch.artifacts.checkpoint import strange
 from floodsearch.artifacts.files import ROOM, Files
 from floodsearch.artifacts.names import WEIGHTS, weights_name
-from floodsearch.study.spec import Keep
+from floodsearch.records import Keep
 
 log = logging.getLogger(__name__)
 

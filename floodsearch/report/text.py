@@ -12,6 +12,7 @@ from floodsearch.records import (
     BY_HAND,
     BestLevel,
     Combination,
+    Keep,
     Parameter,
     Pilot,
     StudyStatus,
@@ -19,7 +20,7 @@ from floodsearch.records import (
     TicketNote,
     WorkerStatus,
 )
-from floodsearch.study.spec import Keep, Spec
+from floodsearch.study.spec import Spec
 
 ENDED = ("pruned", "failed")
 """States in which a ticket stays without a value at its end."""

@@ -29,7 +29,7 @@ from sqlalchemy.exc import DBAPIError
 
 from floodsearch.artifacts.files import make_private
 from floodsearch.errors import StorageError, StorageFailedError
-from floodsearch.storage import tables, trials
+from floodsearch.storage import schema, trials
 from floodsearch.storage.failures import READ_ONLY, STORAGE_ERRORS, cause, failure, lasts
 from floodsearch.storage.urls import Place, place_of
 
@@ -255,19 +255,19 @@ def _check_tables(url: str, name: str, options: Mapping[str, Any], *, create: bo
     if create and not _were_made(engine):
         _create_tables(url, options)
     inspector = sqlalchemy.inspect(engine)
-    if not {"studies", tables.schema.name} <= set(inspector.get_table_names()):
+    if not {"studies", schema.stamp.name} <= set(inspector.get_table_names()):
         raise StorageError(
             f"{name} holds no studies of floodsearch; launch one, or name another storage with --storage"
         )
     RDBStorage(url, engine_kwargs=options, skip_table_creation=True)  # raises if Optuna does not know it
     with engine.connect() as connection:
-        version = tables.version(connection)
-    schemas = f"(schema {version}, this one knows {tables.VERSION})"
-    if version > tables.VERSION:
+        version = schema.version(connection)
+    schemas = f"(schema {version}, this one knows {schema.VERSION})"
+    if version > schema.VERSION:
         raise StorageError(
             f"{name} was made by a newer floodsearch {schemas}; upgrade with: pip install -U floodsearch"
         )
-    if 0 < version < tables.VERSION:
+    if 0 < version < schema.VERSION:
         raise StorageError(
             f"{name} was made by an older floodsearch {schemas}; export it with that one, "
             "and name another storage"
@@ -277,10 +277,10 @@ def _check_tables(url: str, name: str, options: Mapping[str, Any], *, create: bo
 
 def _were_made(engine: Engine) -> bool:
     """Return whether all tables were made once: what is missing now is damage, and not made anew."""
-    if not sqlalchemy.inspect(engine).has_table(tables.schema.name):
+    if not sqlalchemy.inspect(engine).has_table(schema.stamp.name):
         return False
     with engine.connect() as connection:
-        return tables.version(connection) > 0
+        return schema.version(connection) > 0
 
 
 def _check_columns(inspector: sqlalchemy.Inspector, name: str) -> None:
@@ -289,7 +289,7 @@ def _check_columns(inspector: sqlalchemy.Inspector, name: str) -> None:
         table: {column["name"] for column in columns}
         for (_, table), columns in inspector.get_multi_columns().items()
     }
-    known: tuple[MetaData, ...] = (tables.metadata, trials.metadata)
+    known: tuple[MetaData, ...] = (schema.metadata, trials.metadata)
     for table in (table for metadata in known for table in metadata.sorted_tables):
         missing = [column.name for column in table.columns if column.name not in found.get(table.name, ())]
         if missing:
@@ -310,7 +310,7 @@ def _create_tables(url: str, options: Mapping[str, Any]) -> None:
         try:
             storage = RDBStorage(url, engine_kwargs=dict(options))
             with storage.engine.begin() as connection:
-                tables.create(connection)
+                schema.create(connection)
         except (DBAPIError, optuna.exceptions.StorageInternalError) as error:
             if attempt == SCHEMA_ATTEMPTS or not _lost_race(error):
                 raise

@@ -42,7 +42,7 @@ from floodsearch.records import (
 from floodsearch.search.pruners import PRUNERS
 from floodsearch.search.samplers import SAMPLERS
 from floodsearch.search.space import Space, tickets
-from floodsearch.storage import tables, trials
+from floodsearch.storage import schema, tables, trials
 from floodsearch.storage.database import Database
 from floodsearch.storage.rows import flag, number, parsed, read_by_optuna, text, uuid_of, whole
 from floodsearch.study.reader import ONE_LEVEL, fields_of
@@ -388,7 +388,7 @@ def delete_study(study: StoredStudy) -> list[str]:
         others = trials.sharing(connection, UUID, study.uuid)
         others.pop(study.id, None)
         if not others:
-            tables.forget(connection, study.uuid)
+            schema.forget(connection, study.uuid)
     study.database.optuna.delete_study(study.id)
     return list(others.values())
 

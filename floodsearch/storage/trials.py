@@ -19,7 +19,7 @@ from optuna.trial import TrialState
 from sqlalchemy import Connection, MetaData, Select, func, insert, select, update
 
 from floodsearch.records import Attribute, Parameter
-from floodsearch.storage.tables import UPSERT
+from floodsearch.storage.schema import UPSERT
 
 metadata: MetaData = models.BaseModel.metadata
 STUDY = models.StudyModel

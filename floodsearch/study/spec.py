@@ -18,10 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, PlainValidator, ValidationErr
 from pydantic_core import PydanticCustomError
 
 from floodsearch.errors import Problem, StudyFileError
-from floodsearch.records import LARGEST
-
-Scalar = bool | int | float | str
-Setting = Scalar | tuple[Scalar, ...]
+from floodsearch.records import LARGEST, Keep, Scalar, Setting
 
 # Far above any search that makes sense: a slip of the keyboard must not fill the memory or the database.
 MOST_LEVELS, MOST_SEEDS, MOST_EPOCHS = 10_000, 1_000, 1_000_000
@@ -32,9 +29,6 @@ DIRECTIONS: Mapping[str, Literal["maximize", "minimize"]] = {
 }
 """The metrics that a built-in training reports, and which way is better."""
 
-
-Keep = Literal["none", "last", "best"]
-"""Which weights of a complete ticket are kept: none, after its last epoch, or of its best validation."""
 
 DEFAULT_EPOCHS = 500
 

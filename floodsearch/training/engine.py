@@ -11,8 +11,7 @@ from typing import Any, Protocol
 import torch
 
 from floodsearch.errors import pass_on_ctrl_c
-from floodsearch.records import EpochRecord
-from floodsearch.study.spec import Keep
+from floodsearch.records import EpochRecord, Keep
 from floodsearch.tasks.task import Task
 from floodsearch.training.progress import Plan
 from floodsearch.training.run import Run

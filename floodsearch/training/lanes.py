@@ -9,8 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from floodsearch.records import EpochRecord
-from floodsearch.study.spec import Keep
+from floodsearch.records import EpochRecord, Keep
 from floodsearch.tasks.task import Data, Task
 from floodsearch.training.contract import new_model
 from floodsearch.training.progress import Evaluation, Plan, Progress

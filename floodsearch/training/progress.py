@@ -15,8 +15,8 @@ from floodsearch.artifacts.checkpoint import read_rows, rows
 from floodsearch.errors import DivergedError, TaskError
 from floodsearch.flooding.loss import check_level
 from floodsearch.flooding.schedules import SCHEDULES, ScheduleState, start
-from floodsearch.records import LARGEST, EpochRecord
-from floodsearch.study.spec import PLAIN, Arithmetic, Keep
+from floodsearch.records import LARGEST, EpochRecord, Keep
+from floodsearch.study.spec import PLAIN, Arithmetic
 
 
 @dataclass(frozen=True, kw_only=True)

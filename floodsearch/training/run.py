@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from floodsearch.flooding.loss import flood
-from floodsearch.records import EpochRecord
-from floodsearch.study.spec import PLAIN, Arithmetic, Keep
+from floodsearch.records import EpochRecord, Keep
+from floodsearch.study.spec import PLAIN, Arithmetic
 from floodsearch.tasks.streams import stream_seed
 from floodsearch.tasks.task import Data, Split, Task
 from floodsearch.training.arithmetic import Forward, laid_out

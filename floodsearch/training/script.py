@@ -24,8 +24,7 @@ from typing import IO, Any
 
 from floodsearch.artifacts.files import Folder
 from floodsearch.errors import LoopError
-from floodsearch.records import REPORTED
-from floodsearch.study.spec import Setting
+from floodsearch.records import REPORTED, Setting
 from floodsearch.training.loop import LoopRun
 from floodsearch.usercode.command import filled, located
 

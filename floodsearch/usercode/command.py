@@ -9,7 +9,7 @@ import string
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from floodsearch.study.spec import Setting
+from floodsearch.records import Setting
 
 PLACEHOLDERS = ("level", "seed", "epochs", "device")
 """Beside the study's own settings."""
