@@ -83,10 +83,10 @@ THIRD_PARTIES = {
 """What else each package may import."""
 
 LIGHT = words("""
-    errors records defaults process.nesting flooding.schedules usercode.reference usercode.command artifacts.files
-    answer.best study.spec study.reader study.trust search.space search.samplers search.pruners storage.database
-    storage.studies storage.tables storage.trials catalog queue queries cost.forecast report.text report.export
-    service.dashboard cli
+    errors records defaults process.nesting flooding.schedules usercode.reference usercode.command
+    artifacts.files answer.best study.spec study.reader study.trust search.space search.samplers search.pruners
+    storage.database storage.studies storage.tables storage.trials catalog queue queries cost.forecast
+    report.text report.export service.dashboard cli
 """)
 FORBIDDEN_NAMES = {"utils", "common", "helpers", "misc", "core", "base", "manager", "util"}
 
