@@ -52,7 +52,7 @@ INSIDE = {
     "trunk cohort independence rehearsal loop script",
     "search": "space samplers halving pruners",
     "storage": "failures urls rows schema trials database retry tables studies notices",
-    "queue": "__init__",
+    "queue": "ticket brackets wanted filling ownership claims ends judging budget reaper __init__",
     "worker": "heartbeat trainers loops pilot bracket work",
     "cost": "forecast throughput",
     "report": "text export weights",

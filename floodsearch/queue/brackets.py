@@ -1,0 +1,26 @@
+"""Which tickets are judged together, and so taken together: a bracket, the block of a grid."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from floodsearch.catalog import pruner_of
+from floodsearch.search.pruners import HalvingPruner
+from floodsearch.search.space import ticket_count
+from floodsearch.study.spec import MOST_LEVELS, Spec
+
+
+def bracket_of(spec: Spec, total: int) -> Callable[[int], int | None]:
+    """Return what tells the bracket of a ticket of so many: a block of a grid, in spread order; or None."""
+    pruner = pruner_of(spec)
+    if spec.search.sampler != "grid" or not isinstance(pruner, HalvingPruner):
+        return lambda number: None
+    return lambda number: number * pruner.brackets // total
+
+
+def portions(spec: Spec) -> int:
+    """Return how many workers can have tickets of a study in their hands at once."""
+    total = ticket_count(spec) or MOST_LEVELS
+    bracket = bracket_of(spec, total)
+    brackets = {bracket(number) for number in range(total)}
+    return total if None in brackets else len(brackets)

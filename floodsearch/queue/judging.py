@@ -1,0 +1,119 @@
+"""Tickets that have reached a rung are judged, with those that ended before them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping, Sequence
+
+from optuna.trial import TrialState
+
+from floodsearch.queue.brackets import bracket_of
+from floodsearch.queue.ticket import Ticket
+from floodsearch.records import Attribute, Decision, ended_by_us
+from floodsearch.search.halving import Standing
+from floodsearch.search.pruners import HalvingPruner
+from floodsearch.search.space import Space, tickets
+from floodsearch.storage.studies import STATES, StoredStudy
+
+
+def set_aside(together: Sequence[Ticket]) -> dict[int, Decision]:
+    """Return which tickets of a bracket halving does not begin with, by number.
+
+    A pure function of the grid: a bracket that another worker takes up again begins with the same levels.
+
+    Args:
+        together: of one bracket, with the same parameters beside the level.
+    """
+    first = together[0]
+    spec, pruner = first.study.spec, first.asked.pruner
+    if spec.search.sampler != "grid" or not isinstance(pruner, HalvingPruner):
+        return {}
+    wanted = tickets(spec)
+    bracket = bracket_of(spec, len(wanted))
+    levels = {}
+    for number, parameters in enumerate(wanted):
+        beside = dict(parameters or {})
+        level = float(beside.pop("level", 0.0))
+        if level > 0 and bracket(number) == bracket(first.number) and beside == dict(first.beside):
+            levels[number] = level
+    aside = pruner.begin(levels)
+    return {one.number: aside[one.number] for one in together if one.number in aside and not one.confirms}
+
+
+def judge(standings: Mapping[int, tuple[Ticket, Standing]], epoch: int) -> dict[int, Decision]:
+    """Ask the study's pruner about tickets that have reached a rung together; their reports are written.
+
+    Level 0 is the baseline: it is never pruned. Neither is a ticket that confirms the answer.
+
+    Args:
+        standings: by ticket number, in the metric's unit with the sign that makes larger better.
+        epoch: the rung.
+
+    Returns:
+        A decision on each ticket.
+    """
+    tickets = {number: ticket for number, (ticket, _) in standings.items()}
+    first = next(iter(tickets.values()))
+    pruner = first.asked.pruner
+    if isinstance(pruner, HalvingPruner):
+        own = {number: one for number, (_, one) in standings.items()}
+        rivals, began = {}, own
+        if epoch in pruner.rungs:
+            rivals = _rivals(first, tickets, epoch)
+            began = {**own, **_rivals(first, tickets, pruner.rungs[0])}
+        above = sum(one.level > 0 for one in began.values())
+        together = pruner.judge({**rivals, **own}, epoch, _scale(first.study), above)
+        decisions = {number: together[number] for number in tickets}
+    else:
+        decisions = {number: _asked(ticket, epoch) for number, ticket in tickets.items()}
+    confirmed = Decision(prune=False, reason="kept: it confirms the answer")
+    return {number: confirmed if tickets[number].confirms else one for number, one in decisions.items()}
+
+
+def _scale(study: StoredStudy) -> float:
+    """Return the range of levels over which their curve is smooth, in the unit of the loss."""
+    return study.question.scale or study.spec.levels.highest
+
+
+def _asked(ticket: Ticket, epoch: int) -> Decision:
+    """Ask one of Optuna's pruners about one ticket."""
+    if ticket.level == 0:
+        return Decision(prune=False, reason="level 0 is never pruned")
+    trial = ticket.study.database.optuna.get_trial(ticket.trial_id)
+    prune = ticket.asked.pruner.prune(ticket.asked, trial)
+    value = trial.intermediate_values.get(epoch, math.nan)
+    told = f"by {ticket.study.spec.search.pruner} at epoch {epoch}, with a recent mean of {value:.4g}"
+    return Decision(prune=prune, reason=f"pruned {told}" if prune else f"kept {told}")
+
+
+def _rivals(first: Ticket, together: Collection[int], epoch: int) -> dict[int, Standing]:
+    """Return how other tickets stood at a rung: of the same bracket, or of all earlier rounds.
+
+    They ended before, because a lost bracket is trained again without what it had pruned already, or
+    because open tickets are taken a few at a time. Keyed below zero, apart from tickets in training.
+
+    Levels are compared where the choices beside them are equal. Settings from a range never are, and nobody
+    would be judged: a level is judged there by what it and those around it came to with whatever settings.
+    """
+    study = first.study
+    states = (TrialState.PRUNED, TrialState.COMPLETE)
+    ended = study.database.optuna.get_all_trials(study.id, deepcopy=False, states=states)
+    own = study.database.optuna.get_trial(first.trial_id).user_attrs.get(Attribute.BRACKET)
+    sign, ranges = 1.0 if study.spec.maximize else -1.0, Space.of(study.spec).ranges
+    chosen = {name: value for name, value in first.beside.items() if name not in ranges}
+    rivals = {}
+    for trial in ended:
+        if not ended_by_us(STATES[trial.state], trial.user_attrs.get(Attribute.CAUSE)):
+            continue
+        number, parameters = trial.user_attrs.get(Attribute.TICKET), dict(trial.params)
+        level = parameters.pop("level", None)
+        its = {name: value for name, value in parameters.items() if name not in ranges}
+        # At level 0 the settings of the schedule mean nothing, so that its trial has none of them.
+        alike = its.items() <= chosen.items() if level == 0 else its == chosen
+        same = trial.user_attrs.get(Attribute.BRACKET) == own and alike
+        value = trial.intermediate_values.get(epoch)
+        if not same or number is None or level is None or value is None or number in together:
+            continue
+        flooded = trial.user_attrs.get(Attribute.FLOODED) is not False
+        rivals[-1 - number] = Standing(float(level), sign * value, flooded)
+    return rivals
