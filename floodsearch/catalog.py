@@ -14,7 +14,7 @@ from optuna.pruners import BasePruner
 from optuna.samplers import BaseSampler
 
 from floodsearch.errors import Problem, TaskError
-from floodsearch.flooding.schedules import SCHEDULES, start
+from floodsearch.flooding.schedules import SCHEDULES
 from floodsearch.records import EpochRecord, Parameter, Setting
 from floodsearch.search.pruners import PRUNERS
 from floodsearch.search.samplers import RULES, SAMPLERS, Rule, RuleSampler
@@ -45,7 +45,9 @@ def known(folders: Sequence[Path] = ()) -> Known:
         find_program=functools.partial(find_program, folders=folders),
         samplers={name: {} if rule is None else fields_of(rule) for name, rule in SAMPLERS.items()},
         pruners={name: fields_of(factory) for name, factory in PRUNERS.items()},
-        schedules={name: fields_of(schedule) for name, schedule in SCHEDULES.items()},
+        schedules={name: fields_of(one.step) for name, one in SCHEDULES.items()},
+        steady=[name for name, one in SCHEDULES.items() if one.forks],
+        highest={name: one.highest for name, one in SCHEDULES.items() if one.highest is not None},
         check_settings=check_settings,
     )
 
@@ -86,9 +88,10 @@ def _check_schedule(spec: Spec) -> Iterator[Problem]:
         val_loss=0.0,
         val_accuracy=accuracy,
     )
+    schedule = SCHEDULES[name]
     for beside in variants:
         try:
-            SCHEDULES[name](start(name, 1.0, samples=1), record, **schedule_settings(spec, beside))
+            schedule.step(schedule.start(1.0, samples=1), record, **schedule_settings(spec, beside))
         except ValueError as error:
             yield Problem(name, str(error))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import pytest
 from hypothesis import given, settings
@@ -13,13 +13,10 @@ from hypothesis import strategies as st
 
 from floodsearch.flooding.schedules import (
     SCHEDULES,
-    Schedule,
     ScheduleState,
     adaptive,
     backward,
     constant,
-    forks,
-    start,
 )
 from floodsearch.records import EpochRecord
 
@@ -39,7 +36,7 @@ records = st.builds(
 histories = st.lists(records, max_size=30)
 repeatable = settings(derandomize=True, deadline=None, database=None)
 every_schedule = pytest.mark.parametrize("name", SCHEDULES)
-waiting_schedule = pytest.mark.parametrize("name", [name for name in SCHEDULES if not forks(name)])
+waiting_schedule = pytest.mark.parametrize("name", [name for name in SCHEDULES if not SCHEDULES[name].forks])
 
 
 def record(epoch: int, train: float | None, validation: float | None = None) -> EpochRecord:
@@ -54,7 +51,9 @@ def record(epoch: int, train: float | None, validation: float | None = None) -> 
     )
 
 
-def levels(schedule: Schedule, state: ScheduleState, history: Sequence[EpochRecord]) -> list[float]:
+def levels(
+    schedule: Callable[..., ScheduleState], state: ScheduleState, history: Sequence[EpochRecord]
+) -> list[float]:
     """Return the level of each epoch of a history, and of the one after it."""
     found = [state.level]
     for one in history:
@@ -71,7 +70,7 @@ def levels(schedule: Schedule, state: ScheduleState, history: Sequence[EpochReco
 @given(level=st.floats(0, 5), history=histories)
 def test_no_run_floods_above_the_level_of_its_ticket(name, level, history):
     """Whatever the epochs come to, the level stays between 0 and that of the ticket."""
-    found = levels(SCHEDULES[name], start(name, level, samples=20), history)
+    found = levels(SCHEDULES[name].step, SCHEDULES[name].start(level, samples=20), history)
     assert all(0 <= one <= level for one in found)
 
 
@@ -80,7 +79,7 @@ def test_no_run_floods_above_the_level_of_its_ticket(name, level, history):
 @given(history=histories)
 def test_level_zero_is_the_unflooded_run(name, history):
     """The baseline is the same under every schedule: a ticket of level 0 is never flooded."""
-    assert set(levels(SCHEDULES[name], start(name, 0.0, samples=20), history)) == {0.0}
+    assert set(levels(SCHEDULES[name].step, SCHEDULES[name].start(0.0, samples=20), history)) == {0.0}
 
 
 @every_schedule
@@ -88,11 +87,13 @@ def test_level_zero_is_the_unflooded_run(name, history):
 @given(history=histories, at=st.integers(0, 30))
 def test_a_state_that_was_stored_goes_on_as_it_was(name, history, at):
     """A state is numbers: written as JSON and read again, the rest of the run has the same levels."""
-    state = start(name, 0.3, samples=20)
+    state = SCHEDULES[name].start(0.3, samples=20)
     for one in history[:at]:
-        state = SCHEDULES[name](state, one)
+        state = SCHEDULES[name].step(state, one)
     read = ScheduleState(**json.loads(json.dumps(dataclasses.asdict(state))))
-    assert levels(SCHEDULES[name], read, history[at:]) == levels(SCHEDULES[name], state, history[at:])
+    assert levels(SCHEDULES[name].step, read, history[at:]) == levels(
+        SCHEDULES[name].step, state, history[at:]
+    )
 
 
 @waiting_schedule
@@ -101,7 +102,7 @@ def test_a_state_that_was_stored_goes_on_as_it_was(name, history, at):
 def test_nothing_is_flooded_before_zero_training_error(name, history):
     """Up to the first epoch without a training error, runs of all levels are the unflooded run."""
     for level in (0.1, 0.5):
-        found = levels(SCHEDULES[name], start(name, level, samples=20), history)
+        found = levels(SCHEDULES[name].step, SCHEDULES[name].start(level, samples=20), history)
         for before, one in zip(found, history, strict=False):
             assert before == 0
             if one.train_accuracy == 1:
@@ -112,7 +113,7 @@ def test_nothing_is_flooded_before_zero_training_error(name, history):
 def test_a_task_without_accuracy_is_told_what_to_do(name):
     """Where nothing can end the descent, the error names the schedules that can be used."""
     with pytest.raises(ValueError, match=r"has no accuracy to wait for; take .* backward with until_epoch"):
-        SCHEDULES[name](start(name, 0.3, samples=20), record(1, None))
+        SCHEDULES[name].step(SCHEDULES[name].start(0.3, samples=20), record(1, None))
 
 
 @pytest.mark.parametrize(
@@ -140,13 +141,13 @@ def test_a_bad_setting_is_refused(schedule, chosen, bound):
 @given(level=st.floats(0, 100), history=histories)
 def test_a_constant_level_stays_whatever_happens(level, history):
     """The constant schedule floods at the level from the first epoch to the last."""
-    assert set(levels(constant, start("constant", level, samples=20), history)) == {level}
+    assert set(levels(constant, SCHEDULES["constant"].start(level, samples=20), history)) == {level}
 
 
 def test_only_a_constant_level_is_in_force_from_the_start():
     """Only under the constant schedule does the level alone say where a run leaves the unflooded one."""
-    assert [name for name in SCHEDULES if forks(name)] == ["constant"]
-    assert start("constant", 0.3, samples=20).level == 0.3
+    assert [name for name in SCHEDULES if SCHEDULES[name].forks] == ["constant"]
+    assert SCHEDULES["constant"].start(0.3, samples=20).level == 0.3
 
 
 # --- backward --------------------------------------------------------------------------------------------
@@ -170,7 +171,9 @@ def test_only_a_constant_level_is_in_force_from_the_start():
 def test_backward_floods_from_the_epoch_after_the_descent(chosen, accuracies, flooded_from):
     """The run is unflooded up to the epoch that ends the descent, and floods at its level after it."""
     history = [record(epoch, train) for epoch, train in enumerate(accuracies, start=1)]
-    found = levels(functools.partial(backward, **chosen), start("backward", 0.3, samples=20), history)
+    found = levels(
+        functools.partial(backward, **chosen), SCHEDULES["backward"].start(0.3, samples=20), history
+    )
     expected = [0.3 if flooded_from and epoch >= flooded_from else 0.0 for epoch in range(1, 7)]
     assert found == expected
 
@@ -229,7 +232,7 @@ def test_the_adaptive_level_stays_below_that_of_its_ticket():
 def test_the_epoch_that_ends_the_descent_is_not_compared():
     """The level first rises after the first validated epoch that follows zero training error."""
     history = [record(1, 0.9, 0.8), record(2, 1.0, 0.8), record(3, 1.0, None), record(4, 0.9, 0.7)]
-    found = levels(adaptive, start("adaptive", 0.5, samples=100), history)
+    found = levels(adaptive, SCHEDULES["adaptive"].start(0.5, samples=100), history)
     assert found == [0.0, 0.0, 0.0, 0.0, 0.015]
 
 

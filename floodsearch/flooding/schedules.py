@@ -1,7 +1,8 @@
 """The flood level during one run: pure rules from what happened to the next level.
 
-A schedule is a function `(state, record, **settings) -> state`, called after each epoch; the level of the
-next epoch is in the state. States are plain numbers, so that a run can be stopped and continued.
+A schedule's step is a function `(state, record, **settings) -> state`, called after each epoch; the level of
+the next epoch is in the state. States are plain numbers, so that a run can be stopped and continued. A new
+schedule is one entry of `SCHEDULES`: all that the rest of the program asks about one is said there.
 
 Whatever the schedule, the level of a run's ticket is the highest at which the run floods, and at level 0 it
 is the unflooded run. `backward` and `adaptive` are not in the paper (Ishida et al., ICML 2020): they come
@@ -21,7 +22,7 @@ ROUNDING = 1e-9
 
 @dataclass(frozen=True, slots=True)
 class ScheduleState:
-    """All that a schedule remembers; `start` makes the first one."""
+    """All that a schedule remembers; `Schedule.start` makes the first one."""
 
     level: float
     """Flood level of the next epoch, in the unit of the training loss."""
@@ -33,9 +34,6 @@ class ScheduleState:
     """Whether the unflooded start of the run is over."""
     reference: float = 0.0
     """The validation accuracy at which `adaptive` last changed the level, x'."""
-
-
-Schedule = Callable[..., ScheduleState]
 
 
 def constant(state: ScheduleState, record: EpochRecord) -> ScheduleState:
@@ -119,31 +117,48 @@ def adaptive(
     return replace(state, level=level, reference=record.val_accuracy)
 
 
-SCHEDULES: Mapping[str, Schedule] = {"constant": constant, "backward": backward, "adaptive": adaptive}
-
-
-def forks(schedule: str) -> bool:
-    """Return whether a run's level is in force from its first epoch on.
-
-    Then the level alone says where the run leaves the unflooded one: at the first batch loss below it.
-    """
-    return schedule == "constant"
-
-
-def start(schedule: str, level: float, *, samples: int) -> ScheduleState:
-    """Return the state before the first epoch.
+@dataclass(frozen=True)
+class Schedule:
+    """The flood level of each epoch of a run.
 
     Args:
-        schedule: a name of `SCHEDULES`.
-        level: of the run's ticket, at least 0, in the unit of the loss.
-        samples: size of the validation split.
+        step: the function `(state, record, **settings) -> state` that is called after each epoch.
+        forks: whether a run's level is in force from its first epoch on, and stays. Then the level alone says
+            where the run leaves the unflooded one: at the first batch loss below it.
+        highest: of a schedule that finds the level in each run: up to which one by default, in the unit of
+            the loss. A study has this one level beside level 0, `levels.high`, and searches no other. None of
+            a schedule whose level is searched.
     """
-    return ScheduleState(
-        level=level if forks(schedule) else 0.0,
-        highest=level,
-        samples=samples,
-        descended=forks(schedule) or level == 0,  # at level 0 there is nothing to wait for
-    )
+
+    step: Callable[..., ScheduleState]
+    forks: bool = False
+    highest: float | None = None
+
+    @property
+    def finds_level(self) -> bool:
+        """Whether each run finds a level of its own, so that none is searched."""
+        return self.highest is not None
+
+    def start(self, level: float, *, samples: int) -> ScheduleState:
+        """Return the state before the first epoch.
+
+        Args:
+            level: of the run's ticket, at least 0, in the unit of the loss.
+            samples: size of the validation split.
+        """
+        return ScheduleState(
+            level=level if self.forks else 0.0,
+            highest=level,
+            samples=samples,
+            descended=self.forks or level == 0,  # at level 0 there is nothing to wait for
+        )
+
+
+SCHEDULES: Mapping[str, Schedule] = {
+    "constant": Schedule(constant, forks=True),
+    "backward": Schedule(backward),
+    "adaptive": Schedule(adaptive, highest=0.5),  # the bound of its source
+}
 
 
 def _check_until(accuracy: float, epoch: int | None) -> None:

@@ -45,7 +45,7 @@ from floodsearch.search.space import Space, tickets
 from floodsearch.storage import schema, tables, trials
 from floodsearch.storage.database import Database
 from floodsearch.storage.rows import flag, number, parsed, read_by_optuna, text, uuid_of, whole
-from floodsearch.study.reader import ONE_LEVEL, fields_of
+from floodsearch.study.reader import fields_of
 from floodsearch.study.spec import AUTO, Spec, differences, from_json
 from floodsearch.study.trust import NOTHING, TrustedSpec, Trusts, trust_in
 
@@ -106,7 +106,7 @@ class StoredStudy:
             maximize=self.spec.maximize,
             window=search.window,
             scale=None if self.pilot is None else self.pilot.bound,
-            finds_level=self.spec.training.schedule in ONE_LEVEL,
+            finds_level=SCHEDULES[self.spec.training.schedule].finds_level,
         )
 
     @property
@@ -304,8 +304,9 @@ def _unknown(spec: Spec) -> Iterator[Problem]:
     """Yield what names of a stored spec are none, of which nothing may be looked up."""
     if sum(one is not None for one in (spec.task, spec.objective, spec.command)) != 1:
         yield Problem("task", "is to be given, or an objective, or a command, and only one of them")
+    schedules = {name: one.step for name, one in SCHEDULES.items()}
     tables: dict[str, tuple[str, Mapping[str, Callable[..., Any] | None]]] = {
-        "training.schedule": (spec.training.schedule, SCHEDULES),
+        "training.schedule": (spec.training.schedule, schedules),
         "search.sampler": (spec.search.sampler, SAMPLERS),
         "search.pruner": (spec.search.pruner, PRUNERS),
     }

@@ -44,9 +44,6 @@ SECTIONS: Mapping[str, type[Section]] = {
 TRAINED = ("task", "objective", "command")
 """What a study trains: one of these."""
 DEFAULT_TRIALS = 51
-ONE_LEVEL: Mapping[str, float] = {"adaptive": 0.5}
-"""The schedules that find the level in each run, and up to which one by default: `levels.high`, which is
-all that such a study has of [levels]. The bound of `adaptive` is that of its source."""
 
 NOT_AVAILABLE: Mapping[str, str] = {
     "training.schedule = policy": "use 'constant', 'backward' or 'adaptive'",
@@ -96,6 +93,11 @@ class Known:
     samplers: Mapping[str, Fields]
     pruners: Mapping[str, Fields]
     schedules: Mapping[str, Fields]
+    steady: Collection[str]
+    """The schedules whose level stays what it is from the first epoch to the last."""
+    highest: Mapping[str, float]
+    """The schedules that find the level in each run, and up to which one by default: `levels.high`, which is
+    all that such a study has of [levels]."""
     check_settings: Callable[[Spec], Iterator[Problem]]
     """Try the settings of sampler, pruner and schedule and yield what these say against them."""
 
@@ -245,12 +247,13 @@ class _Reader:
         """Return the table of levels; a schedule that finds the level in each run has one, the highest."""
         table = self.raw.get("levels", {})
         schedule = training.get("schedule") if isinstance(training, dict) else None
-        if not isinstance(table, dict) or not isinstance(schedule, str) or schedule not in ONE_LEVEL:
+        highest = self.known.highest.get(schedule) if isinstance(schedule, str) else None
+        if highest is None or not isinstance(table, dict):
             return table
         for key in sorted(table.keys() - {"high"}):
             why = f"has no use: the schedule {schedule!r} finds the level in each run; remove it"
             self.problems.append(Problem(f"levels.{key}", why))
-        return {"high": table.get("high", ONE_LEVEL[schedule]), "count": 2}  # this one and level 0
+        return {"high": table.get("high", highest), "count": 2}  # this one and level 0
 
     def _with_direction(self) -> Any:
         table = self.raw.get("search", {})
@@ -359,7 +362,7 @@ class _Reader:
             names = recipe.keys() | (options.keys() if isinstance(options, dict) else set())
             self._command(self.raw["command"], names)
         schedule = self._training_value("schedule")
-        if schedule is not None and schedule != "constant":
+        if schedule is not None and schedule not in self.known.steady:
             has = f"{schedule!r}, but in a loop of your own the level is constant in this version; remove it"
             self.problems.append(Problem("training.schedule", has))
         for where in ("training.engine", "arithmetic"):

@@ -21,7 +21,7 @@ import torch
 from floodsearch.artifacts.checkpoint import Checkpoint, Pace, rows
 from floodsearch.artifacts.names import name_of
 from floodsearch.errors import DivergedError, pass_on_ctrl_c
-from floodsearch.flooding.schedules import forks
+from floodsearch.flooding.schedules import SCHEDULES
 from floodsearch.records import EpochRecord
 from floodsearch.tasks.task import Task
 from floodsearch.training.engine import AnyRun, Loop, Outcome
@@ -181,7 +181,7 @@ class Cohort:
         self.epoch += 1
         errors: Errors = {}
         self._show_again(step)
-        if not forks(self.plan.schedule):
+        if not SCHEDULES[self.plan.schedule].forks:
             self._begin_alone(errors)
         self._advance_together(step, errors)
         while behind := {key: run for key, run in self.runs.items() if run.epoch < self.epoch}:

@@ -14,7 +14,7 @@ from typing import Any
 from floodsearch.artifacts.checkpoint import read_rows, rows
 from floodsearch.errors import DivergedError, TaskError
 from floodsearch.flooding.loss import check_level
-from floodsearch.flooding.schedules import SCHEDULES, ScheduleState, start
+from floodsearch.flooding.schedules import SCHEDULES, ScheduleState
 from floodsearch.records import LARGEST, EpochRecord, Keep
 from floodsearch.study.spec import PLAIN, Arithmetic
 
@@ -81,8 +81,9 @@ class Progress:
 
     def __init__(self, plan: Plan, *, seed: int, level: float, samples: int) -> None:
         self.plan, self.seed = plan, seed
-        self._schedule = functools.partial(SCHEDULES[plan.schedule], **plan.settings)
-        self._schedule_state = start(plan.schedule, check_level(level), samples=samples)
+        schedule = SCHEDULES[plan.schedule]
+        self._schedule = functools.partial(schedule.step, **plan.settings)
+        self._schedule_state = schedule.start(check_level(level), samples=samples)
         self.epoch = 0
         self.lowest = math.inf
         self.last: EpochRecord | None = None
