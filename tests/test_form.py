@@ -51,7 +51,7 @@ INSIDE = {
     "training": "devices randomness arithmetic batches progress contract run engine lanes stack stackable "
     "trunk cohort independence rehearsal loop script",
     "search": "space samplers halving pruners",
-    "storage": "failures urls rows schema trials database retry tables studies notices",
+    "storage": "failures urls rows schema optuna_tables trials checks database retry tables studies notices",
     "queue": "ticket brackets wanted filling ownership claims ends judging budget reaper __init__",
     "worker": "heartbeat trainers loops pilot bracket work",
     "cost": "forecast throughput",
@@ -84,7 +84,8 @@ THIRD_PARTIES = {
 
 LIGHT = words("""
     errors records defaults process.nesting flooding.schedules usercode.reference usercode.command
-    artifacts.files answer.best study.spec study.reader study.trust search.space search.samplers search.pruners
+    artifacts.files answer.best study.spec study.reader study.trust
+    search.space search.samplers search.pruners
     storage.database storage.studies storage.tables storage.trials catalog queue queries cost.forecast
     report.text report.export service.dashboard cli
 """)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections import Counter
 from contextlib import contextmanager
@@ -22,7 +21,6 @@ from floodsearch.records import Attribute, Decision, WorkerRecord
 from floodsearch.search.halving import Standing
 from floodsearch.search.pruners import HalvingPruner
 from floodsearch.storage import schema, tables
-from floodsearch.storage import trials as optunas
 from floodsearch.storage.database import Database, open_database
 from floodsearch.storage.studies import find_study, put_study, read_trials
 from floodsearch.worker.work import _taken
@@ -948,26 +946,3 @@ def test_a_spent_budget_closes_the_study(tmp_path, make_spec, budget, reason):
     study.stop("enough")
     assert queue.closed(study, workers) == "enough"
     database.close()
-
-
-# Optuna's private names
-
-
-def test_optuna_still_has_what_is_used_of_its_insides(study):
-    """The pop and the tables that are used beside Optuna's public interface are where they were in 5.0."""
-    assert callable(optuna.Study._pop_waiting_trial_id)
-    columns = {
-        optunas.TRIAL: {"trial_id", "number", "study_id", "state", "datetime_start", "datetime_complete"},
-        optunas.ATTRIBUTE: {"trial_id", "key", "value_json"},
-        optunas.REPORT: {"trial_id", "step", "intermediate_value", "intermediate_value_type"},
-        optunas.VALUE: {"trial_id", "objective", "value", "value_type"},
-    }
-    for model, names in columns.items():
-        assert names <= set(model.__table__.columns.keys()), model
-    worker = enter(study)
-    ticket = take_one(study, worker)
-    with study.database.read() as connection:
-        table = optunas.ATTRIBUTE.__table__
-        rows = connection.execute(sqlalchemy.select(table.c.key, table.c.value_json)).all()
-    assert ("worker", json.dumps(worker)) in [tuple(row) for row in rows]
-    assert raw(study, 0)._trial_id == ticket.trial_id

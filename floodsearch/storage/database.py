@@ -1,16 +1,13 @@
 """From a URL to an open database: Optuna's view of it, and ours.
 
 Each setting here answers a measured failure: without BEGIN IMMEDIATE SQLite hands one waiting trial to
-several workers, with a session time zone other than UTC PostgreSQL compares local times, and processes that
-create Optuna's tables at the same moment break each other.
+several workers, and with a session time zone other than UTC PostgreSQL compares local times.
 """
 
 from __future__ import annotations
 
 import os
-import random
 import sqlite3
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -22,22 +19,19 @@ from typing import Any
 from urllib.parse import quote
 
 import optuna
-import sqlalchemy
 from optuna.storages import BaseStorage, RDBStorage
-from sqlalchemy import Connection, Engine, MetaData, NullPool, QueuePool, event
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy import Connection, Engine, NullPool, QueuePool, event
 
 from floodsearch.artifacts.files import make_private
 from floodsearch.errors import StorageError, StorageFailedError
-from floodsearch.storage import schema, trials
-from floodsearch.storage.failures import READ_ONLY, STORAGE_ERRORS, cause, failure, lasts
+from floodsearch.storage.checks import check_tables
+from floodsearch.storage.failures import READ_ONLY, STORAGE_ERRORS, cause, failure
 from floodsearch.storage.urls import Place, place_of
 
 NETWORK_FILESYSTEMS = frozenset(
     {"nfs", "nfs4", "cifs", "smb3", "smbfs", "lustre", "gpfs", "beegfs", "ceph", "glusterfs", "afs", "9p"}
     | {"fuse.sshfs", "fuse.glusterfs", "fuse.beegfs", "fuse.ceph", "fuse.s3fs"}
 )
-SCHEMA_ATTEMPTS = 20
 LOCK_SECONDS = 60
 """For which SQLite waits for another process."""
 POSTGRESQL = {
@@ -125,13 +119,13 @@ def open_database(
     text = place.url.render_as_string(hide_password=False).replace("{", "%7B").replace("}", "%7D")
     options = _connecting(place, read_only=read_only)
     try:
-        _check_tables(text, place.name, options, create=create)
+        check_tables(text, place.name, options, create=create)
         storage = _connect(text, place, options, read_only=read_only)
     except RuntimeError as error:  # Optuna's own word on a schema that it does not know
         raise StorageError(f"{place.name} cannot be used: {error}") from None
     except STORAGE_ERRORS as error:
         raise StorageError(f"{place.name} cannot be opened: {place.hushed(cause(error))}") from None
-    return Database(place.name, storage.engine, optuna.storages.get_storage(storage))
+    return Database(place.name, storage.engine, _with_cache(storage))
 
 
 def _check_path(path: Path, name: str, *, create: bool, mounts: Path) -> None:
@@ -205,7 +199,7 @@ def _connect(url: str, place: Place, options: Mapping[str, Any], *, read_only: b
         # One connection for the training and one for the heartbeat, with room for a moment of overlap; a
         # reader may be a server with several threads.
         pool = {"pool_pre_ping": True, "pool_size": 2, "max_overflow": 8 if read_only else 2}
-    storage = _Storage(
+    storage = RDBStorage(
         url, engine_kwargs={**options, **pool}, skip_compatibility_check=True, skip_table_creation=True
     )
     if place.path is not None:
@@ -216,12 +210,19 @@ def _connect(url: str, place: Place, options: Mapping[str, Any], *, read_only: b
     return storage
 
 
+READS = tuple(name for name in vars(BaseStorage) if name.startswith("get_"))
+"""The methods of Optuna's storages that only read."""
+
 _reading: ContextVar[bool] = ContextVar("reading", default=False)
 """Whether Optuna's storage is about to read only."""
 
 
-class _Storage(RDBStorage):
-    """Optuna's storage, whose reads take no lock of SQLite."""
+def _with_cache(storage: RDBStorage) -> BaseStorage:
+    """Return Optuna's storage with its cache of finished trials, whose reads take no lock of SQLite."""
+    cached = optuna.storages.get_storage(storage)
+    for name in READS:
+        setattr(cached, name, _read_only(getattr(cached, name)))
+    return cached
 
 
 def _read_only(method: Callable[..., Any]) -> Callable[..., Any]:
@@ -234,98 +235,6 @@ def _read_only(method: Callable[..., Any]) -> Callable[..., Any]:
             _reading.reset(before)
 
     return read
-
-
-for _name in (
-    *("get_all_studies", "get_study_id_from_name", "get_study_name_from_id", "get_study_directions"),
-    *("get_study_user_attrs", "get_study_system_attrs", "get_trial", "get_all_trials", "_get_trials"),
-    *("get_trial_user_attrs", "get_trial_system_attrs", "get_trial_param", "get_best_trial"),
-    *("_get_best_trial_id", "get_trial_id_from_study_id_trial_number"),
-):
-    setattr(_Storage, _name, _read_only(getattr(RDBStorage, _name)))
-
-
-def _check_tables(url: str, name: str, options: Mapping[str, Any], *, create: bool) -> None:
-    """Make what tables are missing, if `create`; refuse what is not ours or newer than we are.
-
-    Connections are closed as soon as they are not needed: a refused database keeps none.
-    """
-    options = {**options, "poolclass": NullPool}
-    engine = sqlalchemy.create_engine(url, **options)
-    if create and not _were_made(engine):
-        _create_tables(url, options)
-    inspector = sqlalchemy.inspect(engine)
-    if not {"studies", schema.stamp.name} <= set(inspector.get_table_names()):
-        raise StorageError(
-            f"{name} holds no studies of floodsearch; launch one, or name another storage with --storage"
-        )
-    RDBStorage(url, engine_kwargs=options, skip_table_creation=True)  # raises if Optuna does not know it
-    with engine.connect() as connection:
-        version = schema.version(connection)
-    schemas = f"(schema {version}, this one knows {schema.VERSION})"
-    if version > schema.VERSION:
-        raise StorageError(
-            f"{name} was made by a newer floodsearch {schemas}; upgrade with: pip install -U floodsearch"
-        )
-    if 0 < version < schema.VERSION:
-        raise StorageError(
-            f"{name} was made by an older floodsearch {schemas}; export it with that one, "
-            "and name another storage"
-        )
-    _check_columns(inspector, name)
-
-
-def _were_made(engine: Engine) -> bool:
-    """Return whether all tables were made once: what is missing now is damage, and not made anew."""
-    if not sqlalchemy.inspect(engine).has_table(schema.stamp.name):
-        return False
-    with engine.connect() as connection:
-        return schema.version(connection) > 0
-
-
-def _check_columns(inspector: sqlalchemy.Inspector, name: str) -> None:
-    """Refuse a database in which a table or column of ours, or of Optuna's that we write to, is missing."""
-    found = {
-        table: {column["name"] for column in columns}
-        for (_, table), columns in inspector.get_multi_columns().items()
-    }
-    known: tuple[MetaData, ...] = (schema.metadata, trials.metadata)
-    for table in (table for metadata in known for table in metadata.sorted_tables):
-        missing = [column.name for column in table.columns if column.name not in found.get(table.name, ())]
-        if missing:
-            what = f"column {missing[0]!r} of " if table.name in found else ""
-            raise StorageError(
-                f"{name} lacks the {what}table {table.name!r}; put back a copy of the database, "
-                "or name another with --storage"
-            )
-
-
-def _create_tables(url: str, options: Mapping[str, Any]) -> None:
-    """Make Optuna's tables and ours, also while others do the same.
-
-    Whoever loses such a race gets an error from the database, in one of many places; a moment later the
-    tables are there.
-    """
-    for attempt in range(1, SCHEMA_ATTEMPTS + 1):
-        try:
-            storage = RDBStorage(url, engine_kwargs=dict(options))
-            with storage.engine.begin() as connection:
-                schema.create(connection)
-        except (DBAPIError, optuna.exceptions.StorageInternalError) as error:
-            if attempt == SCHEMA_ATTEMPTS or not _lost_race(error):
-                raise
-            time.sleep(random.uniform(0.02, 0.2))  # noqa: S311 - spreads processes, needs no good randomness
-        else:
-            return
-
-
-def _lost_race(error: BaseException) -> bool:
-    """Return whether an error may go away by itself, as it does when others make the same tables."""
-    original = getattr(error if isinstance(error, DBAPIError) else error.__cause__, "orig", None)
-    if lasts(error) or getattr(original, "sqlite_errorcode", None) == sqlite3.SQLITE_CANTOPEN:
-        return False
-    # Without a state no server has answered.
-    return isinstance(original, sqlite3.Error) or getattr(original, "sqlstate", None) is not None
 
 
 def _identity(path: Path) -> tuple[int, int] | None:

@@ -1,8 +1,7 @@
 """Optuna's trials, changed in whole transactions: what Optuna's own calls cannot do at once or in bulk.
 
 Optuna writes each report, attribute and state by itself, 2 to 4 ms each, and lets anyone finish any trial.
-Here a trial is locked, its owner checked, and all that belongs together written, or nothing. This is the only
-place that knows Optuna's tables; `tests/test_queue.py` fails when they move.
+Here a trial is locked, its owner checked, and all that belongs together written, or nothing.
 """
 
 from __future__ import annotations
@@ -14,21 +13,22 @@ from datetime import UTC, datetime
 from typing import Any
 
 from optuna.distributions import BaseDistribution, distribution_to_json
-from optuna.storages._rdb import models
 from optuna.trial import TrialState
-from sqlalchemy import Connection, MetaData, Select, func, insert, select, update
+from sqlalchemy import Connection, Select, Table, func, insert, select, update
 
 from floodsearch.records import Attribute, Parameter
+from floodsearch.storage.optuna_tables import (
+    ATTRIBUTE,
+    PARAMETER,
+    REPORT,
+    STUDY,
+    STUDY_ATTRIBUTE,
+    TRIAL,
+    VALUE,
+    stored_report,
+    stored_value,
+)
 from floodsearch.storage.schema import UPSERT
-
-metadata: MetaData = models.BaseModel.metadata
-STUDY = models.StudyModel
-STUDY_ATTRIBUTE = models.StudyUserAttributeModel
-TRIAL = models.TrialModel
-ATTRIBUTE = models.TrialUserAttributeModel
-REPORT = models.TrialIntermediateValueModel
-VALUE = models.TrialValueModel
-PARAMETER = models.TrialParamModel
 
 
 @dataclass(frozen=True)
@@ -48,12 +48,14 @@ def add(
     """Add waiting trials, all or none; they are numbered from the last one on, as Optuna does."""
     if not new:
         return
-    connection.execute(select(STUDY.study_id).where(STUDY.study_id == study_id).with_for_update())
-    last = select(func.max(TRIAL.number)).where(TRIAL.study_id == study_id)  # others may have deleted some
+    connection.execute(select(STUDY.c.study_id).where(STUDY.c.study_id == study_id).with_for_update())
+    last = select(func.max(TRIAL.c.number)).where(
+        TRIAL.c.study_id == study_id
+    )  # others may have deleted some
     newest = connection.execute(last).scalar_one_or_none()
     first = 0 if newest is None else newest + 1
     added = connection.execute(
-        insert(TRIAL).returning(TRIAL.trial_id, sort_by_parameter_order=True),
+        insert(TRIAL).returning(TRIAL.c.trial_id, sort_by_parameter_order=True),
         [
             {"study_id": study_id, "number": first + index, "state": TrialState.WAITING}
             for index in range(len(new))
@@ -99,13 +101,13 @@ def claim(
     first = _waiting(study_id, Attribute.TICKET).limit(most)
     claimed: list[int] = list(connection.execute(first).scalars())
     if claimed:
-        of_first = (ATTRIBUTE.trial_id == claimed[0]) & (ATTRIBUTE.key == Attribute.BRACKET.value)
-        bracket = connection.execute(select(ATTRIBUTE.value_json).where(of_first)).scalar_one_or_none()
+        of_first = (ATTRIBUTE.c.trial_id == claimed[0]) & (ATTRIBUTE.c.key == Attribute.BRACKET.value)
+        bracket = connection.execute(select(ATTRIBUTE.c.value_json).where(of_first)).scalar_one_or_none()
         if bracket is not None:
-            same = _waiting(study_id, Attribute.BRACKET).where(ATTRIBUTE.value_json == bracket)
+            same = _waiting(study_id, Attribute.BRACKET).where(ATTRIBUTE.c.value_json == bracket)
             claimed = list(connection.execute(same).scalars())
         claimed = claimed[:fits]
-        started = update(TRIAL).where(TRIAL.trial_id.in_(claimed))
+        started = update(TRIAL).where(TRIAL.c.trial_id.in_(claimed))
         connection.execute(started.values(state=TrialState.RUNNING, datetime_start=_now()))
         signed = [row for one in claimed for row in _attribute_rows(one, signature)]
         _upsert(connection, ATTRIBUTE, signed, key=("trial_id", "key"))
@@ -115,11 +117,11 @@ def claim(
 def signed(connection: Connection, study_id: int, worker: int) -> list[int]:
     """Return the running trials of a study that a worker signed, in the order of their numbers."""
     found = (
-        select(TRIAL.trial_id)
-        .join(ATTRIBUTE, ATTRIBUTE.trial_id == TRIAL.trial_id)
-        .where(TRIAL.study_id == study_id, TRIAL.state == TrialState.RUNNING)
-        .where(ATTRIBUTE.key == Attribute.WORKER.value, ATTRIBUTE.value_json == json.dumps(worker))
-        .order_by(TRIAL.number)
+        select(TRIAL.c.trial_id)
+        .join(ATTRIBUTE, ATTRIBUTE.c.trial_id == TRIAL.c.trial_id)
+        .where(TRIAL.c.study_id == study_id, TRIAL.c.state == TrialState.RUNNING)
+        .where(ATTRIBUTE.c.key == Attribute.WORKER.value, ATTRIBUTE.c.value_json == json.dumps(worker))
+        .order_by(TRIAL.c.number)
     )
     return list(connection.execute(found).scalars())
 
@@ -127,11 +129,11 @@ def signed(connection: Connection, study_id: int, worker: int) -> list[int]:
 def _waiting(study_id: int, attribute: Attribute) -> Select[Any]:
     """Return the query for the waiting trials that have an attribute, in the order of their numbers."""
     return (
-        select(TRIAL.trial_id)
-        .join(ATTRIBUTE, ATTRIBUTE.trial_id == TRIAL.trial_id)
-        .where(TRIAL.study_id == study_id, TRIAL.state == TrialState.WAITING)
-        .where(ATTRIBUTE.key == attribute.value)
-        .order_by(TRIAL.number)
+        select(TRIAL.c.trial_id)
+        .join(ATTRIBUTE, ATTRIBUTE.c.trial_id == TRIAL.c.trial_id)
+        .where(TRIAL.c.study_id == study_id, TRIAL.c.state == TrialState.WAITING)
+        .where(ATTRIBUTE.c.key == attribute.value)
+        .order_by(TRIAL.c.number)
         .with_for_update(skip_locked=True, of=TRIAL)
     )
 
@@ -141,17 +143,17 @@ def lock(connection: Connection, trial_id: int) -> tuple[TrialState | None, int 
 
     The state is None if somebody deleted the trial.
     """
-    locked = select(TRIAL.state).where(TRIAL.trial_id == trial_id).with_for_update()
+    locked = select(TRIAL.c.state).where(TRIAL.c.trial_id == trial_id).with_for_update()
     state: TrialState | None = connection.execute(locked).scalar_one_or_none()
-    signed = (ATTRIBUTE.trial_id == trial_id) & (ATTRIBUTE.key == Attribute.WORKER.value)
-    worker = connection.execute(select(ATTRIBUTE.value_json).where(signed)).scalar_one_or_none()
+    signed = (ATTRIBUTE.c.trial_id == trial_id) & (ATTRIBUTE.c.key == Attribute.WORKER.value)
+    worker = connection.execute(select(ATTRIBUTE.c.value_json).where(signed)).scalar_one_or_none()
     return state, None if worker is None else json.loads(worker)
 
 
 def cause(connection: Connection, trial_id: int) -> Any:
     """Return the cause with which we ended a trial; None if we did not."""
-    written = (ATTRIBUTE.trial_id == trial_id) & (ATTRIBUTE.key == Attribute.CAUSE.value)
-    found = connection.execute(select(ATTRIBUTE.value_json).where(written)).scalar_one_or_none()
+    written = (ATTRIBUTE.c.trial_id == trial_id) & (ATTRIBUTE.c.key == Attribute.CAUSE.value)
+    found = connection.execute(select(ATTRIBUTE.c.value_json).where(written)).scalar_one_or_none()
     return None if found is None else json.loads(found)
 
 
@@ -160,11 +162,11 @@ def sharing(connection: Connection, key: str, uuid: str) -> dict[int, str]:
 
     More than one have the same after somebody copied a study, as a dashboard does to rename it.
     """
-    having = (STUDY_ATTRIBUTE.key == key) & STUDY_ATTRIBUTE.value_json.contains(uuid)
-    found = select(STUDY.study_id, STUDY.study_name).join(
-        STUDY_ATTRIBUTE, STUDY_ATTRIBUTE.study_id == STUDY.study_id
+    having = (STUDY_ATTRIBUTE.c.key == key) & STUDY_ATTRIBUTE.c.value_json.contains(uuid)
+    found = select(STUDY.c.study_id, STUDY.c.study_name).join(
+        STUDY_ATTRIBUTE, STUDY_ATTRIBUTE.c.study_id == STUDY.c.study_id
     )
-    rows = connection.execute(found.where(having).order_by(STUDY.study_id)).all()
+    rows = connection.execute(found.where(having).order_by(STUDY.c.study_id)).all()
     return {row.study_id: row.study_name for row in rows}
 
 
@@ -209,7 +211,7 @@ def report(connection: Connection, trial_id: int, values: Mapping[int, float]) -
     """Set intermediate values of a locked trial, by epoch."""
     rows = []
     for epoch, value in values.items():
-        stored, kind = REPORT.intermediate_value_to_stored_repr(value)
+        stored, kind = stored_report(value)
         rows.append(
             {
                 "trial_id": trial_id,
@@ -224,13 +226,13 @@ def report(connection: Connection, trial_id: int, values: Mapping[int, float]) -
 def finish(connection: Connection, trial_id: int, state: TrialState, value: float | None) -> None:
     """End a locked trial; a pruned one without a value keeps its last report as its value."""
     if value is None and state == TrialState.PRUNED:
-        last = select(REPORT.intermediate_value).where(REPORT.trial_id == trial_id)
-        value = connection.execute(last.order_by(REPORT.step.desc()).limit(1)).scalar_one_or_none()
+        last = select(REPORT.c.intermediate_value).where(REPORT.c.trial_id == trial_id)
+        value = connection.execute(last.order_by(REPORT.c.step.desc()).limit(1)).scalar_one_or_none()
     if value is not None:
-        stored, kind = VALUE.value_to_stored_repr(value)
+        stored, kind = stored_value(value)
         row = {"trial_id": trial_id, "objective": 0, "value": stored, "value_type": kind}
         _upsert(connection, VALUE, [row], key=("trial_id", "objective"))
-    ended = update(TRIAL).where(TRIAL.trial_id == trial_id)
+    ended = update(TRIAL).where(TRIAL.c.trial_id == trial_id)
     connection.execute(ended.values(state=state, datetime_complete=_now()))
 
 
@@ -239,28 +241,30 @@ def put_back(connection: Connection, trial_id: int, counter: Attribute) -> None:
 
     What it has reported stays, and is reported again: a worker may not delete rows.
     """
-    counted = (ATTRIBUTE.trial_id == trial_id) & (ATTRIBUTE.key == counter.value)
-    before = connection.execute(select(ATTRIBUTE.value_json).where(counted)).scalar_one_or_none()
+    counted = (ATTRIBUTE.c.trial_id == trial_id) & (ATTRIBUTE.c.key == counter.value)
+    before = connection.execute(select(ATTRIBUTE.c.value_json).where(counted)).scalar_one_or_none()
     nobody = {Attribute.WORKER: None, Attribute.REVISION: None}
     annotate(connection, trial_id, {**nobody, counter: json.loads(before or "0") + 1})
-    again = update(TRIAL).where(TRIAL.trial_id == trial_id)
+    again = update(TRIAL).where(TRIAL.c.trial_id == trial_id)
     connection.execute(again.values(state=TrialState.WAITING, datetime_start=None))
 
 
 def forgive(connection: Connection, study_id: int) -> None:
     """Let the errors of a study's tickets no longer count: each has all its attempts again."""
-    failed = select(TRIAL.trial_id).where(TRIAL.study_id == study_id, TRIAL.state == TrialState.FAIL)
-    errors = (ATTRIBUTE.key == Attribute.CAUSE.value) & (ATTRIBUTE.value_json == json.dumps("error"))
-    forgiven = update(ATTRIBUTE).where(errors, ATTRIBUTE.trial_id.in_(failed))
+    failed = select(TRIAL.c.trial_id).where(TRIAL.c.study_id == study_id, TRIAL.c.state == TrialState.FAIL)
+    errors = (ATTRIBUTE.c.key == Attribute.CAUSE.value) & (ATTRIBUTE.c.value_json == json.dumps("error"))
+    forgiven = update(ATTRIBUTE).where(errors, ATTRIBUTE.c.trial_id.in_(failed))
     connection.execute(forgiven.values(value_json=json.dumps("forgiven")))
 
 
 def resize(connection: Connection, study_id: int, size: Mapping[Attribute, int]) -> None:
     """Give all waiting tickets of a study another size; one that is taken in this moment keeps its own."""
-    waiting = select(TRIAL.trial_id).where(TRIAL.study_id == study_id, TRIAL.state == TrialState.WAITING)
+    waiting = select(TRIAL.c.trial_id).where(
+        TRIAL.c.study_id == study_id, TRIAL.c.state == TrialState.WAITING
+    )
     trial_ids = connection.execute(waiting.with_for_update(skip_locked=True)).scalars().all()
     for key, value in size.items():
-        changed = (ATTRIBUTE.key == key.value) & ATTRIBUTE.trial_id.in_(trial_ids)
+        changed = (ATTRIBUTE.c.key == key.value) & ATTRIBUTE.c.trial_id.in_(trial_ids)
         connection.execute(update(ATTRIBUTE).where(changed).values(value_json=json.dumps(value)))
 
 
@@ -269,9 +273,9 @@ def _now() -> datetime:
     return datetime.now(UTC).replace(tzinfo=None)
 
 
-def _upsert(connection: Connection, model: Any, rows: list[dict[str, Any]], key: tuple[str, ...]) -> None:
+def _upsert(connection: Connection, table: Table, rows: list[dict[str, Any]], key: tuple[str, ...]) -> None:
     if not rows:
         return
-    add: Any = UPSERT[connection.dialect.name](model)
+    add: Any = UPSERT[connection.dialect.name](table)
     replaced = {name: add.excluded[name] for name in rows[0] if name not in key}
     connection.execute(add.on_conflict_do_update(index_elements=key, set_=replaced), rows)
