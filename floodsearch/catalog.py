@@ -6,6 +6,7 @@ import functools
 import shlex
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,7 @@ import numpy as np
 from optuna.pruners import BasePruner
 from optuna.samplers import BaseSampler
 
-from floodsearch.errors import Problem, TaskError
+from floodsearch.errors import Problem, TaskError, UsageError
 from floodsearch.flooding.schedules import SCHEDULES
 from floodsearch.records import EpochRecord, Parameter, Setting
 from floodsearch.search.pruners import PRUNERS
@@ -23,6 +24,8 @@ from floodsearch.study.reader import Field, Fields, Known, TaskFields, fields_of
 from floodsearch.study.spec import Choices, Range, Spec
 from floodsearch.study.trust import TrustedSpec
 from floodsearch.tasks import TASKS
+from floodsearch.tasks.options import METRICS
+from floodsearch.tasks.recipe import Recipe
 from floodsearch.usercode.command import located, missing_script, script_of
 from floodsearch.usercode.reference import file_of, find_code
 from floodsearch.usercode.revision import revision_of
@@ -106,7 +109,26 @@ def describe_task(reference: str, chosen: Mapping[str, Any]) -> TaskFields:
     Raises:
         TaskError: if it cannot be imported or built.
     """
-    from floodsearch.tasks.task import Recipe, build_task, find_task
+    return (_describe_built_in if reference in TASKS else _describe_own)(reference, chosen)
+
+
+def _describe_built_in(reference: str, chosen: Mapping[str, Any]) -> TaskFields:
+    """Describe a task of ours by its options, without building it: that would import torch."""
+    kind = TASKS[reference].options
+    try:
+        recipe = kind(**chosen).recipe
+    except (ValueError, TypeError, UsageError) as error:  # says itself what it does not like
+        raise TaskError(f"{reference!r} cannot be built: {error}") from error
+
+    def build(values: Mapping[str, Any]) -> Iterator[Problem]:
+        return _unfit(lambda one: replace(recipe, **one), values)
+
+    return TaskFields(fields_of(kind), _recipe_fields(recipe), METRICS, build)
+
+
+def _describe_own(reference: str, chosen: Mapping[str, Any]) -> TaskFields:
+    """Describe a task of the user's own, which has to be built for that."""
+    from floodsearch.tasks.task import build_task, find_task
 
     factory = find_task(reference)
     try:
@@ -114,19 +136,26 @@ def describe_task(reference: str, chosen: Mapping[str, Any]) -> TaskFields:
     except Exception as error:  # annotations are code of the user's, evaluated here
         raise TaskError(f"the parameters of {reference!r} cannot be read: {error}") from error
     task = build_task(reference, chosen, {})
-    defaults = task.recipe
-    recipe = {name: Field(field.type, getattr(defaults, name)) for name, field in fields_of(Recipe).items()}
+    metrics = METRICS if task.correct is not None else ("val_loss",)
 
     def build(values: Mapping[str, Any]) -> Iterator[Problem]:
-        for name, value in values.items():
-            for choice in getattr(value, "choices", (value,)):
-                try:
-                    build_task(reference, chosen, {name: choice})
-                except TaskError as error:
-                    yield Problem(f"training.{name}", str(error))
+        return _unfit(lambda one: build_task(reference, chosen, one), values)
 
-    metrics = ("val_loss",) if task.correct is None else ("val_accuracy", "val_loss")
-    return TaskFields(options, recipe, metrics, build)
+    return TaskFields(options, _recipe_fields(task.recipe), metrics, build)
+
+
+def _recipe_fields(defaults: Recipe) -> Fields:
+    return {name: Field(field.type, getattr(defaults, name)) for name, field in fields_of(Recipe).items()}
+
+
+def _unfit(build: Callable[[dict[str, Any]], object], values: Mapping[str, Any]) -> Iterator[Problem]:
+    """Yield what `build` says against recipe values, each tried by itself, and each of several choices."""
+    for name, value in values.items():
+        for choice in getattr(value, "choices", (value,)):
+            try:
+                build({name: choice})
+            except (TaskError, ValueError) as error:
+                yield Problem(f"training.{name}", str(error))
 
 
 def rehearse(

@@ -14,25 +14,23 @@ batch is gathered, augmented and normalised there.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from pathlib import Path
-from typing import Literal
+from typing import ParamSpec
 
 import torch
 from torch import Tensor, nn
 
-from floodsearch.artifacts.files import expanded
-from floodsearch.defaults import DATA_DIR
 from floodsearch.tasks.augmentation import cropped, normalised
 from floodsearch.tasks.image_sets import SOURCES, Source, load
 from floodsearch.tasks.models import mlp
+from floodsearch.tasks.options import Digits, GreyImages, HouseNumbers, Model, Photographs
 from floodsearch.tasks.resnet import resnet18, resnet34, resnet44
 from floodsearch.tasks.streams import stream
-from floodsearch.tasks.synthetic import check_label_noise, flip
-from floodsearch.tasks.task import Data, Recipe, Split, Task
+from floodsearch.tasks.synthetic import flip
+from floodsearch.tasks.task import Data, Split, Task, built_from
 
 DIGITS_SIZES = (1000, 397, 400)
+Parameters = ParamSpec("Parameters")
 
-Model = Literal["mlp", "resnet18", "resnet34", "resnet44"]
 RESNETS: Mapping[str, Callable[[int, int], nn.Module]] = {
     "resnet18": resnet18,
     "resnet34": resnet34,
@@ -40,60 +38,37 @@ RESNETS: Mapping[str, Callable[[int, int], nn.Module]] = {
 }
 
 
-def _task_of(name: str, default: Model, what: str) -> Callable[..., Task]:
+def _task_of(name: str, options: Callable[Parameters, GreyImages], what: str) -> Callable[Parameters, Task]:
     """Return the function that makes the task of an image set.
 
     Args:
         name: of `SOURCES`.
-        default: the paper's model for it.
+        options: the class of what it may be given.
         what: its images are.
     """
 
-    def task(
-        *,
-        model: Model = default,
-        augment: bool = False,
-        label_noise: float = 0.0,
-        data_dir: str = DATA_DIR,
-        download: bool = True,
-    ) -> Task:
-        return _images(name, model, augment, label_noise, data_dir, download)
+    def task(chosen: GreyImages) -> Task:
+        return _images(name, chosen)
 
     task.__name__ = task.__qualname__ = name
     task.__doc__ = f"Return the task of {what}."
-    return task
+    return built_from(options)(task)
 
 
-mnist = _task_of("mnist", "mlp", "MNIST: 70,000 handwritten digits")
-kmnist = _task_of("kmnist", "mlp", "Kuzushiji-MNIST: 70,000 cursive Japanese characters of ten kinds")
-fashion_mnist = _task_of("fashion_mnist", "mlp", "Fashion-MNIST: 70,000 pieces of clothing of ten kinds")
-svhn = _task_of("svhn", "resnet18", 'SVHN: 99,289 digits of house numbers, without the "extra" part')
-cifar10 = _task_of("cifar10", "resnet34", "CIFAR-10: 60,000 photographs of ten kinds of things")
-cifar100 = _task_of("cifar100", "resnet34", "CIFAR-100: 60,000 photographs of a hundred kinds of things")
+mnist = _task_of("mnist", GreyImages, "MNIST: 70,000 handwritten digits")
+kmnist = _task_of("kmnist", GreyImages, "Kuzushiji-MNIST: 70,000 cursive Japanese characters of ten kinds")
+fashion_mnist = _task_of("fashion_mnist", GreyImages, "Fashion-MNIST: 70,000 pieces of clothing of ten kinds")
+svhn = _task_of("svhn", HouseNumbers, 'SVHN: 99,289 digits of house numbers, without the "extra" part')
+cifar10 = _task_of("cifar10", Photographs, "CIFAR-10: 60,000 photographs of ten kinds of things")
+cifar100 = _task_of("cifar100", Photographs, "CIFAR-100: 60,000 photographs of a hundred kinds of things")
 
 
-def _images(
-    name: str, model: Model, augment: bool, label_noise: float, data_dir: str, download: bool
-) -> Task:
-    """Return the task of an image set; nothing is read before its data are asked for.
-
-    Args:
-        name: of `SOURCES`.
-        model: an MLP with BatchNorm, or a residual network.
-        augment: shift each training image by up to four pixels, and mirror half of them, unless they are
-            characters. It comes with a recipe of its own.
-        label_noise: share of labels in each split that become another class, any with the same chance.
-        data_dir: folder of torchvision's data sets.
-        download: whether to fetch what is not there.
-    """
-    check_label_noise(label_noise)
-    expanded(Path(data_dir))  # says so where there is no such home
-    if model != "mlp" and model not in RESNETS:
-        raise ValueError(f"model must be one of mlp, {', '.join(RESNETS)}, but is {model!r}")
-    source, percent = SOURCES[name], 15 if augment else 20  # of the training images, for validation
+def _images(name: str, options: GreyImages) -> Task:
+    """Return the task of an image set of `SOURCES`; nothing is read before its data are asked for."""
+    source, percent = SOURCES[name], 15 if options.augment else 20  # of the training images, for validation
 
     def data(seed: int) -> Data:
-        images = load(name, data_dir, download=download)
+        images = load(name, options.data_dir, download=options.download)
         order = torch.randperm(images.train, generator=stream(seed, "data", "split"))
         validation = images.train * percent // 100
         rows = {
@@ -104,23 +79,22 @@ def _images(
         splits = {}
         for split, part in rows.items():
             generator = stream(seed, "label noise", split)
-            splits[split] = _noisy(part, images.labels[part], source.classes, label_noise, generator)
+            splits[split] = _noisy(part, images.labels[part], source.classes, options.label_noise, generator)
         return Data(**splits)
 
     def prepare(rows: Tensor, generator: torch.Generator | None) -> Tensor:
-        resident = load(name, data_dir, download=download).on(rows.device)
+        resident = load(name, options.data_dir, download=options.download).on(rows.device)
         chosen = resident.images[rows]
-        if augment and generator is not None:
+        if options.augment and generator is not None:
             chosen = cropped(chosen, generator, mirror=source.mirrored)
         return normalised(chosen, resident.mean, resident.std)
 
-    batches = {"batch_size": 128, "milestones": (250, 400)} if augment else {"batch_size": 200}
     return Task(
         data=data,
         prepare=prepare,
         samples=source.train - source.train * percent // 100,
-        model=lambda: _model(model, source),
-        recipe=Recipe(optimizer="sgd", learning_rate=0.1, momentum=0.9, **batches),
+        model=lambda: _model(options.model, source),
+        recipe=options.recipe,
     )
 
 
@@ -133,15 +107,13 @@ def _model(name: Model, source: Source) -> nn.Module:
     return RESNETS[name](channels, source.classes)
 
 
-def digits(*, label_noise: float = 0.10, width: int = 256, depth: int = 2, batch_norm: bool = True) -> Task:
+@built_from(Digits)
+def digits(options: Digits) -> Task:
     """Return scikit-learn's handwritten digits: 1,797 images of 8 x 8, ten classes, no download.
 
     The seed draws 1,000 training, 397 validation and 400 test images. `label_noise` is the share of labels
     in each split that become another class, any with the same chance.
     """
-    check_label_noise(label_noise)
-    if width < 1 or depth < 1:
-        raise ValueError(f"width and depth must be at least 1, but are {width} and {depth}")
 
     def data(seed: int) -> Data:
         images, labels = _load_digits()
@@ -149,13 +121,13 @@ def digits(*, label_noise: float = 0.10, width: int = 256, depth: int = 2, batch
         splits = []
         for name, part in zip(("train", "validation", "test"), order.split(DIGITS_SIZES), strict=True):
             generator = stream(seed, "label noise", name)
-            splits.append(_noisy(images[part], labels[part], 10, label_noise, generator))
+            splits.append(_noisy(images[part], labels[part], 10, options.label_noise, generator))
         return Data(*splits)
 
     return Task(
         data=data,
-        model=lambda: mlp(64, 10, width=width, depth=depth, batch_norm=batch_norm),
-        recipe=Recipe(batch_size=100, optimizer="sgd", learning_rate=0.1, momentum=0.9),
+        model=lambda: mlp(64, 10, width=options.width, depth=options.depth, batch_norm=options.batch_norm),
+        recipe=options.recipe,
     )
 
 

@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 
 from floodsearch.tasks.models import mlp
+from floodsearch.tasks.options import Sinusoid, Spiral, TwoGaussians
 from floodsearch.tasks.streams import stream
-from floodsearch.tasks.task import Data, Recipe, Split, Task, binary_correct, logistic_loss
+from floodsearch.tasks.task import Data, Split, Task, binary_correct, built_from, logistic_loss
 
 SIZES = {"train": 100, "validation": 100, "test": 20_000}
 
@@ -25,28 +26,19 @@ Draw = Callable[[int, torch.Generator], tuple[Tensor, Tensor]]
 """(n, generator) to inputs (n, features) and clean labels (n,), 0 and 1."""
 
 
-def two_gaussians(
-    *,
-    label_noise: float = 0.10,
-    dimensions: int = 10,
-    width: int = 500,
-    depth: int = 5,
-    batch_norm: bool = False,
-) -> Task:
+@built_from(TwoGaussians)
+def two_gaussians(options: TwoGaussians) -> Task:
     """Return the Two Gaussians task: identity covariance, means 0 and (1, ..., 1), equal classes."""
 
     def draw(n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         labels = _equal_classes(n)
-        return torch.randn(n, dimensions, generator=generator) + labels[:, None], labels
+        return torch.randn(n, options.dimensions, generator=generator) + labels[:, None], labels
 
-    if dimensions < 1:
-        raise ValueError(f"dimensions must be at least 1, but is {dimensions}")
-    return _synthetic(draw, dimensions, label_noise, width, depth, batch_norm)
+    return _synthetic(draw, options.dimensions, options)
 
 
-def sinusoid(
-    *, label_noise: float = 0.10, width: int = 500, depth: int = 5, batch_norm: bool = False
-) -> Task:
+@built_from(Sinusoid)
+def sinusoid(options: Sinusoid) -> Task:
     """Return the Sinusoid task: the disc of radius 2, split by sign(1.5 x1 + sin(1.5 x2))."""
 
     def draw(n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -55,17 +47,11 @@ def sinusoid(
         inputs = 2 * normal[:, 2:] / normal.norm(dim=1, keepdim=True)
         return inputs, (1.5 * inputs[:, 0] + torch.sin(1.5 * inputs[:, 1]) > 0).float()
 
-    return _synthetic(draw, 2, label_noise, width, depth, batch_norm)
+    return _synthetic(draw, 2, options)
 
 
-def spiral(
-    *,
-    label_noise: float = 0.10,
-    spread: float = 1.0,
-    width: int = 500,
-    depth: int = 5,
-    batch_norm: bool = False,
-) -> Task:
+@built_from(Spiral)
+def spiral(options: Spiral) -> Task:
     """Return the Spiral task: two arms over two turns, with normal noise of deviation `spread`."""
 
     def draw(n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -77,30 +63,26 @@ def spiral(
         # Class 1 winds at radius a, class 0 half a turn further out, at radius a + pi.
         radius = torch.where(labels.bool(), angle, angle + math.pi)
         arm = radius[:, None] * torch.stack([angle.cos(), angle.sin()], dim=1)
-        return arm + spread * torch.randn(n, 2, generator=generator), labels
+        return arm + options.spread * torch.randn(n, 2, generator=generator), labels
 
-    if not (math.isfinite(spread) and spread >= 0):
-        raise ValueError(f"spread must be at least 0, but is {spread}")
-    return _synthetic(draw, 2, label_noise, width, depth, batch_norm)
+    return _synthetic(draw, 2, options)
 
 
-def _synthetic(draw: Draw, inputs: int, label_noise: float, width: int, depth: int, batch_norm: bool) -> Task:
-    check_label_noise(label_noise)
-    if width < 1 or depth < 1:
-        raise ValueError(f"width and depth must be at least 1, but are {width} and {depth}")
+def _synthetic(draw: Draw, inputs: int, options: TwoGaussians | Sinusoid | Spiral) -> Task:
+    """Return the task of samples of so many inputs, drawn anew for each seed."""
 
     def data(seed: int) -> Data:
         splits = {}
         for name, n in SIZES.items():
             samples, labels = draw(n, stream(seed, "data", name))
-            flipped = flip(n, label_noise, stream(seed, "label noise", name))
+            flipped = flip(n, options.label_noise, stream(seed, "label noise", name))
             splits[name] = Split(samples, torch.where(flipped, 1 - labels, labels), labels)
         return Data(**splits)
 
     return Task(
         data=data,
-        model=lambda: mlp(inputs, 1, width=width, depth=depth, batch_norm=batch_norm),
-        recipe=Recipe(batch_size=100, optimizer="adam", learning_rate=0.001),
+        model=lambda: mlp(inputs, 1, width=options.width, depth=options.depth, batch_norm=options.batch_norm),
+        recipe=options.recipe,
         loss=logistic_loss,
         correct=binary_correct,
     )
@@ -108,12 +90,6 @@ def _synthetic(draw: Draw, inputs: int, label_noise: float, width: int, depth: i
 
 def _equal_classes(n: int) -> Tensor:
     return (torch.arange(n) >= n - n // 2).float()  # (n,), the second half is class 1
-
-
-def check_label_noise(label_noise: float) -> None:
-    """Raise a ValueError unless the share of wrong labels is in [0, 1]."""
-    if not 0 <= label_noise <= 1:
-        raise ValueError(f"label_noise must be a share in [0, 1], but is {label_noise}")
 
 
 def flip(n: int, label_noise: float, generator: torch.Generator) -> Tensor:

@@ -16,10 +16,10 @@ function that takes the task's options by keyword and returns a `Task`, and name
 from __future__ import annotations
 
 import dataclasses
-import math
+import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ParamSpec, TypeVar, get_type_hints
 
 import torch
 from torch import Tensor, nn
@@ -28,8 +28,12 @@ from torch.nn import functional
 from floodsearch.errors import NestedError, TaskError, UsageError, named, pass_on_ctrl_c
 from floodsearch.process import nesting
 from floodsearch.tasks import TASKS
+from floodsearch.tasks.recipe import Recipe
 from floodsearch.tasks.tensors import samples_of, tensor_of
 from floodsearch.usercode.reference import find_code
+
+__all__ = ["Data", "Recipe", "Split", "Task"]
+"""What a task is written with, from one place."""
 
 IGNORED = -100
 """The label that cross-entropy leaves out."""
@@ -117,51 +121,6 @@ class Data:
     def to(self, device: torch.device) -> Data:
         """Return the splits on a device."""
         return Data(self.train.to(device), self.validation.to(device), self.test.to(device))
-
-
-@dataclass(frozen=True, kw_only=True)
-class Recipe:
-    """How a task is trained unless the study file says otherwise; every field may be set there.
-
-    Args:
-        batch_size: samples a step, at least 1; the last batch of an epoch may be smaller.
-        optimizer: `adam`, `adamw` or `sgd`.
-        learning_rate: above 0.
-        momentum: of `sgd`, in [0, 1).
-        weight_decay: at least 0; the optimizer adds it to the gradient, so it is never flooded.
-        milestones: epochs after which the learning rate is multiplied by `gamma`.
-        gamma: above 0.
-    """
-
-    batch_size: int = 100
-    optimizer: Literal["adam", "adamw", "sgd"] = "adam"
-    learning_rate: float = 0.001
-    momentum: float = 0.0
-    weight_decay: float = 0.0
-    milestones: tuple[int, ...] = ()
-    gamma: float = 0.1
-
-    def __post_init__(self) -> None:
-        bounds = {
-            "batch_size": (self.batch_size >= 1, "at least 1"),
-            "optimizer": (self.optimizer in ("adam", "adamw", "sgd"), "'adam', 'adamw' or 'sgd'"),
-            "learning_rate": (_positive(self.learning_rate), "above 0"),
-            "momentum": (0 <= self.momentum < 1, "in [0, 1)"),
-            "weight_decay": (_positive(self.weight_decay) or self.weight_decay == 0, "at least 0"),
-            "milestones": (all(epoch >= 1 for epoch in self.milestones), "epochs from 1"),
-            "gamma": (_positive(self.gamma), "above 0"),
-        }
-        for name, (holds, bound) in bounds.items():
-            if not holds:
-                raise ValueError(f"{name} must be {bound}, but is {getattr(self, name)!r}")
-
-    def learning_rate_at(self, epoch: int) -> float:
-        """Return the learning rate of an epoch, counted from 1."""
-        return self.learning_rate * self.gamma ** sum(milestone < epoch for milestone in self.milestones)
-
-
-def _positive(number: float) -> bool:
-    return math.isfinite(number) and number > 0
 
 
 def build_optimizer(parameters: Iterable[nn.Parameter], recipe: Recipe) -> torch.optim.Optimizer:
@@ -313,6 +272,31 @@ class Task:
 
 
 TaskFactory = Callable[..., Task]
+Parameters = ParamSpec("Parameters")
+Options = TypeVar("Options")
+
+
+def built_from(
+    options: Callable[Parameters, Options],
+) -> Callable[[Callable[[Options], Task]], Callable[Parameters, Task]]:
+    """Let a function of a record of options be called with their names, as a study file gives them.
+
+    Args:
+        options: the class of the record, which checks the values.
+    """
+
+    def decorate(build: Callable[[Options], Task]) -> Callable[Parameters, Task]:
+        def task(*args: Parameters.args, **kwargs: Parameters.kwargs) -> Task:
+            return build(options(*args, **kwargs))
+
+        task.__name__, task.__qualname__ = build.__name__, build.__qualname__
+        task.__module__, task.__doc__ = build.__module__, build.__doc__
+        # Whoever asks for the parameters is to find those of the record, with their types.
+        task.__annotations__ = get_type_hints(options.__init__)
+        task.__dict__["__signature__"] = inspect.signature(options)
+        return task
+
+    return decorate
 
 
 def find_task(reference: str) -> TaskFactory:
@@ -321,7 +305,7 @@ def find_task(reference: str) -> TaskFactory:
     Raises:
         TaskError: if it cannot be imported, saying which import failed, or is not callable.
     """
-    path = TASKS.get(reference, reference)
+    path = TASKS[reference].path if reference in TASKS else reference
     if not path.partition(":")[2]:
         raise TaskError(f"{reference!r} is neither one of {', '.join(TASKS)} nor a 'package.module:name'")
     return find_code(path, "a function that returns a Task")
