@@ -315,9 +315,8 @@ class Hill:
 
     late_loss: Mapping[float, float] = {}
 
-    def __init__(self, study, tickets, seeds, *device):
-        self.levels = {ticket.number: ticket.level for ticket in tickets}
-        self.seeds, self.epoch = dict(seeds), 0
+    def __init__(self, group):
+        self.levels, self.seeds, self.epoch = dict(group.levels), dict(group.seeds), 0
 
     def value(self, level, seed):
         noise = np.random.default_rng([seed, round(1000 * level)]).normal(0, 0.002)

@@ -16,15 +16,15 @@ from floodsearch.search.space import Space, tickets
 from floodsearch.storage.studies import STATES, StoredStudy
 
 
-def set_aside(together: Sequence[Ticket]) -> dict[int, Decision]:
+def set_aside(taken: Sequence[Ticket]) -> dict[int, Decision]:
     """Return which tickets of a bracket halving does not begin with, by number.
 
     A pure function of the grid: a bracket that another worker takes up again begins with the same levels.
 
     Args:
-        together: of one bracket, with the same parameters beside the level.
+        taken: of one bracket, with the same parameters beside the level.
     """
-    first = together[0]
+    first = taken[0]
     spec, pruner = first.study.spec, first.asked.pruner
     if spec.search.sampler != "grid" or not isinstance(pruner, HalvingPruner):
         return {}
@@ -37,7 +37,7 @@ def set_aside(together: Sequence[Ticket]) -> dict[int, Decision]:
         if level > 0 and bracket(number) == bracket(first.number) and beside == dict(first.beside):
             levels[number] = level
     aside = pruner.begin(levels)
-    return {one.number: aside[one.number] for one in together if one.number in aside and not one.confirms}
+    return {one.number: aside[one.number] for one in taken if one.number in aside and not one.confirms}
 
 
 def judge(standings: Mapping[int, tuple[Ticket, Standing]], epoch: int) -> dict[int, Decision]:
@@ -62,8 +62,8 @@ def judge(standings: Mapping[int, tuple[Ticket, Standing]], epoch: int) -> dict[
             rivals = _rivals(first, tickets, epoch)
             began = {**own, **_rivals(first, tickets, pruner.rungs[0])}
         above = sum(one.level > 0 for one in began.values())
-        together = pruner.judge({**rivals, **own}, epoch, _scale(first.study), above)
-        decisions = {number: together[number] for number in tickets}
+        verdicts = pruner.judge({**rivals, **own}, epoch, _scale(first.study), above)
+        decisions = {number: verdicts[number] for number in tickets}
     else:
         decisions = {number: _asked(ticket, epoch) for number, ticket in tickets.items()}
     confirmed = Decision(prune=False, reason="kept: it confirms the answer")
@@ -86,7 +86,7 @@ def _asked(ticket: Ticket, epoch: int) -> Decision:
     return Decision(prune=prune, reason=f"pruned {told}" if prune else f"kept {told}")
 
 
-def _rivals(first: Ticket, together: Collection[int], epoch: int) -> dict[int, Standing]:
+def _rivals(first: Ticket, judged: Collection[int], epoch: int) -> dict[int, Standing]:
     """Return how other tickets stood at a rung: of the same bracket, or of all earlier rounds.
 
     They ended before, because a lost bracket is trained again without what it had pruned already, or
@@ -112,7 +112,7 @@ def _rivals(first: Ticket, together: Collection[int], epoch: int) -> dict[int, S
         alike = its.items() <= chosen.items() if level == 0 else its == chosen
         same = trial.user_attrs.get(Attribute.BRACKET) == own and alike
         value = trial.intermediate_values.get(epoch)
-        if not same or number is None or level is None or value is None or number in together:
+        if not same or number is None or level is None or value is None or number in judged:
             continue
         flooded = trial.user_attrs.get(Attribute.FLOODED) is not False
         rivals[-1 - number] = Standing(float(level), sign * value, flooded)

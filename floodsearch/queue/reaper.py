@@ -41,7 +41,13 @@ Observed = tuple[str, int]
 
 @dataclass(frozen=True)
 class Silence:
-    """Since when a beat is the last one, and when that was first seen to last a grace."""
+    """A beat after which none came, as a reaper has seen it. Times are seconds of the database's clock.
+
+    Args:
+        beat: when it was written; 0 for a trial that no worker holds.
+        since: when it was first seen to be the last one.
+        full: when it was first seen to be the last one for a whole grace; None until then.
+    """
 
     beat: float
     since: float
@@ -69,7 +75,7 @@ class Reaper:
         """Start all observations again, after an error of the storage."""
         self.seen.clear()
 
-    def step(self) -> list[int]:
+    def look(self) -> list[int]:
         """Look once; return the numbers of the trials that were declared lost."""
         database, study = self.study.database, self.study
         if not tables.acquire_lease(database, study.uuid, "reaper", self.holder, self.grace_seconds):
