@@ -50,7 +50,7 @@ INSIDE = {
     "study": "spec reader trust",
     "training": "devices randomness arithmetic batches progress contract run engine lanes stack stackable "
     "trunk cohort independence rehearsal loop script",
-    "search": "space samplers halving pruners",
+    "search": "space history samplers tickets halving judge pruners plain_optuna",
     "storage": "failures urls rows schema trials database retry tables studies notices",
     "queue": "__init__",
     "worker": "heartbeat trainers loops pilot bracket work",
@@ -84,7 +84,8 @@ THIRD_PARTIES = {
 
 LIGHT = words("""
     errors records defaults process.nesting flooding.schedules usercode.reference usercode.command
-    artifacts.files answer.best study.spec study.reader study.trust search.space search.samplers search.pruners
+    artifacts.files answer.best study.spec study.reader study.trust
+    search.space search.samplers search.pruners search.plain_optuna
     storage.database storage.studies storage.tables storage.trials catalog queue queries cost.forecast
     report.text report.export service.dashboard cli
 """)

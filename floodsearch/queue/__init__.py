@@ -12,12 +12,12 @@ import traceback
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-import optuna
+from optuna.pruners import BasePruner
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import Connection
 
 from floodsearch.answer.best import latest, unconfirmed, worth_more_seeds
-from floodsearch.catalog import pruner_of, sampler_of
+from floodsearch.catalog import judge_of, rule_of
 from floodsearch.errors import DivergedError, MistakeError, TicketLostError
 from floodsearch.records import (
     BY_HAND,
@@ -30,8 +30,11 @@ from floodsearch.records import (
     ended_by_us,
 )
 from floodsearch.search.halving import Standing
-from floodsearch.search.pruners import HalvingPruner
-from floodsearch.search.space import Space, ticket_count, tickets
+from floodsearch.search.history import tried_in
+from floodsearch.search.judge import Rung
+from floodsearch.search.samplers import SAMPLERS, Rule, propose
+from floodsearch.search.space import Space
+from floodsearch.search.tickets import ticket_count, tickets
 from floodsearch.storage import tables, trials
 from floodsearch.storage.rows import read_by_optuna
 from floodsearch.storage.studies import STATES, StoredStudy, Wanted, lease, read_trials, record_of
@@ -46,8 +49,6 @@ FAILURES_IN_A_ROW = 3
 """After this many tickets in a row that failed the study stops: the code is at fault, not the level."""
 GRACE_SECONDS = 60.0
 """Silence after which a worker is taken for dead."""
-ROUND = 4
-"""Open tickets that a worker takes at once under halving: a sampler sees results before it proposes more."""
 SECONDS_PER_HOUR = 3600
 TRACEBACK_CHARACTERS = 4000
 
@@ -69,7 +70,6 @@ class Ticket:
     Args:
         number: of the ticket.
         study: whose it is, with its spec as of when the ticket was taken.
-        asked: Optuna's object for the study, with its pruner.
         trial_id: Optuna's trial under which it is trained this time.
         level: flood level, in the unit of the loss.
         beside: the parameters searched beside the level.
@@ -83,7 +83,6 @@ class Ticket:
 
     number: int
     study: StoredStudy
-    asked: optuna.Study
     trial_id: int
     level: float
     beside: Mapping[str, Parameter]
@@ -135,7 +134,7 @@ def fill(study: StoredStudy) -> int:
         if not new and not _in_hand(newest):
             new = [
                 _new_trial(one.parameters, one, {Attribute.TICKET: one.ticket, **size, Attribute.CONFIRMS: 1})
-                for one in _unconfirmed(study)
+                for one in _unconfirmed(study, newest)
             ]
         small = any(one.state == "waiting" and _grown(one, study.spec) for one in newest.values())
         if new or small:
@@ -146,12 +145,12 @@ def fill(study: StoredStudy) -> int:
         return len(new)
 
 
-def _unconfirmed(study: StoredStudy) -> list[TrialRecord]:
+def _unconfirmed(study: StoredStudy, newest: Mapping[int, TrialRecord]) -> list[TrialRecord]:
     """Return the trial that was pruned although it is the maximum of the curve, if there is one.
 
     The answer must have been trained to its end; one that ended there already for another reason is left.
     """
-    if study.spec.search.pruner == "none":
+    if all(one.cause != "pruned" for one in newest.values()):
         return []
     found = unconfirmed(read_trials(study), study.question)
     return [found] if found is not None and found.cause == "pruned" else []
@@ -218,10 +217,8 @@ def _new_trial(
 
 def brackets(spec: Spec, total: int) -> Callable[[int], int | None]:
     """Return which bracket a ticket of so many belongs to: a block of a grid, in spread order; or none."""
-    pruner = pruner_of(spec)
-    if spec.search.sampler != "grid" or not isinstance(pruner, HalvingPruner):
-        return lambda number: None
-    return lambda number: number * pruner.brackets // total
+    parts = judge_of(spec).brackets if SAMPLERS[spec.search.sampler].fixed else None
+    return lambda number: None if parts is None else number * parts // total
 
 
 def _names(number: int, bracket: int | None) -> dict[Attribute, int]:
@@ -251,8 +248,8 @@ def take(
 ) -> list[Ticket]:
     """Take the next tickets that are trained together, with their levels; none if no ticket waits.
 
-    Of a grid under halving this is a bracket; of open tickets under halving a few, so that the sampler sees
-    results before it proposes more; else one. Taking is atomic: no ticket is in two hands. Where a sampler
+    Of a grid whose tickets are judged together this is a bracket; of open tickets as many as the judge says;
+    else one. Taking is atomic: no ticket is in two hands. Where a sampler
     proposes levels, one worker at a time takes, so that each sees what the one before was given.
 
     Args:
@@ -263,7 +260,7 @@ def take(
         again: whether an earlier call failed, so that the worker, whose hands are empty, may have taken
             tickets and not heard of it; then these are given.
     """
-    if study.spec.search.sampler == "grid":
+    if SAMPLERS[study.spec.search.sampler].fixed:
         return _take(study, worker, revision, most, again)
     with lease(study.database, study.uuid, "propose"):
         return _take(study, worker, revision, most, again)
@@ -273,7 +270,7 @@ def _take(
     study: StoredStudy, worker: int, revision: str | None, fits: int | None, again: bool
 ) -> list[Ticket]:
     signature = {Attribute.WORKER: worker} | ({} if revision is None else {Attribute.REVISION: revision})
-    most = ROUND if study.spec.search.pruner == "halving" else 1
+    most = judge_of(study.spec).most_open
     with study.database.write() as connection:
         claimed = trials.signed(connection, study.id, worker) if again else []
         claimed = claimed or trials.claim(connection, study.id, signature, most=most, fits=fits)
@@ -284,12 +281,11 @@ def _take(
         if any(one.cause == BY_HAND for _, one in found):
             study = study.reread()  # if it has grown since this worker looked, nothing is wrong
             found = _records(study, claimed)
-        asked = study.optuna(sampler_of(study.spec), pruner_of(study.spec))
         for trial, record in found:
             if record.cause == BY_HAND:
                 _discard(study, trial._trial_id, worker, record)
         sound = [(trial, record) for trial, record in found if record.cause != BY_HAND]
-        return [_ticket(study, asked, trial, record, worker) for trial, record in sound]
+        return [_ticket(study, trial, record, worker) for trial, record in sound]
     except BaseException:
         for trial_id in claimed:
             _put_back(study, trial_id, worker)
@@ -311,14 +307,13 @@ def _discard(study: StoredStudy, trial_id: int, worker: int, record: TrialRecord
     _lose(study, trial_id, worker, str(record.reason), BY_HAND)
 
 
-def _ticket(
-    study: StoredStudy, asked: optuna.Study, trial: FrozenTrial, record: TrialRecord, worker: int
-) -> Ticket:
-    parameters = dict(record.parameters) or _propose(study, asked, trial, worker)
+def _ticket(study: StoredStudy, trial: FrozenTrial, record: TrialRecord, worker: int) -> Ticket:
+    parameters = dict(record.parameters)
+    if not parameters and (rule := rule_of(study.spec)) is not None:
+        parameters = _propose(study, rule, trial._trial_id, record.ticket, worker)
     return Ticket(
         number=record.ticket,
         study=study,
-        asked=asked,
         trial_id=trial._trial_id,
         level=float(parameters.pop("level")),
         beside=parameters,
@@ -330,16 +325,17 @@ def _ticket(
     )
 
 
-def _propose(
-    study: StoredStudy, asked: optuna.Study, trial: FrozenTrial, worker: int
-) -> dict[str, Parameter]:
-    """Ask the sampler for the level of an open ticket and write it down."""
-    distributions = Space.of(study.spec).distributions()
-    proposed = asked.sampler.sample_relative(asked, trial, distributions)
+def _propose(study: StoredStudy, rule: Rule, trial_id: int, ticket: int, worker: int) -> dict[str, Parameter]:
+    """Return the level that a rule proposes for an open ticket, and what is beside it; write it down."""
+    spec, space = study.spec, Space.of(study.spec)
+    with read_by_optuna(f"a trial of study {study.name!r}"):
+        every = study.database.optuna.get_all_trials(study.id, deepcopy=False)
+    tried = tried_in(every, space, maximize=spec.maximize)
+    proposed = propose(rule, space, tried, seed=spec.search.seed, ticket=ticket)
     with study.database.write() as connection:
-        if not _held(connection, trial._trial_id, worker):
-            raise _lost(trial.user_attrs[Attribute.TICKET])
-        trials.set_parameters(connection, trial._trial_id, proposed, distributions)
+        if not _held(connection, trial_id, worker):
+            raise _lost(ticket)
+        trials.set_parameters(connection, trial_id, proposed, space.distributions())
     return proposed
 
 
@@ -368,7 +364,7 @@ def record(entries: Sequence[Entry]) -> set[int]:
 
 
 def set_aside(together: Sequence[Ticket]) -> dict[int, Decision]:
-    """Return which tickets of a bracket halving does not begin with, by number.
+    """Return which tickets of a bracket its judge does not begin with, by number.
 
     A pure function of the grid: a bracket that another worker takes up again begins with the same levels.
 
@@ -376,8 +372,8 @@ def set_aside(together: Sequence[Ticket]) -> dict[int, Decision]:
         together: of one bracket, with the same parameters beside the level.
     """
     first = together[0]
-    spec, pruner = first.study.spec, first.asked.pruner
-    if spec.search.sampler != "grid" or not isinstance(pruner, HalvingPruner):
+    spec = first.study.spec
+    if not SAMPLERS[spec.search.sampler].fixed:
         return {}
     wanted = tickets(spec)
     bracket = brackets(spec, len(wanted))
@@ -387,12 +383,12 @@ def set_aside(together: Sequence[Ticket]) -> dict[int, Decision]:
         level = float(beside.pop("level", 0.0))
         if level > 0 and bracket(number) == bracket(first.number) and beside == dict(first.beside):
             levels[number] = level
-    aside = pruner.begin(levels)
+    aside = judge_of(spec).begin(levels)
     return {one.number: aside[one.number] for one in together if one.number in aside and not one.confirms}
 
 
 def judge(standings: Mapping[int, tuple[Ticket, Standing]], epoch: int) -> dict[int, Decision]:
-    """Ask the study's pruner about tickets that have reached a rung together; their reports are written.
+    """Ask the study's judge about tickets that have reached a rung together; their reports are written.
 
     Level 0 is the baseline: it is never pruned. Neither is a ticket that confirms the answer.
 
@@ -405,18 +401,15 @@ def judge(standings: Mapping[int, tuple[Ticket, Standing]], epoch: int) -> dict[
     """
     tickets = {number: ticket for number, (ticket, _) in standings.items()}
     first = next(iter(tickets.values()))
-    pruner = first.asked.pruner
-    if isinstance(pruner, HalvingPruner):
-        own = {number: one for number, (_, one) in standings.items()}
-        rivals, began = {}, own
-        if epoch in pruner.rungs:
-            rivals = _rivals(first, tickets, epoch)
-            began = {**own, **_rivals(first, tickets, pruner.rungs[0])}
-        above = sum(one.level > 0 for one in began.values())
-        together = pruner.judge({**rivals, **own}, epoch, _scale(first.study), above)
-        decisions = {number: together[number] for number in tickets}
-    else:
-        decisions = {number: _asked(ticket, epoch) for number, ticket in tickets.items()}
+    rung = Rung(
+        epoch=epoch,
+        standings={number: one for number, (_, one) in standings.items()},
+        scale=_scale(first.study),
+        maximize=first.study.spec.maximize,
+        ended=lambda epoch: _rivals(first, tickets, epoch),
+        ask=lambda pruner, number: _stops(pruner, tickets[number]),
+    )
+    decisions = judge_of(first.study.spec).judge(rung)
     confirmed = Decision(prune=False, reason="kept: it confirms the answer")
     return {number: confirmed if tickets[number].confirms else one for number, one in decisions.items()}
 
@@ -426,15 +419,10 @@ def _scale(study: StoredStudy) -> float:
     return study.question.scale or study.spec.levels.highest
 
 
-def _asked(ticket: Ticket, epoch: int) -> Decision:
-    """Ask one of Optuna's pruners about one ticket."""
-    if ticket.level == 0:
-        return Decision(prune=False, reason="level 0 is never pruned")
+def _stops(pruner: BasePruner, ticket: Ticket) -> bool:
+    """Return whether one of Optuna's pruners stops the trial of a ticket."""
     trial = ticket.study.database.optuna.get_trial(ticket.trial_id)
-    prune = ticket.asked.pruner.prune(ticket.asked, trial)
-    value = trial.intermediate_values.get(epoch, math.nan)
-    told = f"by {ticket.study.spec.search.pruner} at epoch {epoch}, with a recent mean of {value:.4g}"
-    return Decision(prune=prune, reason=f"pruned {told}" if prune else f"kept {told}")
+    return pruner.prune(ticket.study.optuna(pruner=pruner), trial)
 
 
 def _rivals(first: Ticket, together: Collection[int], epoch: int) -> dict[int, Standing]:

@@ -14,6 +14,7 @@ from floodsearch import queue
 from floodsearch.answer.best import RUNG_VALIDATIONS, mean_and_se, mean_of, recent_mean, seed_result
 from floodsearch.artifacts.checkpoint import Checkpoints
 from floodsearch.artifacts.weights import KeptWeights
+from floodsearch.catalog import judge_of
 from floodsearch.errors import (
     DamagedError,
     DivergedError,
@@ -29,7 +30,6 @@ from floodsearch.errors import (
 from floodsearch.queue import Entry, Ticket
 from floodsearch.records import Attribute, EpochRecord, Parameter, SeedResult
 from floodsearch.search.halving import Standing
-from floodsearch.search.pruners import HalvingPruner
 from floodsearch.storage import tables
 from floodsearch.storage.failures import STORAGE_ERRORS
 from floodsearch.storage.notices import warn
@@ -160,14 +160,8 @@ class Bracket:
         return [ticket for ticket in tickets if ticket.number in self.alive]
 
     def _judged(self, epochs: int) -> list[int]:
-        """Return the epochs up to which all train before anyone goes on: the pruner's, and the last one."""
-        pruner = next(iter(self.alive.values())).asked.pruner
-        rungs: tuple[int, ...] = ()
-        if isinstance(pruner, HalvingPruner):
-            rungs = pruner.rungs
-        elif self.study.spec.search.pruner != "none":
-            rungs = self.study.spec.training.report_epochs()
-        return [*(rung for rung in rungs if rung < epochs), epochs]
+        """Return the epochs up to which all train before anyone goes on: the judge's, and the last one."""
+        return [*(rung for rung in judge_of(self.study.spec).rungs if rung < epochs), epochs]
 
     def _note(self, cohort: Members, step: Step, rungs: Collection[int]) -> None:
         """Take in what was trained, as soon as it is; tickets that are at their end are completed."""
