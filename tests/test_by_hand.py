@@ -23,6 +23,7 @@ from floodsearch.errors import DamagedError, StudyDeletedError, UsageError
 from floodsearch.launchers.local import Crew, Launch
 from floodsearch.queries import answer, status
 from floodsearch.queue import Ticket
+from floodsearch.queue.ownership import lose
 from floodsearch.records import BY_HAND, Attribute
 from floodsearch.report.text import best_text, notes_text, status_text
 from floodsearch.storage import schema, tables, trials
@@ -140,7 +141,7 @@ def test_a_value_that_was_told_guides_no_sampler_and_no_pruner(
         if name == "told":
             opened.optuna.set_trial_state_values(tickets[3].trial_id, TrialState.COMPLETE, [9.0])
         else:
-            queue._lose(study, tickets[3].trial_id, 7, "lost")
+            lose(study, tickets[3].trial_id, 7, "lost")
         proposed.append([ticket.level for ticket in take(anew(study))])
     assert proposed[0] == proposed[1]
 

@@ -145,7 +145,7 @@ def test_another_machine_goes_on_from_a_bucket(database, make_spec, bucket, monk
         return plain(entries)
 
     monkeypatch.setattr(queue, "record", record)
-    monkeypatch.setattr("floodsearch.worker.bracket.FLUSH_SECONDS", 0.0)
+    monkeypatch.setattr("floodsearch.worker.recorder.FLUSH_SECONDS", 0.0)
     assert work(study, Settings(device="cpu", threads=1, checkpoints=bucket), leave) == "the machine goes"
     files = files_at(bucket).within(study.folder)
     assert files.names("*")

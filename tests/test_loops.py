@@ -36,6 +36,7 @@ from floodsearch.training.progress import Plan
 from floodsearch.worker.bracket import Bracket
 from floodsearch.worker.heartbeat import Heart, Leave, Settings
 from floodsearch.worker.loops import Loops
+from floodsearch.worker.trainers import Group
 from floodsearch.worker.work import work
 
 CPU = torch.device("cpu")
@@ -815,7 +816,7 @@ def test_a_run_that_goes_on_has_flooded_from_the_same_epoch_on(make_study, here)
     records = []
 
     def members():
-        return Loops(study.trusted, CPU, here, Leave())(study, [ticket], {ticket.number: [0]})
+        return Loops(study.trusted, CPU, here, Leave())(Group.of([ticket], {ticket.number: [0]}))
 
     def note(step):
         records.extend(step.records.get(ticket.number, []))

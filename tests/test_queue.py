@@ -742,10 +742,10 @@ def look(reaper, eventually, beat=lambda: None):
     """
     wait_for(reaper.study, GRACE, eventually)
     beat()
-    assert reaper.step() == []
+    assert reaper.look() == []
     wait_for(reaper.study, GRACE / 4, eventually)
     beat()
-    return reaper.step()
+    return reaper.look()
 
 
 def test_one_look_kills_nobody(study):
@@ -753,10 +753,10 @@ def test_one_look_kills_nobody(study):
     worker = enter(study)
     take_one(study, worker)
     age(study, worker)
-    assert Reaper(study, "first", grace_seconds=GRACE).step() == []
+    assert Reaper(study, "first", grace_seconds=GRACE).look() == []
     expire_leases(study.database)
     reaper = Reaper(study, "second", grace_seconds=3600)
-    assert reaper.step() == reaper.step() == []
+    assert reaper.look() == reaper.look() == []
     assert newest(study)[0].state == "running"
 
 
@@ -766,7 +766,7 @@ def test_the_dead_are_found_a_grace_after_their_last_beat(study, eventually):
     take_one(study, dead)
     take_one(study, living)
     reaper = Reaper(study, "me", grace_seconds=GRACE)
-    assert reaper.step() == []
+    assert reaper.look() == []
     alive = partial(tables.beat, study.database, living, epochs_run=0, training=(1,))
     assert look(reaper, eventually, alive) == [0]
     lost = read_trials(study)[0]
@@ -782,12 +782,12 @@ def test_a_moment_that_held_up_everybody_kills_nobody(study, eventually):
     worker = enter(study)
     take_one(study, worker)
     reaper = Reaper(study, "me", grace_seconds=GRACE)
-    reaper.step()
+    reaper.look()
     wait_for(study, 5 * GRACE, eventually)
-    assert reaper.step() == []
+    assert reaper.look() == []
     tables.beat(study.database, worker, epochs_run=0, training=(0,))
     wait_for(study, GRACE / 4, eventually)
-    assert reaper.step() == []
+    assert reaper.look() == []
 
 
 def test_a_beat_between_two_looks_saves(study, eventually):
@@ -796,10 +796,10 @@ def test_a_beat_between_two_looks_saves(study, eventually):
     take_one(study, worker)
     reaper = Reaper(study, "me", grace_seconds=GRACE)
     for _ in range(3):
-        assert reaper.step() == []
+        assert reaper.look() == []
         tables.beat(study.database, worker, epochs_run=0, training=(0,))
         wait_for(study, GRACE, eventually)
-    assert reaper.step() == []
+    assert reaper.look() == []
 
 
 def test_after_an_outage_observations_start_again(study, eventually):
@@ -807,10 +807,10 @@ def test_after_an_outage_observations_start_again(study, eventually):
     worker = enter(study)
     take_one(study, worker)
     reaper = Reaper(study, "me", grace_seconds=GRACE)
-    reaper.step()
+    reaper.look()
     wait_for(study, GRACE, eventually)
     reaper.forget()
-    assert reaper.step() == []
+    assert reaper.look() == []
     assert look(reaper, eventually) == [0]
 
 
@@ -819,13 +819,13 @@ def test_one_reaper_works_at_a_time(study, eventually):
     worker = enter(study)
     take_one(study, worker)
     holder = Reaper(study, "holder", grace_seconds=3600)
-    holder.step()
+    holder.look()
     heir = Reaper(study, "heir", grace_seconds=GRACE)
     for _ in range(2):
-        assert heir.step() == []
+        assert heir.look() == []
         wait_for(study, GRACE, eventually)
     expire_leases(study.database)
-    assert heir.step() == []
+    assert heir.look() == []
     assert look(heir, eventually) == [0]
 
 
@@ -834,7 +834,7 @@ def test_an_orphan_without_a_worker_is_found(study, eventually):
     assert study.optuna()._pop_waiting_trial_id() is not None
     enter(study)
     reaper = Reaper(study, "me", grace_seconds=GRACE)
-    assert reaper.step() == []
+    assert reaper.look() == []
     assert look(reaper, eventually) == [0]
     assert newest(study)[0].state == "waiting"
     assert newest(study)[0].attempt == 2
@@ -848,7 +848,7 @@ def test_a_ticket_that_its_worker_knows_nothing_of_is_found(study, eventually):
     reaper = Reaper(study, "me", grace_seconds=GRACE)
     alive = partial(tables.beat, study.database, worker, epochs_run=0, training=(1,))
     alive()
-    assert reaper.step() == []
+    assert reaper.look() == []
     assert look(reaper, eventually, alive) == [0]
     assert newest(study)[0].state == "waiting"
     assert newest(study)[1].state == "running"
@@ -860,7 +860,7 @@ def test_a_ticket_of_a_worker_that_left_is_found(study, eventually):
     take_one(study, worker)
     tables.beat(study.database, worker, epochs_run=0, training=(), leaving=True)
     reaper = Reaper(study, "me", grace_seconds=GRACE)
-    assert reaper.step() == []
+    assert reaper.look() == []
     assert look(reaper, eventually) == [0]
     assert newest(study)[0].state == "waiting"
 
@@ -871,13 +871,13 @@ def test_an_orphan_that_was_signed_in_between_is_observed_anew(study, eventually
     ticket = take_one(study, first)
     tables.beat(study.database, first, epochs_run=0, training=(), leaving=True)
     reaper = Reaper(study, "me", grace_seconds=GRACE)
-    reaper.step()
+    reaper.look()
     study.database.optuna.set_trial_user_attr(ticket.trial_id, Attribute.WORKER, second)
     wait_for(study, GRACE, eventually)
     tables.beat(study.database, second, epochs_run=0, training=(0,))
-    assert reaper.step() == []
+    assert reaper.look() == []
     tables.beat(study.database, second, epochs_run=0, training=(), leaving=True)
-    assert reaper.step() == []
+    assert reaper.look() == []
     assert look(reaper, eventually) == [0]
 
 
@@ -887,7 +887,7 @@ def test_trials_of_others_are_not_reaped(study, eventually):
         pass
     study.optuna(optuna.samplers.RandomSampler()).ask()
     reaper = Reaper(study, "me", grace_seconds=GRACE)
-    reaper.step()
+    reaper.look()
     assert look(reaper, eventually) == [0, 1, 2]
     assert raw(study, 3).state == TrialState.RUNNING
 

@@ -315,9 +315,8 @@ class Hill:
 
     late_loss: Mapping[float, float] = {}
 
-    def __init__(self, study, tickets, seeds, *device):
-        self.levels = {ticket.number: ticket.level for ticket in tickets}
-        self.seeds, self.epoch = dict(seeds), 0
+    def __init__(self, group):
+        self.levels, self.seeds, self.epoch = dict(group.levels), dict(group.seeds), 0
 
     def value(self, level, seed):
         noise = np.random.default_rng([seed, round(1000 * level)]).normal(0, 0.002)
@@ -417,7 +416,7 @@ def test_added_seeds_come_in_rounds_that_end(put_hill, monkeypatch):
         whole = {trial.ticket for trial in trials if trial.seeds == 8 and trial.state == "complete"}
         return {0, 5} if not whole else {7, 5} if 7 not in whole else set(range(3)) - {0}
 
-    monkeypatch.setattr(queue, "worth_more_seeds", worth)
+    monkeypatch.setattr("floodsearch.queue.filling.worth_more_seeds", worth)
     grown = put_hill(8)
     assert [ticket for ticket, state in states(grown).items() if state == "waiting"] == [0, 5]
     train_hill(grown)

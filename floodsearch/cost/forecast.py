@@ -10,7 +10,7 @@ from typing import NamedTuple
 from floodsearch.answer.best import latest
 from floodsearch.catalog import judge_of
 from floodsearch.errors import UsageError
-from floodsearch.queue import brackets, portions
+from floodsearch.queue import bracket_of, portions
 from floodsearch.records import StudyStage, TrialRecord, WorkerRecord
 from floodsearch.search.samplers import SAMPLERS
 from floodsearch.search.space import Space
@@ -93,7 +93,7 @@ def current_stage(spec: Spec, trials: Iterable[TrialRecord]) -> StudyStage | Non
 
 def _parts(spec: Spec, unfinished: Sequence[Open]) -> Iterator[Stage]:
     """Yield what tickets still need: each by itself, or with the others that it is judged with."""
-    judge, bracket = judge_of(spec), brackets(spec, ticket_count(spec) or 1)
+    judge, bracket = judge_of(spec), bracket_of(spec, ticket_count(spec) or 1)
     together = dict[tuple[int | None, int, int], list[int]]()
     for one in unfinished:
         if one.level == 0 or not judge.together:

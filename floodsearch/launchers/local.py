@@ -309,9 +309,9 @@ class Launch:
         short, self.memory_kills = kills > self.memory_kills, kills
         said = last_line(slot.log, slot.since)
         death = Death(status, status == -signal.SIGKILL and short, progress=False, said=said)
-        worker = persistently(lambda: self._release(slot.process.pid, f"its worker {death.cause}"))
+        worker = persistently(self._release, slot.process.pid, f"its worker {death.cause}")
         done = status == DONE and worker is not None and worker.left is not None
-        return replace(death, progress=persistently(lambda: self._progress(slot, worker))), done
+        return replace(death, progress=persistently(self._progress, slot, worker)), done
 
     def _progress(self, slot: Slot, worker: WorkerRecord | None) -> bool:
         """Return whether a worker has trained anything that nobody had trained before.
@@ -345,7 +345,7 @@ class Launch:
 
     def _status(self) -> StudyStatus:
         """Ask where the study stands; a storage that is away for a moment ends no launch."""
-        return persistently(lambda: status(self.study))
+        return persistently(status, self.study)
 
     def _release(self, pid: int, reason: str) -> WorkerRecord | None:
         """Queue the tickets of a process that has ended again, and return its row, if it had one.
@@ -375,7 +375,7 @@ class Launch:
                 process.wait()
         for process in (slot.process for slot in self.slots):
             _close_lifeline(process)
-            attempt(lambda: self._release(process.pid, "its worker took too long to leave"))  # noqa: B023 - called at once
+            attempt(self._release, process.pid, "its worker took too long to leave")
 
 
 def _size(path: Path) -> int:

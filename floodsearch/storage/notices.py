@@ -21,6 +21,6 @@ def warn(study: StoredStudy, kind: str, message: str) -> None:
         kind: what names the warning; the first one of a kind stays.
         message: one line that says what is wrong and what to do.
     """
-    new = attempt(lambda: tables.write_warning(study.database, study.uuid, kind, message))
+    new = attempt(tables.write_warning, study.database, study.uuid, kind, message)
     if new is not False:
         log.warning(message)

@@ -181,12 +181,12 @@ class Heart:
     def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
         if kind is not None:  # whatever it is, nobody has to wait until this worker is missed
             with contextlib.suppress(KeyError):  # Optuna's word for a study that somebody deleted
-                attempt(lambda: queue.hand_all_back(self.study, self.worker))
+                attempt(queue.hand_all_back, self.study, self.worker)
         self.leave.overdue = None
         self._stopped = True
         self._wake.set()
         self._thread.join()
-        attempt(lambda: self.beat(leaving=True))
+        attempt(self.beat, leaving=True)
 
     def _run(self) -> None:
         reaper = Reaper(self.study, uuid.uuid4().hex, grace_seconds=self.settings.grace_seconds)
@@ -209,8 +209,8 @@ class Heart:
                 if time.monotonic() < reap:
                     continue
                 reap = time.monotonic() + reaps_every
-                for number in reaper.step():
-                    log.warning("trial %d was lost; its ticket waits again", number)
+                for trial in reaper.look():
+                    log.warning("trial %d was lost; its ticket waits again", trial)
             except (StudyDeletedError, StorageFailedError) as error:
                 self.leave.fail(error)
                 return
@@ -222,8 +222,8 @@ class Heart:
     def _leave_at_once(self) -> None:
         """Hand the tickets back without the epoch that takes too long, and end the process."""
         log.warning("the epoch takes too long: tickets are handed back without it")
-        attempt(lambda: queue.hand_all_back(self.study, self.worker))
-        attempt(lambda: self.beat(leaving=True))
+        attempt(queue.hand_all_back, self.study, self.worker)
+        attempt(self.beat, leaving=True)
         os._exit(self.leave.status)
 
     def train(self, *tickets: int) -> None:

@@ -20,7 +20,6 @@ from floodsearch.artifacts.checkpoint import Checkpoint, Checkpoints
 from floodsearch.artifacts.names import name_of
 from floodsearch.catalog import command_of, judge_of, loop_of, loop_settings
 from floodsearch.errors import MistakeError, pass_on_ctrl_c
-from floodsearch.queue import Ticket
 from floodsearch.records import EpochRecord, Parameter
 from floodsearch.storage.notices import warn
 from floodsearch.storage.studies import StoredStudy
@@ -32,7 +31,7 @@ from floodsearch.training.progress import Plan
 from floodsearch.training.randomness import seed_everything
 from floodsearch.training.script import Script
 from floodsearch.worker.heartbeat import Leave, Settings
-from floodsearch.worker.trainers import first_choices, plan_of
+from floodsearch.worker.trainers import Group, plan_of
 
 FIRST_EPOCHS, FIRST_SHARE = 3, 0.1
 """A loop that floods nothing in so many epochs, or in this share of them if that is more, never does."""
@@ -70,43 +69,29 @@ class Loops:
         if device.type == "cuda":
             torch.cuda.set_device(device)  # where `.cuda()` of the user's own goes
 
-    def __call__(
-        self, study: StoredStudy, tickets: Sequence[Ticket], seeds: Mapping[int, Sequence[int]]
-    ) -> LoopMembers:
+    def __call__(self, group: Group) -> LoopMembers:
         """Return the members of tickets that differ in level only."""
-        levels = {ticket.number: ticket.level for ticket in tickets}
-        return self._members(study, levels, seeds, tickets[0].beside, tickets[0].epochs)
-
-    def unflooded(self, study: StoredStudy, seed: int) -> LoopMembers:
-        """Return what trains the run of a seed at level 0; the first ticket goes on from its checkpoint."""
-        return self._members(
-            study, {0: 0.0}, {0: [seed]}, first_choices(study.spec), study.spec.training.epochs
-        )
-
-    def _members(
-        self,
-        study: StoredStudy,
-        levels: Mapping[int, float],
-        seeds: Mapping[int, Sequence[int]],
-        beside: Mapping[str, Parameter],
-        epochs: int,
-    ) -> LoopMembers:
-        settings = loop_settings(study.trusted, beside)
+        study, settings = group.study, loop_settings(group.study.trusted, group.beside)
         kept = Checkpoints(self.settings.files(study))
 
         def checkpoint(member: int, seed: int) -> Checkpoint:
-            of = {"study": study.uuid, "level": levels[member], "epochs": epochs, "settings": settings}
+            level = group.levels[member]
+            of = {"study": study.uuid, "level": level, "epochs": group.epochs, "settings": settings}
             return kept.of(name_of(member, seed), of)
 
         return LoopMembers(
             self,
-            plan_of(study.spec, beside, epochs),
-            levels=levels,
-            seeds=seeds,
+            plan_of(study.spec, group.beside, group.epochs),
+            levels=group.levels,
+            seeds=group.seeds,
             study=study,
-            beside=beside,
+            beside=group.beside,
             checkpoint=checkpoint,
         )
+
+    def unflooded(self, study: StoredStudy, seed: int) -> LoopMembers:
+        """Return what trains the run of a seed at level 0; the first ticket goes on from its checkpoint."""
+        return self(Group.unflooded(study, seed))
 
     def call(self, run: LoopRun) -> BaseException | None:
         """Train a part of a run; return what was wrong with it, or None.

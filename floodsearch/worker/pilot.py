@@ -50,14 +50,13 @@ def pilot(study: StoredStudy, starts: Starts, heart: Heart) -> bool:
         return False
     heart.lease = queue.PILOT, holder
     try:
-        if (
-            persistently(study.reread).pilot is None
-        ):  # another may have ended while this one came to the lease
+        # Another may have ended while this one came to the lease.
+        if persistently(study.reread).pilot is None:
             _find(study, starts, heart)
     finally:
         heart.lease = None
-        persistently(lambda: tables.release_lease(study.database, study.uuid, queue.PILOT, holder))
-    persistently(lambda: queue.fill(study))
+        persistently(tables.release_lease, study.database, study.uuid, queue.PILOT, holder)
+    persistently(queue.fill, study)
     return True
 
 
@@ -71,13 +70,13 @@ def _find(study: StoredStudy, starts: Starts, heart: Heart) -> None:
         pass_on_ctrl_c(error)
         log.error("the pilot failed", exc_info=error)
         reason = str(error) if isinstance(error, MistakeError) else f"the pilot failed: {_why(error)}"
-        persistently(lambda: study.stop(reason))
+        persistently(study.stop, reason)
         if isinstance(error, MistakeError):  # what was trained so is not gone on from when it is mended
             Checkpoints(heart.settings.files(study)).clear()
         return
     if found is not None:
         log.info("pilot: validation losses fall to %s; levels up to %g", found.minima, found.high)
-        persistently(lambda: study.settle(found))
+        persistently(study.settle, found)
 
 
 def _conduct(study: StoredStudy, starts: Starts, heart: Heart) -> Pilot | None:

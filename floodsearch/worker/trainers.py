@@ -6,6 +6,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -70,8 +71,39 @@ class Members(Protocol):
         """Return the weights that the plan keeps of a complete run; None if they are not here."""
 
 
-Trainer = Callable[[StoredStudy, Sequence[Ticket], Mapping[int, Sequence[int]]], Members]
-"""(study, tickets that differ in level only, seeds to train by ticket) to what trains them."""
+@dataclass(frozen=True)
+class Group:
+    """Tickets of a study that differ in level only, and what of them is to be trained.
+
+    Args:
+        study: with its spec as of when they were taken.
+        levels: by ticket, in the unit of the loss.
+        seeds: by ticket, of the runs that are to be trained.
+        beside: the parameters that they have beside the level.
+        epochs: how long each run is.
+    """
+
+    study: StoredStudy
+    levels: Mapping[int, float]
+    seeds: Mapping[int, Sequence[int]]
+    beside: Mapping[str, Parameter]
+    epochs: int
+
+    @classmethod
+    def of(cls, tickets: Sequence[Ticket], seeds: Mapping[int, Sequence[int]]) -> Group:
+        """Return the group of tickets that differ in level only, given the seeds to train of each."""
+        first = tickets[0]
+        levels = {ticket.number: ticket.level for ticket in tickets}
+        return cls(first.study, levels, seeds, first.beside, first.epochs)
+
+    @classmethod
+    def unflooded(cls, study: StoredStudy, seed: int) -> Group:
+        """Return the run of a seed at level 0, as if it were ticket 0, with the first of all choices."""
+        return cls(study, {0: 0.0}, {0: (seed,)}, first_choices(study.spec), study.spec.training.epochs)
+
+
+Trainer = Callable[[Group], Members]
+"""From what is to be trained to what trains it."""
 
 
 class Starts(Protocol):
@@ -96,37 +128,41 @@ class Cohorts:
         self._trunks: Trunks | None = None
         self._of: object = None  # which study, length, recipe and schedule these trunks are of
 
-    def __call__(
-        self, study: StoredStudy, tickets: Sequence[Ticket], seeds: Mapping[int, Sequence[int]]
-    ) -> Cohort:
-        """Return the cohort of tickets that differ in level only."""
-        beside, epochs = tickets[0].beside, tickets[0].epochs
-        levels = {ticket.number: ticket.level for ticket in tickets}
-        trunks = self.trunks(study, beside, epochs)
-        of = {"epochs": epochs, "beside": dict(beside), "engine": type(trunks.engine).__name__}
-        kept = self._checkpoints(study, of)
-        return Cohort(
-            task_of(study.trusted, beside),
-            plan_of(study.spec, beside, epochs),
-            levels=levels,
-            seeds=seeds,
-            device=self.device,
-            trunks=trunks,
-            last=queue.portions(study.spec) == 1,
+    def __call__(self, group: Group) -> Cohort:
+        """Return the cohort of a group, whose runs are saved where there is a place for checkpoints."""
+        trunks = self.trunks(group.study, group.beside, group.epochs)
+        of = {"epochs": group.epochs, "beside": dict(group.beside), "engine": type(trunks.engine).__name__}
+        kept, levels = self._checkpoints(group.study, of), group.levels
+        return self._cohort(
+            group,
+            trunks,
+            last=queue.portions(group.study.spec) == 1,
             checkpoint=kept and (lambda member, seed: kept(name_of(member, seed), level=levels[member])),
         )
 
     def unflooded(self, study: StoredStudy, seed: int) -> Cohort:
         """Return the trunk of a seed as a cohort; later cohorts fork from it."""
-        beside, epochs = first_choices(study.spec), study.spec.training.epochs
+        group = Group.unflooded(study, seed)
+        return self._cohort(group, self.trunks(study, group.beside, group.epochs), last=False)
+
+    def _cohort(
+        self,
+        group: Group,
+        trunks: Trunks,
+        *,
+        last: bool,
+        checkpoint: Callable[[int, int], Checkpoint] | None = None,
+    ) -> Cohort:
+        """Return a cohort; `last` says whether no later one forks from its trunks."""
         return Cohort(
-            task_of(study.trusted, beside),
-            plan_of(study.spec, beside, epochs),
-            levels={0: 0.0},
-            seeds={0: (seed,)},
+            task_of(group.study.trusted, group.beside),
+            plan_of(group.study.spec, group.beside, group.epochs),
+            levels=group.levels,
+            seeds=group.seeds,
             device=self.device,
-            trunks=self.trunks(study, beside, epochs),
-            last=False,
+            trunks=trunks,
+            last=last,
+            checkpoint=checkpoint,
         )
 
     def trunks(self, study: StoredStudy, beside: Mapping[str, Parameter], epochs: int) -> Trunks:

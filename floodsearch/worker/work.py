@@ -11,7 +11,6 @@ import logging
 import os
 import platform
 import socket
-from functools import partial
 
 import torch
 
@@ -69,7 +68,7 @@ def work(study: StoredStudy, settings: Settings, leave: Leave, trainer: Trainer 
     revision = code_revision(trusted, settings.folders)
     if engines:
         choose_kernels(study.spec.arithmetic)
-    enter = partial(
+    worker = persistently(
         tables.enter_worker,
         study.database,
         study.uuid,
@@ -78,22 +77,21 @@ def work(study: StoredStudy, settings: Settings, leave: Leave, trainer: Trainer 
         device=str(device),
         versions=versions() | {"platform": platform.platform()} | ({"code": revision} if revision else {}),
     )
-    worker = persistently(enter)
     log.info("worker %d trains study %s on %s", worker, study.name, device)
     _compare(revision, study)
     files = settings.files(study)
     weights = KeptWeights(files)
     if engines and study.engine is None:
-        study = persistently(lambda: study.settle_engine(default_engine(trusted, device)))
+        study = persistently(study.settle_engine, default_engine(trusted, device))
     fits: int | None = None
     place = f"a worker of study {study.name!r}"
     with borrowed(device), inside(place, leave.ask), Heart(study, worker, settings, leave) as heart:
         while not leave.wanted.is_set():
             study = persistently(study.reread)
-            if (reason := persistently(lambda: _closed(study))) is not None:  # noqa: B023 - called at once
+            if (reason := persistently(_closed, study)) is not None:
                 return reason
             if study.spec.levels.high == AUTO:
-                if not persistently(lambda: pilot(study, own, heart)):  # noqa: B023 - called at once
+                if not persistently(pilot, study, own, heart):
                     leave.wanted.wait(min(1.0, settings.beat_seconds))
                 continue
             try:
@@ -104,8 +102,8 @@ def work(study: StoredStudy, settings: Settings, leave: Leave, trainer: Trainer 
             if tickets:
                 bracket = Bracket(tickets, heart, trainer or own, weights)
                 bracket.end()
-                fits = bracket.fits or fits
-            elif not persistently(lambda: _more_to_come(study)):  # noqa: B023 - called at once
+                fits = bracket.held.fits or fits
+            elif not persistently(_more_to_come, study):
                 Checkpoints(files).clear()
                 return "all tickets are finished"
             else:
@@ -118,12 +116,16 @@ def work(study: StoredStudy, settings: Settings, leave: Leave, trainer: Trainer 
 def _taken(study: StoredStudy, worker: int, revision: str | None, fits: int | None) -> list[queue.Ticket]:
     """Return the next tickets of a worker whose hands are empty, however often the storage fails."""
     tries = itertools.count()
-    return persistently(lambda: queue.take(study, worker, revision, most=fits, again=next(tries) > 0))
+
+    def take() -> list[queue.Ticket]:
+        return queue.take(study, worker, revision, most=fits, again=next(tries) > 0)
+
+    return persistently(take)
 
 
 def _compare(revision: str | None, study: StoredStudy) -> None:
     """Say so where other code of the user's own has trained tickets of this study."""
-    known = revisions(persistently(lambda: read_trials(study, results=False)))
+    known = revisions(persistently(read_trials, study, results=False))
     others = [one for one in known if one != revision]
     if revision is not None and others:
         warn(

@@ -27,7 +27,7 @@ import platform
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -37,16 +37,15 @@ from numpy.typing import NDArray
 
 from floodsearch import queue
 from floodsearch.catalog import known
-from floodsearch.queue import Ticket
 from floodsearch.records import EpochRecord
 from floodsearch.storage.database import open_database
-from floodsearch.storage.studies import StoredStudy, put_study
+from floodsearch.storage.studies import put_study
 from floodsearch.study.reader import parse
 from floodsearch.tasks.synthetic import two_gaussians
 from floodsearch.tasks.task import Data, Split, Task
 from floodsearch.training.cohort import Step
 from floodsearch.worker.heartbeat import Leave, Settings
-from floodsearch.worker.trainers import Cohorts, Members
+from floodsearch.worker.trainers import Cohorts, Group, Members
 from floodsearch.worker.work import work
 
 EPOCHS, LEVELS, VALIDATE_EVERY = 500, 5, 5
@@ -126,11 +125,12 @@ class Beside:
     `between` the epochs, `bare epochs`, and what else is `bare`.
     """
 
-    def __init__(self, ours: Callable[[], Members], ticket: Ticket, watch: Stopwatch) -> None:
+    def __init__(self, ours: Callable[[], Members], group: Group, watch: Stopwatch) -> None:
         watch.lap("ticket")
         self.ours, self.number, self.watch = ours(), 0, watch
         watch.lap("ticket")
-        self.bare = Bare(gaussians(), seed=ticket.seeds[0], level=ticket.level)
+        [(ticket, level)] = group.levels.items()
+        self.bare = Bare(gaussians(), seed=group.seeds[ticket][0], level=level)
         watch.lap("bare")
 
     def forked(self, member: int) -> bool:
@@ -182,8 +182,8 @@ def measure(folder: Path) -> Parts:
 
     cohorts = Cohorts(CPU)
 
-    def trainer(study: StoredStudy, tickets: Sequence[Ticket], seeds: Mapping[int, Sequence[int]]) -> Members:
-        return Beside(lambda: cohorts(study, tickets, seeds), tickets[0], watch)
+    def trainer(group: Group) -> Members:
+        return Beside(lambda: cohorts(group), group, watch)
 
     # Beside the bare loop a run lasts twice as long; it is to have as many beats as alone.
     settings = Settings(device="cpu", threads=1, beat_seconds=2 * Settings.beat_seconds)

@@ -82,7 +82,7 @@ def search(table: Table, seeds: Sequence[int], **changes: object) -> BestLevel:
             study,
             Settings(device="cpu"),
             Leave(),
-            lambda study, tickets, seeds: Recorded(table, tickets, seeds),
+            partial(Recorded, table),
         )
         found = answer(study)
         database.close()

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import argparse
 import csv
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -18,9 +18,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from floodsearch.queue import Ticket
 from floodsearch.records import EpochRecord
 from floodsearch.training.cohort import Note, Step, in_lockstep
+from floodsearch.worker.trainers import Group
 
 Array = NDArray[np.float64]
 
@@ -127,22 +127,18 @@ class Recorded:
     """Members of a cohort whose epochs are read from a table, at the cost of training them.
 
     Args:
-        table: where from; the tickets' levels and seeds are in it.
-        tickets: whose levels.
-        seeds: to give back, by ticket.
+        table: where from; the group's levels and seeds are in it.
+        group: whose epochs are given back.
     """
 
-    def __init__(self, table: Table, tickets: Sequence[Ticket], seeds: Mapping[int, Sequence[int]]) -> None:
+    def __init__(self, table: Table, group: Group) -> None:
         self.table, self.epoch = table, 0
         self.places = {
-            ticket.number: [
-                (
-                    int(np.flatnonzero(table.seeds == seed)[0]),
-                    int(np.abs(table.levels - ticket.level).argmin()),
-                )
-                for seed in seeds[ticket.number]
+            ticket: [
+                (int(np.flatnonzero(table.seeds == seed)[0]), int(np.abs(table.levels - level).argmin()))
+                for seed in group.seeds[ticket]
             ]
-            for ticket in tickets
+            for ticket, level in group.levels.items()
         }
 
     def forked(self, member: int) -> bool:

@@ -1,0 +1,137 @@
+"""What the tickets of a bracket have shown, and what of it the database does not know yet."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Sequence
+
+from floodsearch import queue
+from floodsearch.answer.best import RUNG_VALIDATIONS, mean_and_se, recent_mean
+from floodsearch.queue import Entry, Ticket
+from floodsearch.records import EpochRecord
+from floodsearch.storage import tables
+from floodsearch.storage.retry import attempt, persistently
+
+FLUSH_SECONDS = 10.0
+"""Curves are written at least this often, so that a dashboard lives and little is lost."""
+
+
+class Curve:
+    """What a ticket has shown: all epoch records, and what is not in the database yet.
+
+    Attributes:
+        records: by seed and epoch.
+        unwritten: those of them that the database lacks, by seed and epoch.
+        reports: the recent means that it lacks, by epoch.
+    """
+
+    def __init__(self, ticket: Ticket) -> None:
+        self.ticket = ticket
+        self.records: dict[int, dict[int, EpochRecord]] = {seed: {} for seed in ticket.seeds}
+        self.unwritten: dict[tuple[int, int], EpochRecord] = {}
+        self.reports: dict[int, float] = {}
+
+    def add(self, records: Sequence[EpochRecord]) -> None:
+        """Add records; one for an epoch that is there replaces it."""
+        for record in records:
+            self.records[record.seed][record.epoch] = record
+            self.unwritten[record.seed, record.epoch] = record
+
+    def of(self, seed: int) -> list[EpochRecord]:
+        """Return the records of one run."""
+        return list(self.records[seed].values())
+
+    @property
+    def untrained(self) -> list[int]:
+        """The seeds without a record."""
+        return [seed for seed in self.ticket.seeds if not self.records[seed]]
+
+    @property
+    def flooded(self) -> bool | None:
+        """Whether a batch of any run was ever below the level; None where that is not known of all epochs."""
+        shares = [one.flooded for records in self.records.values() for one in records.values()]
+        if any(shares):
+            return True
+        return None if None in shares or not shares else False
+
+    def reaches(self, epoch: int) -> bool:
+        """Return whether all runs have been trained up to an epoch."""
+        return all(epoch in records for records in self.records.values())
+
+    def entry(self) -> Entry:
+        """Return what is to be written."""
+        return Entry(self.ticket, list(self.unwritten.values()), dict(self.reports))
+
+    def forget_unwritten(self) -> None:
+        """Take it that what was to be written has been."""
+        self.unwritten.clear()
+        self.reports.clear()
+
+
+class Recorder:
+    """Keeps the curves of a bracket's tickets, reports them at rungs, and writes what is new.
+
+    Args:
+        tickets: of one study.
+
+    Attributes:
+        curves: by ticket.
+    """
+
+    def __init__(self, tickets: Sequence[Ticket]) -> None:
+        self.study = tickets[0].study
+        self.curves = {ticket.number: Curve(ticket) for ticket in tickets}
+        self._tried = time.monotonic()  # when they were last to be written
+
+    @property
+    def due(self) -> bool:
+        """Whether what is new has waited long enough to be written."""
+        return time.monotonic() - self._tried >= FLUSH_SECONDS
+
+    def recall(self, ticket: Ticket) -> None:
+        """Take over the runs that an earlier trial of this ticket finished: only new seeds are trained.
+
+        A task is tested when all its runs are trained; a loop of the user's own has reported its tests.
+        """
+        study, tested = self.study, self.study.spec.task is not None
+        if ticket.attempt == 1 and tested:
+            return
+        known = persistently(tables.read_curves, study.database, study.uuid, {ticket.number})
+        for seed in ticket.seeds:
+            records = {record.epoch: record for record in known.get(ticket.number, []) if record.seed == seed}
+            last = records.get(ticket.epochs)
+            if last is not None and (last.test_loss is not None or not tested):
+                self.curves[ticket.number].records[seed] = records
+
+    def report(self, number: int, epochs: Iterable[int]) -> None:
+        """Note the recent means of a ticket over all its seeds, at those epochs that all of them reached."""
+        curve = self.curves[number]
+        for epoch in epochs:
+            if curve.reaches(epoch):
+                curve.reports[epoch] = self.recent_mean(number, epoch)
+
+    def recent_mean(self, number: int, epoch: int) -> float:
+        """Return the mean over a ticket's seeds of the metric's last few validations, in its unit."""
+        curve, question = self.curves[number], self.study.question
+        at_least = 1 if epoch == curve.ticket.epochs else RUNG_VALIDATIONS
+        means = [recent_mean(curve.of(s), question, epoch, at_least=at_least) for s in curve.ticket.seeds]
+        return mean_and_se(means)[0]
+
+    def write(self, numbers: Iterable[int], *, persistent: bool = False) -> set[int]:
+        """Write what is new of tickets, in one transaction; where the storage fails it stays for later.
+
+        Args:
+            numbers: of the tickets.
+            persistent: whether to wait for a storage that is away.
+
+        Returns:
+            The tickets that are no longer this worker's.
+        """
+        entries = [self.curves[number].entry() for number in numbers]
+        lost = persistently(queue.record, entries) if persistent else attempt(queue.record, entries)
+        self._tried = time.monotonic()
+        if lost is None:
+            return set()
+        for entry in entries:
+            self.curves[entry.ticket.number].forget_unwritten()
+        return lost
