@@ -11,17 +11,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from optuna.pruners import BasePruner
-from optuna.samplers import BaseSampler
 
 from floodsearch.errors import Problem, TaskError, UsageError
 from floodsearch.flooding.schedules import SCHEDULES
 from floodsearch.records import EpochRecord, Parameter, Setting
+from floodsearch.search.judge import Judge
 from floodsearch.search.pruners import PRUNERS
-from floodsearch.search.samplers import RULES, SAMPLERS, Rule, RuleSampler
+from floodsearch.search.samplers import SAMPLERS, Rule
 from floodsearch.search.space import Space
 from floodsearch.study.reader import Field, Fields, Known, TaskFields, fields_of
-from floodsearch.study.spec import Choices, Range, Spec
+from floodsearch.study.spec import Choices, Range, Spec, Training
 from floodsearch.study.trust import TrustedSpec
 from floodsearch.tasks import TASKS
 from floodsearch.tasks.options import METRICS
@@ -35,7 +34,7 @@ if TYPE_CHECKING:
 
 
 def known(folders: Sequence[Path] = ()) -> Known:
-    """Return the valid names. Tasks are imported, and torch with them, only when one is described.
+    """Return the valid names, and what there is to know of each. Tasks are imported when one is described.
 
     Args:
         folders: where files of a command are looked for before the current folder.
@@ -46,8 +45,10 @@ def known(folders: Sequence[Path] = ()) -> Known:
         rehearse=rehearse,
         find_loop=find_loop,
         find_program=functools.partial(find_program, folders=folders),
-        samplers={name: {} if rule is None else fields_of(rule) for name, rule in SAMPLERS.items()},
-        pruners={name: fields_of(factory) for name, factory in PRUNERS.items()},
+        samplers={name: {} if one.rule is None else fields_of(one.rule) for name, one in SAMPLERS.items()},
+        fixed=[name for name, one in SAMPLERS.items() if one.fixed],
+        pruners={name: fields_of(make) for name, make in PRUNERS.items()},
+        at_each_report=[name for name, make in PRUNERS.items() if _stops_at_each_report(make(Training()))],
         schedules={name: fields_of(one.step) for name, one in SCHEDULES.items()},
         steady=[name for name, one in SCHEDULES.items() if one.forks],
         highest={name: one.highest for name, one in SCHEDULES.items() if one.highest is not None},
@@ -55,15 +56,20 @@ def known(folders: Sequence[Path] = ()) -> Known:
     )
 
 
+def _stops_at_each_report(judge: Judge) -> bool:
+    return bool(judge.rungs) and not judge.together
+
+
 def check_settings(spec: Spec) -> Iterator[Problem]:
     """Try the sampler, the pruner and the schedule; yield what they say against their settings."""
     spec = spec.stand_in()
     try:
-        _rule_of(spec)(Space.of(spec), [], np.random.default_rng(0))
+        if (rule := rule_of(spec)) is not None:
+            rule(Space.of(spec), [], np.random.default_rng(0))
     except ValueError as error:
         yield Problem(spec.search.sampler, str(error))
     try:
-        pruner_of(spec)
+        judge_of(spec)
     except ValueError as error:
         yield Problem(spec.search.pruner, str(error))
     yield from _check_schedule(spec)
@@ -277,17 +283,14 @@ def schedule_settings(spec: Spec, beside: Mapping[str, Parameter]) -> dict[str, 
     return fixed | {name: value for name, value in beside.items() if name in spec.searched_settings}
 
 
-def sampler_of(spec: Spec) -> BaseSampler:
-    """Return the sampler of a study; that of a grid is never asked, as its tickets are fixed."""
-    return RuleSampler(_rule_of(spec), Space.of(spec), seed=spec.search.seed, maximize=spec.maximize)
-
-
-def _rule_of(spec: Spec) -> Rule:
+def rule_of(spec: Spec) -> Rule | None:
+    """Return the rule that proposes the levels of a study, with its settings; None where all are fixed."""
     name = spec.search.sampler
-    return functools.partial(SAMPLERS[name] or RULES["random"], **spec.settings.get(name, {}))
+    rule = SAMPLERS[name].rule
+    return None if rule is None else functools.partial(rule, **spec.settings.get(name, {}))
 
 
-def pruner_of(spec: Spec) -> BasePruner:
-    """Return the pruner of a study."""
+def judge_of(spec: Spec) -> Judge:
+    """Return who decides which levels of a study go on, made for its epochs by its pruner's settings."""
     name = spec.search.pruner
     return PRUNERS[name](spec.training, **spec.settings.get(name, {}))

@@ -422,7 +422,7 @@ def check(
     """Show the resolved study with all defaults, or all its problems, and what it would cost."""
     from floodsearch.cost.forecast import plan
     from floodsearch.report.text import forecast_text
-    from floodsearch.search.space import ticket_count
+    from floodsearch.search.tickets import ticket_count
     from floodsearch.study.trust import token_of
 
     spec = _read(study)

@@ -19,7 +19,7 @@ from floodsearch.records import (
     WorkerRecord,
     WorkerStatus,
 )
-from floodsearch.search.space import ticket_count
+from floodsearch.search.tickets import ticket_count
 from floodsearch.storage import tables
 from floodsearch.storage.database import open_database
 from floodsearch.storage.studies import StoredStudy, find_study, read_trials

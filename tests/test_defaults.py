@@ -16,7 +16,7 @@ from floodsearch.catalog import known
 from floodsearch.cost.forecast import plan
 from floodsearch.errors import StudyChangedError, StudyFileError
 from floodsearch.queries import answer
-from floodsearch.search.space import tickets
+from floodsearch.search.tickets import tickets
 from floodsearch.storage.studies import put_study, read_trials
 from floodsearch.study.reader import parse
 from floodsearch.study.spec import Levels, Training, differences

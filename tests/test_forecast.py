@@ -11,7 +11,7 @@ from floodsearch.cost import throughput as speed
 from floodsearch.cost.forecast import Stage, current_stage, plan, speeds_of, timed
 from floodsearch.errors import UsageError
 from floodsearch.records import StudyStage, TrialRecord
-from floodsearch.search.space import ticket_count
+from floodsearch.search.tickets import ticket_count
 from floodsearch.study.reader import read
 from floodsearch.study.spec import Arithmetic
 from floodsearch.tasks import TASKS

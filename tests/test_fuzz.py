@@ -33,7 +33,7 @@ from floodsearch.queries import answer, status
 from floodsearch.records import Attribute
 from floodsearch.report.export import curve_rows, trial_rows
 from floodsearch.report.text import best_text, notes_text, status_text
-from floodsearch.search.space import ticket_count
+from floodsearch.search.tickets import ticket_count
 from floodsearch.storage.database import open_database
 from floodsearch.storage.studies import find_study, put_study
 from floodsearch.study.reader import parse, read

@@ -15,7 +15,7 @@ from floodsearch.answer.best import latest
 from floodsearch.artifacts.weights import KeptWeights
 from floodsearch.queries import answer
 from floodsearch.search.halving import Standing, halve, rungs, spread
-from floodsearch.search.pruners import HalvingPruner
+from floodsearch.search.judge import Halving
 from floodsearch.storage import tables
 from floodsearch.storage.studies import put_study, read_trials
 from floodsearch.worker.bracket import Bracket
@@ -181,13 +181,13 @@ def test_the_levels_that_are_tried_are_spread_evenly(total, count):
 
 def test_a_share_of_those_that_began_is_kept():
     """What a rung keeps does not grow with the levels that flood only then, and cost nothing before."""
-    pruner = HalvingPruner((10, 20, 40), levels=9, reduction=3, ties=0.0, brackets=1)
+    judge = Halving(rungs=(10, 20, 40), brackets=1, tried=9, reduction=3, ties=0.0)
     standings = {n: Standing(1000.0 * n, float(n), n > 6) for n in range(1, 10)}
-    assert pruned(pruner.judge(standings, 10, 1.0, 9)) == set()
+    assert pruned(judge.compare(standings, epoch=10, highest=1.0, began=9)) == set()
     late = {n: dataclasses.replace(one, forked=True) for n, one in standings.items()}
-    assert pruned(pruner.judge(late, 20, 1.0, 9)) == set(range(1, 9))
-    assert pruned(pruner.judge(late, 40, 1.0, 9)) == set(range(1, 9))
-    assert pruned(pruner.judge(late, 40, 1.0, 28)) == set(range(1, 8))
+    assert pruned(judge.compare(late, epoch=20, highest=1.0, began=9)) == set(range(1, 9))
+    assert pruned(judge.compare(late, epoch=40, highest=1.0, began=9)) == set(range(1, 9))
+    assert pruned(judge.compare(late, epoch=40, highest=1.0, began=28)) == set(range(1, 8))
 
 
 # The rungs

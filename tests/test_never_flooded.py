@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from floodsearch import queue
 from floodsearch.answer.best import unconfirmed, worth_more_seeds
 from floodsearch.answer.response import landscape
+from floodsearch.catalog import judge_of
 from floodsearch.errors import DamagedError
 from floodsearch.queries import answer as answer_of
 from floodsearch.queries import status
@@ -208,7 +209,7 @@ def test_none_of_them_takes_the_place_of_another_at_a_rung(database, make_spec, 
     queue.fill(study)
     worker = tables.enter_worker(database, study.uuid, host="here", pid=1, device="cpu", versions={})
     first, other = [one for one in queue.take(study, worker) if one.level > 0][:2]
-    (rung, *_) = first.asked.pruner.rungs
+    rung = judge_of(study.spec).rungs[0]
     queue.record([queue.Entry(first, [], {rung: 0.9})])
     queue.complete(first, 0.9, {}, flooded=has_flooded)
     (decision,) = queue.judge({other.number: (other, Standing(other.level, 0.5))}, rung).values()

@@ -18,7 +18,7 @@ from floodsearch.errors import StudyChangedError
 from floodsearch.queries import answer, status
 from floodsearch.records import EpochRecord
 from floodsearch.report.text import status_text
-from floodsearch.search.space import tickets
+from floodsearch.search.tickets import tickets
 from floodsearch.storage import tables
 from floodsearch.storage.studies import put_study, read_trials
 from floodsearch.study.spec import Levels

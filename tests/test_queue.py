@@ -14,12 +14,13 @@ from optuna.trial import TrialState
 
 from floodsearch import queue
 from floodsearch.answer.best import count, latest
+from floodsearch.catalog import judge_of
 from floodsearch.errors import DivergedError, TicketLostError
 from floodsearch.queries import status
 from floodsearch.queue import ATTEMPTS, FAILURES_IN_A_ROW, Entry, Reaper
 from floodsearch.records import Attribute, Decision, WorkerRecord
 from floodsearch.search.halving import Standing
-from floodsearch.search.pruners import HalvingPruner
+from floodsearch.search.judge import Halving
 from floodsearch.storage import schema, tables
 from floodsearch.storage.database import Database, open_database
 from floodsearch.storage.studies import find_study, put_study, read_trials
@@ -521,13 +522,15 @@ def test_rivals_have_the_same_choices(database, make_spec, monkeypatch, until):
     taken, worker = [], enter(study)
     while more := queue.take(study, worker):
         taken += more
-    rung = taken[0].asked.pruner.rungs[0]
+    rung = judge_of(spec).rungs[0]
     *ended, last = taken
     for ticket in ended:
         queue.record([Entry(ticket, [], {rung: 0.5})])
         queue.complete(ticket, 0.5, {})
-    plain = HalvingPruner.judge
-    monkeypatch.setattr(HalvingPruner, "judge", lambda self, *of: asked.append(of[0]) or plain(self, *of))
+    plain = Halving.compare
+    monkeypatch.setattr(
+        Halving, "compare", lambda self, of, **more: asked.append(of) or plain(self, of, **more)
+    )
     queue.judge({last.number: (last, Standing(last.level, 0.1))}, rung)
     alike = [one for one in ended if "choices" not in until or one.beside in ({}, last.beside)]
     assert asked[0].keys() == {last.number} | {-1 - one.number for one in alike}

@@ -16,15 +16,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from optuna.trial import TrialState
 
-from floodsearch.catalog import known, sampler_of, schedule_settings
+from floodsearch.catalog import known, rule_of, schedule_settings
 from floodsearch.records import Attribute, Parameter
-from floodsearch.search.samplers import RULES, RuleSampler, Tried, at_the_end, heuristic
-from floodsearch.search.space import RESOLUTION, Space, tickets, van_der_corput
+from floodsearch.search.history import Tried, at_the_end
+from floodsearch.search.plain_optuna import RuleSampler
+from floodsearch.search.samplers import SAMPLERS, heuristic
+from floodsearch.search.space import RESOLUTION, Space
+from floodsearch.search.tickets import tickets, van_der_corput
 from floodsearch.study.reader import parse
 from floodsearch.study.spec import Choices, Range, Spec
 from tests.conftest import TINY, merged
 
 KNOWN = known()
+RULES = {name: one.rule for name, one in SAMPLERS.items() if one.rule is not None}
 SPACES = {
     "grid": Space(0.0, 0.5, grid=(0.0, 0.1, 0.2, 0.3, 0.4, 0.5)),
     "grid above 0": Space(2.0, 4.0, grid=(0.0, 2.0, 2.5, 3.0, 3.5, 4.0)),
@@ -714,6 +718,11 @@ def test_van_der_corput_order_is_spread(n):
         assert gap <= 4 * n / k
 
 
+def sampler_of(spec: Spec) -> RuleSampler:
+    """Return what proposes the levels of a study, as plain Optuna asks it."""
+    return RuleSampler(rule_of(spec), Space.of(spec), seed=spec.search.seed, maximize=spec.maximize)
+
+
 def make(**changes: Any) -> Spec:
     return parse(merged(TINY, changes), KNOWN)
 
@@ -735,11 +744,11 @@ def test_a_grid_with_choices_has_a_ticket_for_each_combination():
     assert sorted(found) == [(level, choice) for level in (0.0, 0.25, 0.5) for choice in (0.0, 0.1)]
 
 
-@pytest.mark.parametrize("sampler", ["grid", *RULES])
+@pytest.mark.parametrize("sampler", SAMPLERS)
 def test_each_combination_of_recipe_fields_has_one_baseline(sampler):
     """Level 0 is trained once for every combination of recipe fields, first, whatever proposes the levels."""
     choices = {"weight_decay": {"choices": [0.0, 0.1]}, "learning_rate": {"choices": [0.01, 0.001]}}
-    search = {"sampler": sampler} if sampler == "grid" else {"sampler": sampler, "trials": 9}
+    search = {"sampler": sampler} if SAMPLERS[sampler].fixed else {"sampler": sampler, "trials": 9}
     found = tickets(make(training=choices, search=search))
     baselines = [one for one in found if one is not None and one["level"] == 0]
     assert found[:4] == baselines

@@ -8,12 +8,13 @@ from itertools import pairwise
 from typing import NamedTuple
 
 from floodsearch.answer.best import latest
-from floodsearch.catalog import pruner_of
+from floodsearch.catalog import judge_of
 from floodsearch.errors import UsageError
 from floodsearch.queue import bracket_of, portions
 from floodsearch.records import StudyStage, TrialRecord, WorkerRecord
-from floodsearch.search.pruners import HalvingPruner
-from floodsearch.search.space import Space, ticket_count, tickets
+from floodsearch.search.samplers import SAMPLERS
+from floodsearch.search.space import Space
+from floodsearch.search.tickets import ticket_count, tickets
 from floodsearch.storage.studies import StoredStudy
 from floodsearch.study.spec import Spec
 
@@ -44,8 +45,8 @@ class Open(NamedTuple):
 def plan(spec: Spec) -> list[Stage] | None:
     """Return what a whole search trains, stage by stage; None while the pilot has to tell how many levels.
 
-    Under halving the levels of each bracket that are tried go from rung to rung as planned; other pruners are
-    taken to stop nothing. What levels share before they flood is not known before, and comes off.
+    Levels that are judged together go from rung to rung as their judge plans; a judge that looks at each by
+    itself is taken to stop nothing. What levels share before they flood is not known before, and comes off.
     """
     if ticket_count(spec) is None:
         return None
@@ -79,36 +80,31 @@ def current_stage(spec: Spec, trials: Iterable[TrialRecord]) -> StudyStage | Non
     running = [one for one in latest(trials).values() if one.state == "running"]
     if not running:
         return None
-    pruner, rungs = pruner_of(spec), tuple[int, ...]()
-    if isinstance(pruner, HalvingPruner):
+    judge = judge_of(spec)
+    if judge.together:
         running = [one for one in running if one.epoch > 0] or running
-        rungs = pruner.rungs
     # Level 0 goes on to its end when the others are judged.
     reached = min(one.epoch for one in [one for one in running if one.level != 0] or running)
     end = max(one.epochs for one in running)
-    return StudyStage(
-        after=max((rung for rung in rungs if rung <= reached < end), default=0),
-        until=min((rung for rung in rungs if reached < rung < end), default=end),
-        tickets=len(running),
-    )
+    stages = ((after, until) for after, until, _ in judge.plan(len(running), 0, end))
+    now = next(((after, until) for after, until in stages if after <= reached < until), (0, end))
+    return StudyStage(after=now[0], until=now[1], tickets=len(running))
 
 
 def _parts(spec: Spec, unfinished: Sequence[Open]) -> Iterator[Stage]:
     """Yield what tickets still need: each by itself, or with the others that it is judged with."""
-    pruner, bracket = pruner_of(spec), bracket_of(spec, ticket_count(spec) or 1)
+    judge, bracket = judge_of(spec), bracket_of(spec, ticket_count(spec) or 1)
     together = dict[tuple[int | None, int, int], list[int]]()
     for one in unfinished:
-        if one.level == 0 or not isinstance(pruner, HalvingPruner):
+        if one.level == 0 or not judge.together:
             yield Stage(one.epoch, one.epochs, one.seeds)
         else:
             together.setdefault((bracket(one.number), one.epochs, one.seeds), []).append(one.epoch)
-    if not isinstance(pruner, HalvingPruner):
-        return
     for (_, epochs, seeds), reached in together.items():
         levels = len(reached)
-        if spec.search.sampler == "grid":
-            levels = min(levels, pruner.together * len(Space.of(spec.stand_in()).combinations()))
-        for after, until, alive in pruner.plan(levels, min(reached), epochs):
+        if judge.tried is not None and SAMPLERS[spec.search.sampler].fixed:
+            levels = min(levels, judge.tried * len(Space.of(spec.stand_in()).combinations()))
+        for after, until, alive in judge.plan(levels, min(reached), epochs):
             yield Stage(after, until, alive * seeds)
 
 

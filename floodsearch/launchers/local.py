@@ -29,7 +29,7 @@ from floodsearch.launchers.supervision import Death, Patience, last_line, memory
 from floodsearch.process.nesting import refuse
 from floodsearch.queries import answer, status
 from floodsearch.records import BestLevel, StudyStatus, WorkerRecord
-from floodsearch.search.space import ticket_count
+from floodsearch.search.tickets import ticket_count
 from floodsearch.storage import tables
 from floodsearch.storage.database import open_database
 from floodsearch.storage.retry import attempt, persistently

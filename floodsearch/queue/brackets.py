@@ -4,18 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from floodsearch.catalog import pruner_of
-from floodsearch.search.pruners import HalvingPruner
-from floodsearch.search.space import ticket_count
+from floodsearch.catalog import judge_of
+from floodsearch.search.samplers import SAMPLERS
+from floodsearch.search.tickets import ticket_count
 from floodsearch.study.spec import MOST_LEVELS, Spec
 
 
 def bracket_of(spec: Spec, total: int) -> Callable[[int], int | None]:
     """Return what tells the bracket of a ticket of so many: a block of a grid, in spread order; or None."""
-    pruner = pruner_of(spec)
-    if spec.search.sampler != "grid" or not isinstance(pruner, HalvingPruner):
-        return lambda number: None
-    return lambda number: number * pruner.brackets // total
+    parts = judge_of(spec).brackets if SAMPLERS[spec.search.sampler].fixed else None
+    return lambda number: None if parts is None else number * parts // total
 
 
 def portions(spec: Spec) -> int:

@@ -5,20 +5,19 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable
 
-import optuna
 from optuna.trial import FrozenTrial
 
-from floodsearch.catalog import pruner_of, sampler_of
+from floodsearch.catalog import judge_of, rule_of
 from floodsearch.queue.ownership import held, lose, lost, put_back
 from floodsearch.queue.ticket import Ticket
 from floodsearch.records import BY_HAND, Attribute, Parameter, TrialRecord
+from floodsearch.search.history import tried_in
+from floodsearch.search.samplers import SAMPLERS, Rule, propose
 from floodsearch.search.space import Space
 from floodsearch.storage import trials
 from floodsearch.storage.rows import read_by_optuna
 from floodsearch.storage.studies import StoredStudy, Wanted, lease, record_of
 
-ROUND = 4
-"""Open tickets that a worker takes at once under halving: a sampler sees results before it proposes more."""
 log = logging.getLogger(__name__)
 
 
@@ -32,8 +31,8 @@ def take(
 ) -> list[Ticket]:
     """Take the next tickets that are trained together, with their levels; none if no ticket waits.
 
-    Of a grid under halving this is a bracket; of open tickets under halving a few, so that the sampler sees
-    results before it proposes more; else one. Taking is atomic: no ticket is in two hands. Where a sampler
+    Of a grid whose tickets are judged together this is a bracket; of open tickets as many as the judge says;
+    else one. Taking is atomic: no ticket is in two hands. Where a sampler
     proposes levels, one worker at a time takes, so that each sees what the one before was given.
 
     Args:
@@ -44,7 +43,7 @@ def take(
         again: whether an earlier call failed, so that the worker, whose hands are empty, may have taken
             tickets and not heard of it; then these are given.
     """
-    if study.spec.search.sampler == "grid":
+    if SAMPLERS[study.spec.search.sampler].fixed:
         return _take(study, worker, revision, most, again)
     with lease(study.database, study.uuid, "propose"):
         return _take(study, worker, revision, most, again)
@@ -54,7 +53,7 @@ def _take(
     study: StoredStudy, worker: int, revision: str | None, fits: int | None, again: bool
 ) -> list[Ticket]:
     signature = {Attribute.WORKER: worker} | ({} if revision is None else {Attribute.REVISION: revision})
-    most = ROUND if study.spec.search.pruner == "halving" else 1
+    most = judge_of(study.spec).most_open
     with study.database.write() as connection:
         claimed = trials.signed(connection, study.id, worker) if again else []
         claimed = claimed or trials.claim(connection, study.id, signature, most=most, fits=fits)
@@ -65,12 +64,11 @@ def _take(
         if any(one.cause == BY_HAND for _, one in found):
             study = study.reread()  # if it has grown since this worker looked, nothing is wrong
             found = _records(study, claimed)
-        asked = study.optuna(sampler_of(study.spec), pruner_of(study.spec))
         for trial, record in found:
             if record.cause == BY_HAND:
                 _discard(study, trial._trial_id, worker, record)
         sound = [(trial, record) for trial, record in found if record.cause != BY_HAND]
-        return [_ticket(study, asked, trial, record, worker) for trial, record in sound]
+        return [_ticket(study, trial, record, worker) for trial, record in sound]
     except BaseException:
         for trial_id in claimed:
             put_back(study, trial_id, worker)
@@ -92,14 +90,13 @@ def _discard(study: StoredStudy, trial_id: int, worker: int, record: TrialRecord
     lose(study, trial_id, worker, str(record.reason), BY_HAND)
 
 
-def _ticket(
-    study: StoredStudy, asked: optuna.Study, trial: FrozenTrial, record: TrialRecord, worker: int
-) -> Ticket:
-    parameters = dict(record.parameters) or _propose(study, asked, trial, worker)
+def _ticket(study: StoredStudy, trial: FrozenTrial, record: TrialRecord, worker: int) -> Ticket:
+    parameters = dict(record.parameters)
+    if not parameters and (rule := rule_of(study.spec)) is not None:
+        parameters = _propose(study, rule, trial._trial_id, record.ticket, worker)
     return Ticket(
         number=record.ticket,
         study=study,
-        asked=asked,
         trial_id=trial._trial_id,
         level=float(parameters.pop("level")),
         beside=parameters,
@@ -111,14 +108,15 @@ def _ticket(
     )
 
 
-def _propose(
-    study: StoredStudy, asked: optuna.Study, trial: FrozenTrial, worker: int
-) -> dict[str, Parameter]:
-    """Ask the sampler for the level of an open ticket and write it down."""
-    distributions = Space.of(study.spec).distributions()
-    proposed = asked.sampler.sample_relative(asked, trial, distributions)
+def _propose(study: StoredStudy, rule: Rule, trial_id: int, ticket: int, worker: int) -> dict[str, Parameter]:
+    """Return the level that a rule proposes for an open ticket, and what is beside it; write it down."""
+    spec, space = study.spec, Space.of(study.spec)
+    with read_by_optuna(f"a trial of study {study.name!r}"):
+        every = study.database.optuna.get_all_trials(study.id, deepcopy=False)
+    tried = tried_in(every, space, maximize=spec.maximize)
+    proposed = propose(rule, space, tried, seed=spec.search.seed, ticket=ticket)
     with study.database.write() as connection:
-        if not held(connection, trial._trial_id, worker):
-            raise lost(trial.user_attrs[Attribute.TICKET])
-        trials.set_parameters(connection, trial._trial_id, proposed, distributions)
+        if not held(connection, trial_id, worker):
+            raise lost(ticket)
+        trials.set_parameters(connection, trial_id, proposed, space.distributions())
     return proposed

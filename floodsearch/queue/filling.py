@@ -8,7 +8,8 @@ from floodsearch.answer.best import latest, unconfirmed, worth_more_seeds
 from floodsearch.queue.brackets import bracket_of
 from floodsearch.queue.wanted import grown, in_hand, missing, short_of_seeds, trained_to_the_end
 from floodsearch.records import Attribute, Parameter, TrialRecord
-from floodsearch.search.space import Space, tickets
+from floodsearch.search.space import Space
+from floodsearch.search.tickets import tickets
 from floodsearch.storage import trials
 from floodsearch.storage.studies import StoredStudy, lease, read_trials
 from floodsearch.storage.trials import NewTrial
@@ -41,7 +42,7 @@ def fill(study: StoredStudy) -> int:
         if not new and not in_hand(newest):
             new = [
                 _new_trial(one.parameters, one, {Attribute.TICKET: one.ticket, **size, Attribute.CONFIRMS: 1})
-                for one in _unconfirmed(study)
+                for one in _unconfirmed(study, newest)
             ]
         small = any(one.state == "waiting" and grown(one, study.spec) for one in newest.values())
         if new or small:
@@ -70,13 +71,13 @@ def _to_queue(study: StoredStudy, history: Sequence[TrialRecord]) -> list[int]:
     return [number for number in short if number in worth]
 
 
-def _unconfirmed(study: StoredStudy) -> list[TrialRecord]:
+def _unconfirmed(study: StoredStudy, newest: Mapping[int, TrialRecord]) -> list[TrialRecord]:
     """Return the trial that was pruned although it is the maximum of the curve, if there is one.
 
     The answer must have been trained to its end; one that ended there already for another reason is left.
     """
-    if study.spec.search.pruner == "none":
-        return []
+    if all(one.cause != "pruned" for one in newest.values()):
+        return []  # without reading the curves
     found = unconfirmed(read_trials(study), study.question)
     return [found] if found is not None and found.cause == "pruned" else []
 

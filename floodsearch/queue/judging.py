@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection, Mapping, Sequence
 
+from optuna.pruners import BasePruner
 from optuna.trial import TrialState
 
+from floodsearch.catalog import judge_of
 from floodsearch.queue.brackets import bracket_of
 from floodsearch.queue.ticket import Ticket
 from floodsearch.records import Attribute, Decision, ended_by_us
 from floodsearch.search.halving import Standing
-from floodsearch.search.pruners import HalvingPruner
-from floodsearch.search.space import Space, tickets
+from floodsearch.search.judge import Rung
+from floodsearch.search.samplers import SAMPLERS
+from floodsearch.search.space import Space
+from floodsearch.search.tickets import tickets
 from floodsearch.storage.studies import STATES, StoredStudy
 
 
 def set_aside(taken: Sequence[Ticket]) -> dict[int, Decision]:
-    """Return which tickets of a bracket halving does not begin with, by number.
+    """Return the decision on each ticket of a bracket that its judge does not begin with, by number.
 
     A pure function of the grid: a bracket that another worker takes up again begins with the same levels.
 
@@ -25,8 +28,8 @@ def set_aside(taken: Sequence[Ticket]) -> dict[int, Decision]:
         taken: of one bracket, with the same parameters beside the level.
     """
     first = taken[0]
-    spec, pruner = first.study.spec, first.asked.pruner
-    if spec.search.sampler != "grid" or not isinstance(pruner, HalvingPruner):
+    spec = first.study.spec
+    if not SAMPLERS[spec.search.sampler].fixed:
         return {}
     wanted = tickets(spec)
     bracket = bracket_of(spec, len(wanted))
@@ -36,12 +39,12 @@ def set_aside(taken: Sequence[Ticket]) -> dict[int, Decision]:
         level = float(beside.pop("level", 0.0))
         if level > 0 and bracket(number) == bracket(first.number) and beside == dict(first.beside):
             levels[number] = level
-    aside = pruner.begin(levels)
+    aside = judge_of(spec).begin(levels)
     return {one.number: aside[one.number] for one in taken if one.number in aside and not one.confirms}
 
 
 def judge(standings: Mapping[int, tuple[Ticket, Standing]], epoch: int) -> dict[int, Decision]:
-    """Ask the study's pruner about tickets that have reached a rung together; their reports are written.
+    """Ask the study's judge about tickets that have reached a rung together; their reports are written.
 
     Level 0 is the baseline: it is never pruned. Neither is a ticket that confirms the answer.
 
@@ -54,18 +57,15 @@ def judge(standings: Mapping[int, tuple[Ticket, Standing]], epoch: int) -> dict[
     """
     tickets = {number: ticket for number, (ticket, _) in standings.items()}
     first = next(iter(tickets.values()))
-    pruner = first.asked.pruner
-    if isinstance(pruner, HalvingPruner):
-        own = {number: one for number, (_, one) in standings.items()}
-        rivals, began = {}, own
-        if epoch in pruner.rungs:
-            rivals = _rivals(first, tickets, epoch)
-            began = {**own, **_rivals(first, tickets, pruner.rungs[0])}
-        above = sum(one.level > 0 for one in began.values())
-        verdicts = pruner.judge({**rivals, **own}, epoch, _scale(first.study), above)
-        decisions = {number: verdicts[number] for number in tickets}
-    else:
-        decisions = {number: _asked(ticket, epoch) for number, ticket in tickets.items()}
+    rung = Rung(
+        epoch=epoch,
+        standings={number: one for number, (_, one) in standings.items()},
+        scale=_scale(first.study),
+        maximize=first.study.spec.maximize,
+        ended=lambda epoch: _rivals(first, tickets, epoch),
+        ask=lambda pruner, number: _stops(pruner, tickets[number]),
+    )
+    decisions = judge_of(first.study.spec).judge(rung)
     confirmed = Decision(prune=False, reason="kept: it confirms the answer")
     return {number: confirmed if tickets[number].confirms else one for number, one in decisions.items()}
 
@@ -75,15 +75,10 @@ def _scale(study: StoredStudy) -> float:
     return study.question.scale or study.spec.levels.highest
 
 
-def _asked(ticket: Ticket, epoch: int) -> Decision:
-    """Ask one of Optuna's pruners about one ticket."""
-    if ticket.level == 0:
-        return Decision(prune=False, reason="level 0 is never pruned")
+def _stops(pruner: BasePruner, ticket: Ticket) -> bool:
+    """Return whether one of Optuna's pruners stops the trial of a ticket."""
     trial = ticket.study.database.optuna.get_trial(ticket.trial_id)
-    prune = ticket.asked.pruner.prune(ticket.asked, trial)
-    value = trial.intermediate_values.get(epoch, math.nan)
-    told = f"by {ticket.study.spec.search.pruner} at epoch {epoch}, with a recent mean of {value:.4g}"
-    return Decision(prune=prune, reason=f"pruned {told}" if prune else f"kept {told}")
+    return pruner.prune(ticket.study.optuna(pruner=pruner), trial)
 
 
 def _rivals(first: Ticket, judged: Collection[int], epoch: int) -> dict[int, Standing]:

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import optuna
-
 from floodsearch.records import EpochRecord, Parameter
 from floodsearch.storage.studies import StoredStudy
 
@@ -18,7 +16,6 @@ class Ticket:
     Args:
         number: of the ticket.
         study: whose it is, with its spec as of when the ticket was taken.
-        asked: Optuna's object for the study, with its pruner.
         trial_id: Optuna's trial under which it is trained this time.
         level: flood level, in the unit of the loss.
         beside: the parameters searched beside the level.
@@ -32,7 +29,6 @@ class Ticket:
 
     number: int
     study: StoredStudy
-    asked: optuna.Study
     trial_id: int
     level: float
     beside: Mapping[str, Parameter]

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from floodsearch.answer.best import latest
 from floodsearch.records import TrialRecord
-from floodsearch.search.space import tickets
+from floodsearch.search.tickets import tickets
 from floodsearch.study.spec import Spec
 
 ATTEMPTS = 3

@@ -1,50 +1,31 @@
-"""Which level to try next: pure rules of what was tried, and the adapter that makes them Optuna samplers.
+"""Which level to try next: pure rules of what was tried, by the name that a study file uses.
 
 A rule is a function `(space, tried, rng, **settings) -> parameters`. It sees scores, of which larger is
-better, and has no state: the same history gives the same proposal in any process. The adapter makes the
+better, and has no state: the same history gives the same proposal in any process. `propose` makes the
 scores of trials that were pruned comparable with those of complete ones, and moves a level that was proposed
-before to the nearest new one.
+before to the nearest new one. A new sampler is one entry of `SAMPLERS`.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
-import statistics
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 import optuna
-from optuna.distributions import BaseDistribution, FloatDistribution
+from optuna.distributions import FloatDistribution
 from optuna.samplers import BaseSampler, GPSampler, TPESampler
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import TrialState
 
-from floodsearch.records import Attribute, Parameter, ended_by_us
+from floodsearch.records import Parameter
+from floodsearch.search.history import Tried, at_the_end
 from floodsearch.search.space import Space
 
 # Optuna tells of each study and trial on stderr; here they are many and short-lived.
 optuna.logging.set_verbosity(optuna.logging.WARNING)
-
-
-@dataclass(frozen=True)
-class Tried:
-    """One ticket for which a level was proposed."""
-
-    ticket: int
-    level: float
-    beside: Mapping[str, Parameter]
-    score: float | None
-    """Larger is better; None while it trains, and for good if it diverged."""
-    rungs: Mapping[int, float] = field(default_factory=dict)
-    """The recent mean of the metric at each epoch that it reported; larger is better."""
-
-    def counts_for(self, beside: Mapping[str, Parameter]) -> bool:
-        """Return whether it is a level of these parameters: of all, or their baseline, which has fewer."""
-        return self.beside.items() <= beside.items()
-
 
 Rule = Callable[..., dict[str, Parameter]]
 
@@ -52,45 +33,44 @@ REDRAWS = 100
 """Draws until a value of a range is new: if nine in ten were tried, all of them fail 3 times in 100,000."""
 
 
-def at_the_end(tried: Sequence[Tried]) -> list[Tried]:
-    """Return the same with scores that can be compared: what each is worth at the end, not where it stopped.
+def propose(
+    rule: Rule, space: Space, tried: Sequence[Tried], *, seed: int, ticket: int
+) -> dict[str, Parameter]:
+    """Return the level that a ticket evaluates, and the parameters beside it: a new one where there is one.
 
-    A trial that was pruned has the value of its last rung, and values of different rungs do not compare:
-    unflooded runs get worse as they memorise their labels, flooded ones less so. Its score is therefore
-    carried from rung to rung as that of the trials that went on: from the rung where it stopped to the next
-    one that some of the others reported too, by their mean change between the two, and so on to the last
-    rung. The change is taken at the trial's own level, linear in the level between those that went on and
-    constant beyond them, and from those with the same parameters beside it where there are any.
+    A pure function of these: any process proposes the same for the same ticket.
 
-    Those that go on were the better ones, by luck too, so that they change rather for the worse: a trial that
-    was pruned is not flattered. Where nobody went on a score stays what it is, such as that of a complete
-    trial; so does one without reports.
+    Args:
+        rule: its settings already bound.
+        space: where to search.
+        tried: what was proposed for others so far.
+        seed: of the search; each proposal draws from a generator seeded by (seed, ticket).
+        ticket: its number.
     """
-    scores = {index: one.score for index, one in enumerate(tried) if one.score is not None and one.rungs}
-    last = {index: max(tried[index].rungs) for index in scores}
-    for rung in sorted({epoch for one in tried for epoch in one.rungs}):
-        here = [index for index in scores if last[index] == rung]
-        both = [one for one in tried if rung in one.rungs and max(one.rungs) > rung]
-        if not here or not both:
-            continue
-        then = min(epoch for one in both for epoch in one.rungs if epoch > rung)
-        both = [one for one in both if then in one.rungs]
-        for index in here:
-            scores[index] += _change(tried[index], both, rung, then)
-            last[index] = then
-    return [replace(one, score=scores.get(index, one.score)) for index, one in enumerate(tried)]
+    rng = np.random.default_rng([seed, ticket])
+    return _moved(rule(space, at_the_end(tried), rng), space, tried, rng)
 
 
-def _change(one: Tried, both: Sequence[Tried], rung: int, then: int) -> float:
-    """Return by how much a trial would have changed between two rungs that others have both reported."""
-    alike = [other for other in both if other.counts_for(one.beside)]
-    if all(other.beside != one.beside for other in alike):
-        alike = list(both)  # a value from a range is nobody else's, and a baseline alone says too little
-    changes: dict[float, list[float]] = {}
-    for other in alike:
-        changes.setdefault(other.level, []).append(other.rungs[then] - other.rungs[rung])
-    levels = sorted(changes)
-    return float(np.interp(one.level, levels, [statistics.fmean(changes[level]) for level in levels]))
+def _moved(
+    proposal: dict[str, Parameter], space: Space, tried: Sequence[Tried], rng: np.random.Generator
+) -> dict[str, Parameter]:
+    """Return the nearest level that is new, with other parameters only where these were tried everywhere.
+
+    Choices move on to the next ones, values of ranges to any: a rule that repeats itself to the step has
+    nothing more to learn there.
+    """
+    beside = space.settled({name: value for name, value in proposal.items() if name != "level"})
+    others = itertools.chain(
+        [beside],
+        ({**beside, **choices} for choices in space.combinations()),
+        (space.draw(rng) for _ in range(REDRAWS if space.ranges else 0)),
+    )
+    for other in others:
+        gone = [one.level for one in tried if one.counts_for(other)]
+        level = space.nearest_untried(float(proposal["level"]), gone)
+        if level is not None:
+            return {"level": level, **other}
+    return {**proposal, **beside}
 
 
 def random(space: Space, tried: Sequence[Tried], rng: np.random.Generator) -> dict[str, Parameter]:
@@ -174,103 +154,30 @@ def heuristic(
     return {"level": here + direction * alpha, **beside}
 
 
-RULES: Mapping[str, Rule] = {"random": random, "tpe": tpe, "gp": gp, "heuristic": heuristic}
-SAMPLERS: Mapping[str, Rule | None] = {"grid": None, **RULES}
-"""The valid samplers. A grid proposes nothing: its tickets are fixed when the queue is filled."""
-
-
-class RuleSampler(BaseSampler):
-    """A rule as an Optuna sampler that works with any number of workers.
+@dataclass(frozen=True)
+class Sampler:
+    """Where the levels of a study come from.
 
     Args:
-        rule: the rule, its settings already bound.
-        space: where to search.
-        seed: of the search; each proposal draws from a generator seeded by (seed, ticket).
-        maximize: whether a larger value is better.
+        rule: proposes the level of an open ticket when a worker takes it. None where nothing is proposed:
+            each level of a grid is a ticket, and they are fixed when the queue is filled.
     """
 
-    def __init__(self, rule: Rule, space: Space, *, seed: int, maximize: bool) -> None:
-        self.rule, self.space, self.seed, self.maximize = rule, space, seed, maximize
+    rule: Rule | None
 
-    def infer_relative_search_space(
-        self, study: optuna.Study, trial: FrozenTrial
-    ) -> dict[str, BaseDistribution]:
-        """Return all parameters: they are proposed together."""
-        del study, trial
-        return self.space.distributions()
-
-    def sample_relative(
-        self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
-    ) -> dict[str, Any]:
-        """Return the rule's proposal, moved to the nearest level that is new."""
-        del search_space
-        # A study under Hyperband shows samplers one bracket only, so ask the storage.
-        trials = study._storage.get_all_trials(study._study_id, deepcopy=False)
-        tried = [one for one in map(self._tried, trials) if one is not None]
-        ticket = int(trial.user_attrs.get(Attribute.TICKET, trial.number))
-        rng = np.random.default_rng([self.seed, ticket])
-        return self._moved(self.rule(self.space, at_the_end(tried), rng), tried, rng)
-
-    def sample_independent(
-        self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
-    ) -> Any:
-        """Refuse a parameter that the space does not hold."""
-        raise ValueError(
-            f"parameter {param_name!r} is not searched; known: {', '.join(self.space.distributions())}"
-        )
-
-    def _moved(
-        self, proposal: dict[str, Parameter], tried: Sequence[Tried], rng: np.random.Generator
-    ) -> dict[str, Parameter]:
-        """Return the nearest level that is new, with other parameters only where these were tried everywhere.
-
-        Choices move on to the next ones, values of ranges to any: a rule that repeats itself to the step has
-        nothing more to learn there.
-        """
-        beside = self.space.settled({name: value for name, value in proposal.items() if name != "level"})
-        others = itertools.chain(
-            [beside],
-            ({**beside, **choices} for choices in self.space.combinations()),
-            (self.space.draw(rng) for _ in range(REDRAWS if self.space.ranges else 0)),
-        )
-        for other in others:
-            gone = [one.level for one in tried if one.counts_for(other)]
-            level = self.space.nearest_untried(float(proposal["level"]), gone)
-            if level is not None:
-                return {"level": level, **other}
-        return {**proposal, **beside}
-
-    def _tried(self, trial: FrozenTrial) -> Tried | None:
-        parameters = {**trial.system_attrs.get("fixed_params", {}), **trial.params}
-        # A failed trial says nothing of its level: its ticket is trained again under a new number. Others
-        # may have added trials of their own, with other parameters.
-        if "level" not in parameters or trial.state == TrialState.FAIL:
-            return None
-        beside = {name: value for name, value in parameters.items() if name != "level"}
-        if not self.space.holds(beside) or _told_by_hand(trial):
-            return None
-        one = Tried(
-            ticket=int(trial.user_attrs.get(Attribute.TICKET, trial.number)),
-            level=float(parameters["level"]),
-            beside=beside,
-            score=None,
-        )
-        if trial.user_attrs.get(Attribute.CAUSE) == "diverged":
-            return one  # its last reports say nothing good or bad of its level
-        sign = 1.0 if self.maximize else -1.0
-        rungs = {
-            epoch: sign * value for epoch, value in trial.intermediate_values.items() if math.isfinite(value)
-        }
-        value = trial.value if trial.state.is_finished() else None
-        if value is None or not math.isfinite(value):
-            return replace(one, rungs=rungs)
-        return replace(one, score=sign * value, rungs=rungs)
+    @property
+    def fixed(self) -> bool:
+        """Whether all tickets have their levels from the start."""
+        return self.rule is None
 
 
-def _told_by_hand(trial: FrozenTrial) -> bool:
-    """Return whether somebody else has ended the trial of a ticket, so that its value means nothing."""
-    ended = Attribute.TICKET in trial.user_attrs and trial.state.is_finished()
-    return ended and not ended_by_us(trial.state.name.lower(), trial.user_attrs.get(Attribute.CAUSE))
+SAMPLERS: Mapping[str, Sampler] = {
+    "grid": Sampler(None),
+    "random": Sampler(random),
+    "tpe": Sampler(tpe),
+    "gp": Sampler(gp),
+    "heuristic": Sampler(heuristic),
+}
 
 
 def _ask(sampler: BaseSampler, space: Space, tried: Sequence[Tried]) -> dict[str, Parameter]:

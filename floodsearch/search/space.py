@@ -1,4 +1,4 @@
-"""Where a study searches: its levels, its tickets and their order."""
+"""Where a study searches: its levels, and what is searched beside them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
 
 from floodsearch.records import Parameter
-from floodsearch.study.spec import AUTO, Choices, Range, Spec
+from floodsearch.study.spec import Choices, Range, Spec
 
 RESOLUTION = 1000  # in so many steps a continuous range is told apart when something was proposed before
 
@@ -122,43 +122,6 @@ class Space:
             if all(abs(candidate - other) >= closest for other in tried)
         ]
         return min(untried, key=lambda candidate: (abs(candidate - level), -candidate), default=None)
-
-
-def tickets(spec: Spec) -> list[dict[str, Parameter] | None]:
-    """Return what each ticket of a study evaluates, by ticket number; None is an open ticket.
-
-    Level 0 comes first, once for each combination of recipe fields; it has no settings of the schedule, which
-    mean nothing there. A grid follows in van der Corput order, so that any first part of it is spread over
-    the whole range; a sampled search has open tickets, whose parameters are proposed when a worker takes one.
-    A schedule that finds the level in each run has one level here, the highest that it may take. The tickets
-    of a grown study begin with those of the old.
-
-    Raises:
-        ValueError: while the pilot has to find the highest level.
-    """
-    space = Space.of(spec)
-    fixed: list[dict[str, Parameter] | None] = [{"level": 0.0, **beside} for beside in space.baselines()]
-    if spec.search.sampler != "grid":
-        return fixed + [None] * ((spec.search.trials or 0) - len(fixed))
-    levels = [level for level in space.grid or () if level != 0]
-    return fixed + [
-        {"level": levels[index], **beside}
-        for index in van_der_corput(len(levels))
-        for beside in space.combinations()
-    ]
-
-
-def ticket_count(spec: Spec) -> int | None:
-    """Return how many tickets a study has, or None if the pilot decides that: with a step and no end."""
-    if spec.levels.high == AUTO and spec.search.sampler == "grid" and spec.levels.count is None:
-        return None
-    return len(tickets(spec.stand_in()))
-
-
-def van_der_corput(n: int) -> list[int]:
-    """Return 0 to n - 1, ordered by their binary digits read backwards: 0, then half, quarters, ..."""
-    bits = max(1, (n - 1).bit_length())
-    return sorted(range(n), key=lambda index: int(f"{index:0{bits}b}"[::-1], 2))
 
 
 def _combinations(choices: Mapping[str, tuple[Parameter, ...]]) -> list[dict[str, Parameter]]:

@@ -41,7 +41,8 @@ from floodsearch.records import (
 )
 from floodsearch.search.pruners import PRUNERS
 from floodsearch.search.samplers import SAMPLERS
-from floodsearch.search.space import Space, tickets
+from floodsearch.search.space import Space
+from floodsearch.search.tickets import tickets
 from floodsearch.storage import schema, tables, trials
 from floodsearch.storage.database import Database
 from floodsearch.storage.rows import flag, number, parsed, read_by_optuna, text, uuid_of, whole
@@ -305,9 +306,10 @@ def _unknown(spec: Spec) -> Iterator[Problem]:
     if sum(one is not None for one in (spec.task, spec.objective, spec.command)) != 1:
         yield Problem("task", "is to be given, or an objective, or a command, and only one of them")
     schedules = {name: one.step for name, one in SCHEDULES.items()}
+    samplers = {name: one.rule for name, one in SAMPLERS.items()}
     tables: dict[str, tuple[str, Mapping[str, Callable[..., Any] | None]]] = {
         "training.schedule": (spec.training.schedule, schedules),
-        "search.sampler": (spec.search.sampler, SAMPLERS),
+        "search.sampler": (spec.search.sampler, samplers),
         "search.pruner": (spec.search.pruner, PRUNERS),
     }
     for key, (name, table) in tables.items():

@@ -91,7 +91,11 @@ class Known:
     find_program: Callable[[str], object]
     """Look for the program of a command of the user's own; raises TaskError if it is not there."""
     samplers: Mapping[str, Fields]
+    fixed: Collection[str]
+    """The samplers that propose nothing: each level of a grid is a ticket from the start."""
     pruners: Mapping[str, Fields]
+    at_each_report: Collection[str]
+    """The pruners that may stop a trial wherever it reports, which is at about 25 epochs."""
     schedules: Mapping[str, Fields]
     steady: Collection[str]
     """The schedules whose level stays what it is from the first epoch to the last."""
@@ -416,8 +420,9 @@ class _Reader:
             has = f"{keep!r}, but only the command has its weights; remove it, and let the command save them"
             self.problems.append(Problem("training.keep", has))
         search = self.raw.get("search", {})
-        pruner = search.get("pruner", "halving") if isinstance(search, dict) else None
-        if pruner in ("median", "hyperband"):
+        default = Search.model_fields["pruner"].default
+        pruner = search.get("pruner", default) if isinstance(search, dict) else None
+        if pruner in self.known.at_each_report:
             has = f"{pruner!r} would start a command again at each of about 25 rungs; use 'halving'"
             self.problems.append(Problem("search.pruner", has))
 
@@ -467,7 +472,7 @@ class _Reader:
         grid = levels.stand_in().grid()
         baselines = _combinations(recipe)
         ranges = [where for where, value in settings.items() if isinstance(value, Range)]
-        if search.sampler == "grid":
+        if search.sampler in self.known.fixed:
             for where in ranges:
                 why = "is a range, but a grid needs {choices = [...]}; or take another sampler"
                 self.problems.append(Problem(where, why))
@@ -481,7 +486,7 @@ class _Reader:
         ):  # at level 0 the settings of the schedule mean nothing
             size = baselines * (1 + (len(grid) - 1) * _combinations(settings))
         trials = search.trials
-        if search.sampler == "grid":
+        if search.sampler in self.known.fixed:
             if size is not None and trials is not None:
                 has = f"this grid has {size} tickets"
                 self.problems.append(Problem("search.trials", f"{trials}, but {has}; remove it"))

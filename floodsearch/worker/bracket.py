@@ -8,6 +8,7 @@ from collections.abc import Collection, Iterable, Sequence
 from floodsearch import queue
 from floodsearch.answer.best import mean_and_se, mean_of, seed_result
 from floodsearch.artifacts.weights import KeptWeights
+from floodsearch.catalog import judge_of
 from floodsearch.errors import (
     DamagedError,
     StorageError,
@@ -20,7 +21,6 @@ from floodsearch.errors import (
 from floodsearch.queue import Ticket
 from floodsearch.records import Attribute, Parameter, SeedResult
 from floodsearch.search.halving import Standing
-from floodsearch.search.pruners import HalvingPruner
 from floodsearch.storage import tables
 from floodsearch.storage.failures import STORAGE_ERRORS
 from floodsearch.storage.notices import warn
@@ -223,13 +223,8 @@ def alike(tickets: Iterable[Ticket]) -> list[list[Ticket]]:
 
 
 def judged_epochs(ticket: Ticket) -> list[int]:
-    """Return the epochs up to which all are trained before any goes on: the pruner's, and the last one."""
-    spec, pruner = ticket.study.spec, ticket.asked.pruner
-    rungs: tuple[int, ...] = ()
-    if isinstance(pruner, HalvingPruner):
-        rungs = pruner.rungs
-    elif spec.search.pruner != "none":
-        rungs = spec.training.report_epochs()
+    """Return the epochs up to which all are trained before any goes on: the judge's, and the last one."""
+    rungs = judge_of(ticket.study.spec).rungs
     return [*(rung for rung in rungs if rung < ticket.epochs), ticket.epochs]
 
 

@@ -18,7 +18,7 @@ import torch
 
 from floodsearch.artifacts.checkpoint import Checkpoint, Checkpoints
 from floodsearch.artifacts.names import name_of
-from floodsearch.catalog import command_of, loop_of, loop_settings
+from floodsearch.catalog import command_of, judge_of, loop_of, loop_settings
 from floodsearch.errors import MistakeError, pass_on_ctrl_c
 from floodsearch.records import EpochRecord, Parameter
 from floodsearch.storage.notices import warn
@@ -367,7 +367,7 @@ class LoopMembers:
         )
 
     def _warn(self, member: int, run: LoopRun) -> None:
-        if not run.can_pause and self.study.spec.search.pruner != "none":
+        if not run.can_pause and judge_of(self.study.spec).rungs:
             self.loops.warn_once(
                 self.study,
                 "no restore",

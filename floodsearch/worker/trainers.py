@@ -17,7 +17,7 @@ from floodsearch import queue
 from floodsearch.artifacts.checkpoint import Checkpoint, Checkpoints
 from floodsearch.artifacts.files import files_at
 from floodsearch.artifacts.names import name_of, trunk_name
-from floodsearch.catalog import schedule_settings, task_of
+from floodsearch.catalog import judge_of, schedule_settings, task_of
 from floodsearch.errors import pass_on_ctrl_c
 from floodsearch.queue import Ticket
 from floodsearch.records import EpochRecord, Parameter
@@ -239,7 +239,7 @@ def default_engine(trusted: TrustedSpec, device: torch.device) -> str:
     train.
     """
     spec = trusted.spec
-    few = spec.search.pruner != "halving" and len(spec.training.seeds) < FEWEST_STACKED
+    few = not judge_of(spec).together and len(spec.training.seeds) < FEWEST_STACKED
     if device.type != "cuda" or few or next(spec.arithmetic.problems("stack"), None) is not None:
         return "loop"
     try:

@@ -6,10 +6,7 @@ from plain_after import accuracy, build
 from torch import nn
 
 from floodsearch import flood
-from floodsearch.search.pruners import halving
-from floodsearch.search.samplers import RuleSampler, tpe
-from floodsearch.search.space import Space
-from floodsearch.study.spec import Training
+from floodsearch.search import JudgePruner, RuleSampler, Space, Training, successive_halving, tpe
 
 EPOCHS, HIGH = 30, 0.6
 
@@ -38,7 +35,7 @@ def search(trials):
     study = optuna.create_study(
         direction="maximize",
         sampler=RuleSampler(tpe, Space(low=0.02, high=HIGH), seed=0, maximize=True),
-        pruner=halving(Training(epochs=EPOCHS, validate_every=1), first=0.2),
+        pruner=JudgePruner(successive_halving(Training(epochs=EPOCHS, validate_every=1), first=0.2)),
     )
     study.enqueue_trial({"level": 0.0})  # the baseline, which is never pruned
     study.optimize(objective, n_trials=trials)
