@@ -132,6 +132,21 @@ class Levels(Section):
         """Return the same with any highest level, where the pilot has to find it, to look at the rest."""
         return self.up_to(self.low + (self.step or max(self.low, 1.0))) if self.high == AUTO else self
 
+    @property
+    def continuous(self) -> bool:
+        """Whether any level between the lowest and the highest may be searched, instead of a grid."""
+        return self.count is None and self.step is None
+
+    def size(self) -> int | None:
+        """Return the number of levels of the grid, level 0 among them.
+
+        None for a continuous search, and where the pilot decides it: with a step and no highest level.
+        """
+        if self.count is None and self.high == AUTO:
+            return None
+        grid = self.stand_in().grid()
+        return None if grid is None else len(grid)
+
     def grid(self) -> tuple[float, ...] | None:
         """Return the levels of the grid, ascending and with level 0, or None for a continuous search.
 
@@ -330,6 +345,30 @@ class Spec(Section):
         """Return 16 hex digits that are equal for equal specs."""
         canonical = json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+
+
+def combinations(settings: Mapping[str, object]) -> int:
+    """Return how many combinations of choices some settings have: 1 if none of them is searched."""
+    return math.prod(len(value.choices) for value in settings.values() if isinstance(value, Choices))
+
+
+def exhaustive(levels: Levels, beside: Mapping[str, object], settings: Mapping[str, object]) -> int | None:
+    """Return the number of tickets that evaluate each level with each combination of choices.
+
+    Level 0 has no settings of the schedule, which mean nothing there.
+
+    Args:
+        levels: to search.
+        beside: the settings of the training; some may be searched.
+        settings: of the schedule; some may be searched.
+
+    Returns:
+        None where there is no such number, as a continuous range is searched, or the pilot decides it.
+    """
+    size = levels.size()
+    if size is None or any(isinstance(value, Range) for value in settings.values()):
+        return None
+    return combinations(beside) * (1 + (size - 1) * combinations(settings))
 
 
 def from_json(text: str, source: str) -> Spec:
