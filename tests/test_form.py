@@ -47,7 +47,7 @@ INSIDE = {
     "artifacts": "files names checkpoint weights",
     "answer": "smoothing response gain best",
     "tasks": "__init__ streams models tensors task augmentation resnet image_sets synthetic images",
-    "study": "spec trust fields messages values tables trained methods reader",
+    "study": "section levels spec extend trust fields messages values tables trained methods reader",
     "training": "devices randomness arithmetic batches progress contract run engine lanes stack stackable "
     "trunk cohort independence rehearsal loop script",
     "search": "space samplers halving pruners",
@@ -84,7 +84,7 @@ THIRD_PARTIES = {
 
 LIGHT = words("""
     errors records defaults process.nesting flooding.schedules usercode.reference usercode.command
-    artifacts.files answer.best study.spec study.trust study.fields study.reader
+    artifacts.files answer.best study.levels study.spec study.extend study.trust study.fields study.reader
     search.space search.samplers search.pruners
     storage.database storage.studies storage.tables storage.trials catalog queue queries cost.forecast
     report.text report.export service.dashboard cli

@@ -36,7 +36,8 @@ from floodsearch.storage import tables, trials
 from floodsearch.storage.rows import read_by_optuna
 from floodsearch.storage.studies import STATES, StoredStudy, Wanted, lease, read_trials, record_of
 from floodsearch.storage.trials import NewTrial
-from floodsearch.study.spec import AUTO, MOST_LEVELS, Spec
+from floodsearch.study.levels import AUTO, MOST_LEVELS
+from floodsearch.study.spec import Spec
 from floodsearch.usercode.reference import said
 
 ATTEMPTS = 3

@@ -11,7 +11,8 @@ import numpy as np
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
 
 from floodsearch.records import Parameter
-from floodsearch.study.spec import AUTO, Choices, Range, Spec
+from floodsearch.study.levels import AUTO
+from floodsearch.study.spec import Choices, Range, Spec
 
 RESOLUTION = 1000  # in so many steps a continuous range is told apart when something was proposed before
 

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 
 from floodsearch.errors import Problem
-from floodsearch.study.spec import Section
+from floodsearch.study.section import Section
 
 Problems = list[Problem]
 S = TypeVar("S", bound=Section)

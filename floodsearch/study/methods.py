@@ -7,8 +7,9 @@ from typing import Any
 
 from floodsearch.errors import Problem
 from floodsearch.study.fields import Fields, Known
+from floodsearch.study.levels import Levels
 from floodsearch.study.messages import Problems, no_table, unknown_name
-from floodsearch.study.spec import Choices, Levels, Range, Search, Training, combinations, exhaustive
+from floodsearch.study.spec import Choices, Range, Search, Training, combinations, exhaustive
 from floodsearch.study.tables import Raw
 from floodsearch.study.values import values_of
 

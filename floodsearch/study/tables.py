@@ -10,17 +10,10 @@ from collections.abc import Collection, Iterator, Mapping
 from typing import Any, TypeVar
 
 from floodsearch.errors import Problem
+from floodsearch.study.levels import Levels
 from floodsearch.study.messages import Problems, built, no_table, unknown_name
-from floodsearch.study.spec import (
-    DIRECTIONS,
-    MOST_SEEDS,
-    Arithmetic,
-    Budget,
-    Levels,
-    Search,
-    Section,
-    Training,
-)
+from floodsearch.study.section import Section
+from floodsearch.study.spec import DIRECTIONS, MOST_SEEDS, Arithmetic, Budget, Search, Training
 
 Raw = Mapping[str, Any]
 """The content of a study file, as TOML has it."""
