@@ -19,7 +19,7 @@ from floodsearch.search.judge import Judge
 from floodsearch.search.pruners import PRUNERS
 from floodsearch.search.samplers import SAMPLERS, Rule
 from floodsearch.search.space import Space
-from floodsearch.study.reader import Field, Fields, Known, TaskFields, fields_of
+from floodsearch.study.fields import Field, Fields, Known, TaskFields, fields_of
 from floodsearch.study.spec import Choices, Range, Spec, Training
 from floodsearch.study.trust import TrustedSpec
 from floodsearch.tasks import TASKS

@@ -23,7 +23,7 @@ from floodsearch.search.tickets import ticket_count
 from floodsearch.storage import tables
 from floodsearch.storage.database import open_database
 from floodsearch.storage.studies import StoredStudy, find_study, read_trials
-from floodsearch.study.spec import AUTO
+from floodsearch.study.levels import AUTO
 
 
 def best(name: str, *, storage: str = STORAGE) -> BestLevel:

@@ -18,8 +18,10 @@ from floodsearch.errors import StudyChangedError, StudyFileError
 from floodsearch.queries import answer
 from floodsearch.search.tickets import tickets
 from floodsearch.storage.studies import put_study, read_trials
+from floodsearch.study.extend import differences
+from floodsearch.study.levels import Levels
 from floodsearch.study.reader import parse
-from floodsearch.study.spec import Levels, Training, differences
+from floodsearch.study.spec import Training
 from floodsearch.worker.heartbeat import Leave, Settings
 from floodsearch.worker.work import work
 from tests.conftest import merged

@@ -21,7 +21,7 @@ from floodsearch.report.text import status_text
 from floodsearch.search.tickets import tickets
 from floodsearch.storage import tables
 from floodsearch.storage.studies import put_study, read_trials
-from floodsearch.study.spec import Levels
+from floodsearch.study.levels import Levels
 from floodsearch.worker.heartbeat import Heart, Leave, Settings
 from floodsearch.worker.pilot import MARGIN, pilot, settled
 from floodsearch.worker.trainers import Cohorts

@@ -12,8 +12,10 @@ from hypothesis import strategies as st
 
 from floodsearch.catalog import known
 from floodsearch.errors import StudyFileError
+from floodsearch.study.extend import differences
+from floodsearch.study.levels import Levels
 from floodsearch.study.reader import parse
-from floodsearch.study.spec import Levels, Spec, Training, differences, from_json
+from floodsearch.study.spec import Spec, Training, from_json
 from tests.conftest import TINY, merged
 
 KNOWN = known()
@@ -120,6 +122,31 @@ def test_a_step_gives_multiples_of_it(low, steps, step, places):
 def test_levels_without_count_and_step_are_continuous():
     """Without count and step there is no grid."""
     assert Levels(high=0.5).grid() is None
+
+
+@repeatable
+@given(
+    low=st.decimals(0, 5, places=3).map(float),
+    step=st.decimals("0.001", 2, places=3).map(float),
+    count=st.none() | st.integers(2, 60),
+)
+def test_levels_that_the_pilot_ends_can_be_looked_at_before(low, step, count):
+    """With "auto" any step or count stands for levels: those of one step, or as many as there will be."""
+    levels = Levels(low=low, high="auto", count=count, step=None if count else step)
+    assert not list(levels.problems())
+    grid = levels.stand_in().grid()
+    if count:
+        assert levels.size() == len(grid) == count + (low > 0)
+        assert len(levels.up_to(low + 0.37).grid()) == levels.size()
+    else:
+        assert levels.size() is None
+        assert grid == tuple(sorted({0.0, low, float(Decimal(str(low)) + Decimal(str(step)))}))
+
+
+def test_a_step_that_is_no_float_beside_the_lowest_level_is_taken():
+    """As floats 0.3 + 0.6 is less than 0.9, and the step seems larger than the range."""
+    loaded = spec(levels={"low": 0.3, "high": "auto", "count": None, "step": 0.6})
+    assert loaded.levels.stand_in().grid() == (0.0, 0.3, 0.9)
 
 
 # --- the stored form -------------------------------------------------------------------------------------

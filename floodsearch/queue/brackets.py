@@ -7,7 +7,8 @@ from collections.abc import Callable
 from floodsearch.catalog import judge_of
 from floodsearch.search.samplers import SAMPLERS
 from floodsearch.search.tickets import ticket_count
-from floodsearch.study.spec import MOST_LEVELS, Spec
+from floodsearch.study.levels import MOST_LEVELS
+from floodsearch.study.spec import Spec
 
 
 def bracket_of(spec: Spec, total: int) -> Callable[[int], int | None]:

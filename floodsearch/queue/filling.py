@@ -13,7 +13,8 @@ from floodsearch.search.tickets import tickets
 from floodsearch.storage import trials
 from floodsearch.storage.studies import StoredStudy, lease, read_trials
 from floodsearch.storage.trials import NewTrial
-from floodsearch.study.spec import AUTO, Spec
+from floodsearch.study.levels import AUTO
+from floodsearch.study.spec import Spec
 
 
 def fill(study: StoredStudy) -> int:

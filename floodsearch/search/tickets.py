@@ -5,7 +5,8 @@ from __future__ import annotations
 from floodsearch.records import Parameter
 from floodsearch.search.samplers import SAMPLERS
 from floodsearch.search.space import Space
-from floodsearch.study.spec import AUTO, Spec
+from floodsearch.study.levels import AUTO
+from floodsearch.study.spec import Spec
 
 
 def tickets(spec: Spec) -> list[dict[str, Parameter] | None]:

@@ -46,8 +46,10 @@ from floodsearch.search.tickets import tickets
 from floodsearch.storage import schema, tables, trials
 from floodsearch.storage.database import Database
 from floodsearch.storage.rows import flag, number, parsed, read_by_optuna, text, uuid_of, whole
-from floodsearch.study.reader import fields_of
-from floodsearch.study.spec import AUTO, Spec, differences, from_json
+from floodsearch.study.extend import differences
+from floodsearch.study.fields import fields_of
+from floodsearch.study.levels import AUTO
+from floodsearch.study.spec import Spec, from_json
 from floodsearch.study.trust import NOTHING, TrustedSpec, Trusts, trust_in
 
 SPEC, UUID, VERSIONS, STOPPED, PILOT, ENGINE = (

@@ -25,7 +25,7 @@ from floodsearch.storage import tables
 from floodsearch.storage.notices import warn
 from floodsearch.storage.retry import persistently
 from floodsearch.storage.studies import StoredStudy, read_trials, versions
-from floodsearch.study.spec import AUTO
+from floodsearch.study.levels import AUTO
 from floodsearch.training.arithmetic import choose_kernels
 from floodsearch.training.devices import find_device
 from floodsearch.training.randomness import borrowed
