@@ -27,15 +27,8 @@ from floodsearch.records import BY_HAND, Attribute
 from floodsearch.report.text import best_text, notes_text, status_text
 from floodsearch.storage import schema, tables, trials
 from floodsearch.storage.database import Database, open_database
-from floodsearch.storage.studies import (
-    SPEC,
-    UUID,
-    StoredStudy,
-    delete_study,
-    find_study,
-    put_study,
-    read_trials,
-)
+from floodsearch.storage.studies import SPEC, UUID, StoredStudy, delete_study, find_study, put_study
+from floodsearch.storage.trial_records import read_trials
 from floodsearch.worker.heartbeat import Leave, Settings
 from floodsearch.worker.work import work
 

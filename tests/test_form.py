@@ -51,7 +51,8 @@ INSIDE = {
     "training": "devices randomness arithmetic batches progress contract run engine lanes stack stackable "
     "trunk cohort independence rehearsal loop script",
     "search": "space samplers halving pruners",
-    "storage": "failures urls rows schema optuna_tables trials checks database retry tables studies notices",
+    "storage": "failures urls rows schema optuna_tables trials checks database retry tables studies "
+    "trial_records notices",
     "queue": "__init__",
     "worker": "heartbeat trainers loops pilot bracket work",
     "cost": "forecast throughput",
@@ -86,7 +87,8 @@ LIGHT = words("""
     errors records defaults process.nesting flooding.schedules usercode.reference usercode.command
     artifacts.files answer.best study.spec study.reader study.trust
     search.space search.samplers search.pruners
-    storage.database storage.studies storage.tables storage.trials catalog queue queries cost.forecast
+    storage.database storage.studies storage.tables storage.trials storage.trial_records
+    catalog queue queries cost.forecast
     report.text report.export service.dashboard cli
 """)
 FORBIDDEN_NAMES = {"utils", "common", "helpers", "misc", "core", "base", "manager", "util"}

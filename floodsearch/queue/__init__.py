@@ -34,7 +34,8 @@ from floodsearch.search.pruners import HalvingPruner
 from floodsearch.search.space import Space, ticket_count, tickets
 from floodsearch.storage import tables, trials
 from floodsearch.storage.rows import read_by_optuna
-from floodsearch.storage.studies import STATES, StoredStudy, Wanted, lease, read_trials, record_of
+from floodsearch.storage.studies import StoredStudy
+from floodsearch.storage.trial_records import STATES, Wanted, read_measured, read_trials, record_of
 from floodsearch.storage.trials import NewTrial
 from floodsearch.study.spec import AUTO, MOST_LEVELS, Spec
 from floodsearch.usercode.reference import said
@@ -115,11 +116,11 @@ def fill(study: StoredStudy) -> int:
     Creating, extending and repairing are this one operation. Any number of processes may call it at once,
     and it may be cut short anywhere: the next call adds what is missing.
     """
-    with lease(study.database, study.uuid, "fill"):
+    with tables.lease(study.database, study.uuid, "fill"):
         study = study.reread()
         if study.spec.levels.high == AUTO:
             return 0  # the pilot has to tell which levels there are
-        history = read_trials(study, results=False)
+        history = read_trials(study)
         newest, wanted, size = latest(history), tickets(study.spec), _size(study.spec)
         bracket, proven = brackets(study.spec, len(wanted)), _trained_to_the_end(history, study.spec)
         new = [
@@ -153,7 +154,7 @@ def _unconfirmed(study: StoredStudy) -> list[TrialRecord]:
     """
     if study.spec.search.pruner == "none":
         return []
-    found = unconfirmed(read_trials(study), study.question)
+    found = unconfirmed(read_measured(study), study.question)
     return [found] if found is not None and found.cause == "pruned" else []
 
 
@@ -182,8 +183,7 @@ def _to_queue(study: StoredStudy, history: Sequence[TrialRecord]) -> list[int]:
     fewer = [n for n, one in sorted(newest.items()) if one.state == "complete" and _grown(one, spec)]
     if missing or not fewer or _in_hand(newest):
         return missing
-    known = history if any(one.results for one in history) else read_trials(study)
-    worth = worth_more_seeds(known, study.question)
+    worth = worth_more_seeds(read_measured(study), study.question)
     return [number for number in fewer if number in worth]
 
 
@@ -265,7 +265,7 @@ def take(
     """
     if study.spec.search.sampler == "grid":
         return _take(study, worker, revision, most, again)
-    with lease(study.database, study.uuid, "propose"):
+    with tables.lease(study.database, study.uuid, "propose"):
         return _take(study, worker, revision, most, again)
 
 

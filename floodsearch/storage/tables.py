@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Collection, Sequence
+import time
+import uuid
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import fields
 from operator import attrgetter
 from typing import Any
@@ -25,6 +28,8 @@ from floodsearch.storage.schema import (
     workers,
 )
 
+LEASE_SECONDS = 60.0
+"""For which a lease is held at most by whoever died with it."""
 MOST_WARNINGS, WARNING_CHARACTERS = 50, 1000
 """Of one study, and of each: many workers may warn of many things."""
 
@@ -194,6 +199,25 @@ def release_lease(database: Database, study: str, name: str, holder: str) -> Non
     held = (leases.c.study == study) & (leases.c.name == name) & (leases.c.holder == holder)
     with database.write() as connection:
         connection.execute(update(leases).where(held).values(until=0.0))
+
+
+@contextmanager
+def lease(database: Database, study: str, name: str, *, seconds: float = LEASE_SECONDS) -> Iterator[None]:
+    """Hold a lease, waiting for it; if its holder dies it runs out.
+
+    Args:
+        database: where the lease lies.
+        study: our uuid of the study, or its name while it is being created.
+        name: what must not be done by two at once.
+        seconds: longer than the work under it takes.
+    """
+    holder = uuid.uuid4().hex
+    while not acquire_lease(database, study, name, holder, seconds):
+        time.sleep(0.05)
+    try:
+        yield
+    finally:
+        release_lease(database, study, name, holder)
 
 
 def write_warning(database: Database, study: str, kind: str, message: str) -> bool:
