@@ -37,6 +37,7 @@ def best(name: str, *, storage: str = STORAGE) -> BestLevel:
 
     Raises:
         UsageError: if the storage cannot be opened or holds no such study.
+        DamagedError: if a row of the study was changed by hand so that it cannot be read.
         NoAnswerError: if no ticket is complete yet.
         StorageFailedError: if the storage fails while it is read.
     """

@@ -36,7 +36,7 @@ from floodsearch.storage import tables, trials
 from floodsearch.storage.rows import read_by_optuna
 from floodsearch.storage.studies import StoredStudy
 from floodsearch.storage.trial_records import STATES, Wanted, read_measured, read_trials, record_of
-from floodsearch.storage.trials import NewTrial
+from floodsearch.storage.trials import NewTrial, RunningTrial
 from floodsearch.study.spec import AUTO, MOST_LEVELS, Spec
 from floodsearch.usercode.reference import said
 
@@ -281,28 +281,28 @@ def _take(
         return []
     try:
         found = _records(study, claimed)
-        if any(one.cause == BY_HAND for _, one in found):
+        if any(one.cause == BY_HAND for *_, one in found):
             study = study.reread()  # if it has grown since this worker looked, nothing is wrong
             found = _records(study, claimed)
         asked = study.optuna(sampler_of(study.spec), pruner_of(study.spec))
-        for trial, record in found:
+        for trial_id, _, record in found:
             if record.cause == BY_HAND:
-                _discard(study, trial._trial_id, worker, record)
-        sound = [(trial, record) for trial, record in found if record.cause != BY_HAND]
-        return [_ticket(study, asked, trial, record, worker) for trial, record in sound]
+                _discard(study, trial_id, worker, record)
+        sound = [one for one in found if one[-1].cause != BY_HAND]
+        return [_ticket(study, asked, *one, worker) for one in sound]
     except BaseException:
         for trial_id in claimed:
             _put_back(study, trial_id, worker)
         raise
 
 
-def _records(study: StoredStudy, trial_ids: Iterable[int]) -> list[tuple[FrozenTrial, TrialRecord]]:
-    """Return trials of tickets, with what they may be in the study as it was read."""
+def _records(study: StoredStudy, trial_ids: Iterable[int]) -> list[tuple[int, FrozenTrial, TrialRecord]]:
+    """Return trials of tickets with their ids, and what they may be in the study as it was read."""
     wanted = Wanted.of(study.spec)
     with read_by_optuna(f"a trial of study {study.name!r}"):
-        found = [study.database.optuna.get_trial(trial_id) for trial_id in trial_ids]
-    records = [(trial, record_of(trial, study, wanted)) for trial in found]
-    return [(trial, record) for trial, record in records if record is not None]
+        found = [(trial_id, study.database.optuna.get_trial(trial_id)) for trial_id in trial_ids]
+    records = [(trial_id, trial, record_of(trial, study, wanted)) for trial_id, trial in found]
+    return [(trial_id, trial, record) for trial_id, trial, record in records if record is not None]
 
 
 def _discard(study: StoredStudy, trial_id: int, worker: int, record: TrialRecord) -> None:
@@ -312,14 +312,19 @@ def _discard(study: StoredStudy, trial_id: int, worker: int, record: TrialRecord
 
 
 def _ticket(
-    study: StoredStudy, asked: optuna.Study, trial: FrozenTrial, record: TrialRecord, worker: int
+    study: StoredStudy,
+    asked: optuna.Study,
+    trial_id: int,
+    trial: FrozenTrial,
+    record: TrialRecord,
+    worker: int,
 ) -> Ticket:
-    parameters = dict(record.parameters) or _propose(study, asked, trial, worker)
+    parameters = dict(record.parameters) or _propose(study, asked, trial_id, trial, worker)
     return Ticket(
         number=record.ticket,
         study=study,
         asked=asked,
-        trial_id=trial._trial_id,
+        trial_id=trial_id,
         level=float(parameters.pop("level")),
         beside=parameters,
         epochs=record.epochs,
@@ -331,15 +336,15 @@ def _ticket(
 
 
 def _propose(
-    study: StoredStudy, asked: optuna.Study, trial: FrozenTrial, worker: int
+    study: StoredStudy, asked: optuna.Study, trial_id: int, trial: FrozenTrial, worker: int
 ) -> dict[str, Parameter]:
     """Ask the sampler for the level of an open ticket and write it down."""
     distributions = Space.of(study.spec).distributions()
     proposed = asked.sampler.sample_relative(asked, trial, distributions)
     with study.database.write() as connection:
-        if not _held(connection, trial._trial_id, worker):
+        if not _held(connection, trial_id, worker):
             raise _lost(trial.user_attrs[Attribute.TICKET])
-        trials.set_parameters(connection, trial._trial_id, proposed, distributions)
+        trials.set_parameters(connection, trial_id, proposed, distributions)
     return proposed
 
 
@@ -561,7 +566,7 @@ def hand_back(ticket: Ticket, counter: Attribute = Attribute.HANDED_BACK) -> boo
 def hand_all_back(study: StoredStudy, worker: int) -> None:
     """Put all tickets of a worker back into the queue."""
     for trial in _held_by(study, worker):
-        _put_back(study, trial._trial_id, worker)
+        _put_back(study, trial.id, worker)
 
 
 def _put_back(
@@ -580,22 +585,20 @@ def release(study: StoredStudy, worker: int, reason: str) -> list[int]:
     If it was the pilot's, another worker may begin that again.
     """
     tables.release_lease(study.database, study.uuid, PILOT, pilot_holder(worker))
-    lost = [
-        trial.number for trial in _held_by(study, worker) if _lose(study, trial._trial_id, worker, reason)
-    ]
+    lost = [trial.number for trial in _held_by(study, worker) if _lose(study, trial.id, worker, reason)]
     tables.bury_worker(study.database, worker)
     if lost:
         fill(study)
     return lost
 
 
-def _running(study: StoredStudy) -> list[FrozenTrial]:
-    states = (TrialState.RUNNING,)
-    return study.database.optuna.get_all_trials(study.id, deepcopy=False, states=states)
+def _running(study: StoredStudy) -> list[RunningTrial]:
+    with study.database.read() as connection:
+        return trials.running(connection, study.id)
 
 
-def _held_by(study: StoredStudy, worker: int) -> list[FrozenTrial]:
-    return [trial for trial in _running(study) if trial.user_attrs.get(Attribute.WORKER) == worker]
+def _held_by(study: StoredStudy, worker: int) -> list[RunningTrial]:
+    return [trial for trial in _running(study) if trial.worker == worker]
 
 
 def _lose(study: StoredStudy, trial_id: int, worker: int | None, reason: str, cause: str = "lost") -> bool:
@@ -685,12 +688,10 @@ class Reaper:
                 lost += release(study, worker.id, f"worker {worker.id} on {worker.host} stopped beating")
         for trial in _running(study):
             # Taken by a worker that never heard of its success, or left without finishing it.
-            worker_id = trial.user_attrs.get(Attribute.WORKER)
-            ticket = trial.user_attrs.get(Attribute.TICKET)
-            if ticket is None or (worker_id, ticket) in holding:
+            if trial.ticket is None or (trial.worker, trial.ticket) in holding:
                 continue
-            orphaned = self._silent(before, ("trial", trial._trial_id), 0.0, now)
-            if orphaned and _lose(study, trial._trial_id, worker_id, "no worker holds it"):
+            orphaned = self._silent(before, ("trial", trial.id), 0.0, now)
+            if orphaned and _lose(study, trial.id, trial.worker, "no worker holds it"):
                 lost.append(trial.number)
                 fill(study)
         return lost

@@ -345,7 +345,7 @@ def _refuse_renamed(database: Database, name: str) -> None:
         others = database.optuna.get_all_studies()
     for one in others:
         made = None
-        with suppress(UsageError):  # of one that is damaged
+        with suppress(UsageError, DamagedError):  # of one that was changed by hand
             made = _asked(one.user_attrs, one.study_name).name if SPEC in one.user_attrs else None
         if made == name:
             find_study(database, one.study_name).require_unchanged()
