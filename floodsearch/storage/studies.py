@@ -75,7 +75,7 @@ class StoredStudy:
 
     @property
     def question(self) -> Question:
-        """What the records of this study are asked."""
+        """The metric, its direction and window, by which the records of this study are compared."""
         search = self.spec.search
         return Question(
             study=self.name,
@@ -88,7 +88,7 @@ class StoredStudy:
 
     @property
     def folder(self) -> str:
-        """Where its files lie below a folder for those of all studies; a name may come again elsewhere."""
+        """The path of its files below the folder of all studies; another database may have its name, too."""
         return f"{self.spec.name}/{self.uuid[:8]}"
 
     def reread(self) -> StoredStudy:
@@ -116,7 +116,10 @@ class StoredStudy:
             ]
 
     def changed(self) -> str | None:
-        """Return what somebody changed of the study as a whole, and how to set it right; None if nothing."""
+        """Return a sentence on how somebody changed the study by hand, and the repair; None if nobody did.
+
+        It may have been copied, renamed or turned round, so that its direction is another one.
+        """
         others, made = self.others(), self.spec.name
         if others:
             copy = others[0] if self.name == made else self.name
@@ -138,20 +141,24 @@ class StoredStudy:
         return None
 
     def require_unchanged(self) -> None:
-        """Refuse to write to a study that somebody renamed, copied or turned round.
+        """Raise if somebody renamed, copied or turned round the study, so that it must not be written to.
 
         Raises:
-            UsageError: that says what was changed, and how to set it right.
+            UsageError: with the sentence of `changed`.
         """
         if (changed := self.changed()) is not None:
             raise UsageError(changed)
 
     def settle(self, pilot: Pilot) -> None:
-        """Store what the pilot found."""
+        """Store what the pilot found, for all workers."""
         self.database.optuna.set_study_user_attr(self.id, PILOT, json.dumps(asdict(pilot)))
 
     def settle_engine(self, engine: str) -> StoredStudy:
-        """Return the study with an engine: the one it has, or else this one, from now on for all workers."""
+        """Return the study with its engine; where it has none yet, this one becomes that of all its workers.
+
+        Args:
+            engine: `loop` or `stack`.
+        """
         with tables.lease(self.database, self.uuid, "engine"):
             now = self.reread()
             if now.engine is None:
@@ -159,12 +166,12 @@ class StoredStudy:
         return self.reread()
 
     def stopped(self) -> str | None:
-        """Return why no ticket is handed out any more, or None."""
+        """Return the reason for which the study was stopped; None while it hands out tickets."""
         reason = _attributes(self.database, self.name, self.id).get(STOPPED)
         return text(reason, f"{STOPPED} of study {self.name!r}") if reason else None
 
     def stop(self, reason: str | None) -> None:
-        """Hand out no more tickets, for a reason; with None, go on."""
+        """Stop the study for a reason, so that it hands out no more tickets; with None, let it go on."""
         self.database.optuna.set_study_user_attr(self.id, STOPPED, reason or "")
 
     def optuna(
@@ -179,7 +186,7 @@ class StoredStudy:
 
 
 def versions() -> dict[str, str]:
-    """Return the versions that decide what a result is."""
+    """Return the versions of floodsearch, Optuna, torch and Python, by name: a result may depend on them."""
     packages = {name: version(name) for name in ("floodsearch", "optuna", "torch")}
     return packages | {"python": platform.python_version()}
 
@@ -278,7 +285,10 @@ def _asked(attributes: Mapping[str, Any], name: str) -> Spec:
 
 
 def _unknown(spec: Spec) -> Iterator[Problem]:
-    """Yield what names of a stored spec are none, of which nothing may be looked up."""
+    """Yield a problem for each name in a stored spec that floodsearch does not know.
+
+    Nothing may be looked up by such a name: whoever can write to the database would choose what is called.
+    """
     if sum(one is not None for one in (spec.task, spec.objective, spec.command)) != 1:
         yield Problem("task", "is to be given, or an objective, or a command, and only one of them")
     tables: dict[str, tuple[str, Mapping[str, Callable[..., Any] | None]]] = {
@@ -340,7 +350,13 @@ def put_study(database: Database, spec: Spec) -> StoredStudy:
 
 
 def _refuse_renamed(database: Database, name: str) -> None:
-    """Refuse to make a study anew under the name that another had before it was renamed by hand."""
+    """Raise if a study was made under a name and has another one now, because somebody renamed it.
+
+    Without this its file would make a second study, and train all of it again.
+
+    Raises:
+        UsageError: that says how to name it as before.
+    """
     with read_by_optuna("a study"):
         others = database.optuna.get_all_studies()
     for one in others:

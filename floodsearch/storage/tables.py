@@ -1,4 +1,4 @@
-"""What is written to our tables, and read from them: curves, workers, leases and warnings."""
+"""Reading and writing of our tables: curves, workers, leases and warnings."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ from floodsearch.storage.schema import (
 )
 
 LEASE_SECONDS = 60.0
-"""For which a lease is held at most by whoever died with it."""
+"""A lease whose holder died runs out after so long."""
 MOST_WARNINGS, WARNING_CHARACTERS = 50, 1000
-"""Of one study, and of each: many workers may warn of many things."""
+"""How many warnings one study keeps, and how long each may be: many workers may warn of many things."""
 
 CURVE_FIELDS = tuple(field.name for field in fields(EpochRecord))
 EVALUATED = {"metric", *(name for name in CURVE_FIELDS if name.startswith(("val_", "test_")))}
@@ -109,7 +109,7 @@ def read_curves(
 
 
 def count_epochs(database: Database, study: str) -> int:
-    """Return how many epochs of runs are known of a study; one that is trained again counts once."""
+    """Return the number of epoch records of a study, over tickets and seeds; a repeated epoch counts once."""
     with database.read() as connection:
         query = select(func.count()).select_from(curves).where(curves.c.study == study)
         return int(connection.execute(query).scalar_one())
@@ -238,7 +238,7 @@ def write_warning(database: Database, study: str, kind: str, message: str) -> bo
 
 
 def read_warnings(database: Database, study: str) -> tuple[str, ...]:
-    """Return what the workers of a study have warned of, in the order in which they did."""
+    """Return the warnings of the workers of a study, oldest first, each one line."""
     query = select(warnings).where(warnings.c.study == study).order_by(warnings.c.written, warnings.c.kind)
     with database.read() as connection:
         rows = connection.execute(query).mappings().all()

@@ -1,4 +1,4 @@
-"""The trials of a study as records, checked: what cannot be ours was changed by hand."""
+"""The trials of a study as records; one that differs from its ticket was changed by hand, and has failed."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def read_measured(study: StoredStudy) -> list[MeasuredTrial]:
 
 @dataclass(frozen=True)
 class Wanted:
-    """What the trials of a study may be: whatever else is in a row was changed by hand.
+    """The tickets of a study, against which its trials are checked: anyone may have changed a row.
 
     Args:
         spec: of the study.
@@ -83,17 +83,17 @@ class Wanted:
 
     @classmethod
     def of(cls, spec: Spec) -> Wanted:
-        """Return what the trials of a study may be."""
+        """Return the tickets of a study; none while the pilot has to find its levels."""
         if spec.levels.high == AUTO:
             return cls(spec, (), None)
         return cls(spec, tickets(spec), Space.of(spec))
 
     def parameters_of(self, ticket: int) -> Mapping[str, Parameter]:
-        """Return what a ticket evaluates; nothing where it is open, or is none."""
+        """Return the parameters of a ticket; none where a sampler proposes them, or it is no ticket."""
         return (self.tickets[ticket] if ticket < len(self.tickets) else None) or {}
 
     def wrong(self, record: TrialRecord) -> str | None:
-        """Return what was changed by hand of a trial, or None."""
+        """Return a sentence on how a trial differs from its ticket, which is by hand; None if it does not."""
         if record.ticket >= len(self.tickets):
             there = len(self.tickets)
             return f"trial {record.number} has ticket {record.ticket}, but there are {there} in this study"
@@ -173,7 +173,7 @@ def _record(trial: FrozenTrial, study: str) -> TrialRecord | None:
 
 
 def _has_ended(trial: TrialRecord) -> bool:
-    """Return whether a trial has values at a rung that stay."""
+    """Return whether a trial has ended with a value at a rung: it is complete, or was pruned there."""
     return trial.state in ("complete", "pruned") and trial.epoch > 0
 
 
@@ -182,7 +182,10 @@ Curves = Mapping[tuple[int, int], Sequence[EpochRecord]]
 
 
 def _ends_of_curves(study: StoredStudy, ended: Sequence[TrialRecord]) -> Curves:
-    """Return of each run of trials that ended the epochs at which the metric is known and may matter."""
+    """Return the curves of ended trials, as far as their values depend on them.
+
+    Of each run these are the epochs at which the metric is known, without those that cannot matter.
+    """
     rungs = {trial.epoch for trial in ended}
     # Without pruning only the ends of the curves matter, which are a fifth of them, and the best epochs: a
     # task was tested there, but a loop of the user's own need not be.
