@@ -27,6 +27,7 @@ from floodsearch.defaults import CHECKPOINTS, LEAVE_SECONDS, LOGS, LOOPBACK, REP
 from floodsearch.errors import (
     HANDED_BACK,
     INTERRUPTED,
+    DamagedError,
     FloodsearchError,
     NoAnswerError,
     StorageError,
@@ -483,7 +484,7 @@ def _pilot_of(storage: str, name: str) -> Pilot | None:
     try:
         with _found(storage, name, read_only=True) as study:
             return study.pilot
-    except UsageError as error:
+    except (UsageError, DamagedError) as error:
         _say(f"the time is not known: {error}")
         return None
 
@@ -663,7 +664,7 @@ def _message(error: Exception) -> str:
 
 
 def _exit_status(error: Exception) -> int:
-    if isinstance(error, UsageError) or hasattr(error, "format_message"):
+    if isinstance(error, UsageError | DamagedError) or hasattr(error, "format_message"):
         return WRONG_USE
     return FAILED
 

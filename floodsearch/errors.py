@@ -9,8 +9,8 @@ FloodsearchError
 │   ├── TaskError            a task or a training loop that cannot be imported or built
 │   ├── UntrustedError       a stored study whose code nobody has trusted here
 │   ├── StorageError         a storage URL that cannot be used
-│   ├── NestedError          a search or worker that a worker, or an import that it does, would start
-│   └── DamagedError         a row of the database that floodsearch has not written so
+│   └── NestedError          a search or worker that a worker, or an import that it does, would start
+├── DamagedError             a row of the database that floodsearch has not written so, exit status 2
 ├── NoAnswerError            nothing has finished yet, so there is no best level
 ├── StorageFailedError       a database that failed: it is away, locked or full, or its file is gone
 ├── WorkersFailedError       the local workers of a launch kept dying, or said that they can never work
@@ -126,8 +126,12 @@ class NestedError(UsageError):
     """A search or a worker that code of a study's own would start, which some worker or launch runs."""
 
 
-class DamagedError(UsageError):
-    """A row of the database that floodsearch has not written so: changed by hand, or by another program."""
+class DamagedError(FloodsearchError):
+    """A row of the database that floodsearch has not written so: changed by hand, or by another program.
+
+    It is no fault of whoever gave the command, but comes again as long as the row is so: the exit status is
+    that of wrong use, with which a launch starts no worker again.
+    """
 
     def __init__(self, where: str, value: object, wanted: str) -> None:
         shown = repr(value)

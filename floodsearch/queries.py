@@ -13,6 +13,7 @@ from floodsearch.errors import NoAnswerError
 from floodsearch.records import (
     BY_HAND,
     BestLevel,
+    MeasuredTrial,
     StudyStatus,
     TicketNote,
     TrialRecord,
@@ -22,7 +23,8 @@ from floodsearch.records import (
 from floodsearch.search.tickets import ticket_count
 from floodsearch.storage import tables
 from floodsearch.storage.database import open_database
-from floodsearch.storage.studies import StoredStudy, find_study, read_trials
+from floodsearch.storage.studies import StoredStudy, find_study
+from floodsearch.storage.trial_records import read_measured, read_trials
 from floodsearch.study.levels import AUTO
 
 
@@ -35,6 +37,7 @@ def best(name: str, *, storage: str = STORAGE) -> BestLevel:
 
     Raises:
         UsageError: if the storage cannot be opened or holds no such study.
+        DamagedError: if a row of the study was changed by hand so that it cannot be read.
         NoAnswerError: if no ticket is complete yet.
         StorageFailedError: if the storage fails while it is read.
     """
@@ -49,13 +52,13 @@ def answer(study: StoredStudy) -> BestLevel:
         NoAnswerError: if no ticket is complete yet.
     """
     study = study.reread()
-    trials = read_trials(study)
+    trials = read_measured(study)
     workers = tables.read_workers(study.database, study.uuid)
     return _answer(study, trials, workers, _finished(study, trials, workers))
 
 
 def _answer(
-    study: StoredStudy, trials: Sequence[TrialRecord], workers: Sequence[WorkerRecord], finished: bool
+    study: StoredStudy, trials: Sequence[MeasuredTrial], workers: Sequence[WorkerRecord], finished: bool
 ) -> BestLevel:
     found = best_level(
         trials,
@@ -77,7 +80,8 @@ def status(study: StoredStudy, *, with_answer: bool = False) -> StudyStatus:
         with_answer: also which level is best as far as is known, which reads the curves.
     """
     study = study.reread()
-    trials = read_trials(study, results=with_answer)
+    measured = read_measured(study) if with_answer else None
+    trials = read_trials(study) if measured is None else measured
     workers = tables.read_workers(study.database, study.uuid)
     now = tables.now(study.database)
     alive = [one for one in workers if one.left is None and now - one.last_beat < queue.GRACE_SECONDS]
@@ -85,7 +89,7 @@ def status(study: StoredStudy, *, with_answer: bool = False) -> StudyStatus:
     finished = _finished(study, trials, workers)
     best_so_far = best_of(comparable(trials), study.question)
     try:
-        answered = _answer(study, trials, workers, finished) if with_answer else None
+        answered = None if measured is None else _answer(study, measured, workers, finished)
     except NoAnswerError:
         answered = None
     return StudyStatus(

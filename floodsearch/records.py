@@ -145,11 +145,6 @@ class TrialRecord:
     """How often a worker that was asked to leave gave it back; that is no attempt."""
     out_of_memory: int = 0
     """How often it was given back because too many were trained at once; that is no attempt either."""
-    results: tuple[SeedResult, ...] = ()
-    """One entry a seed, in the order of the seeds; empty until complete."""
-    rungs: Mapping[int, tuple[float, ...]] = field(default_factory=dict)
-    """By epoch of each rung that it reached: the recent mean of the metric of each seed, in the order of the
-    seeds. At the last epoch these are the values of `results`. Empty where the curves were not read."""
     flooded: bool | None = None
     """Whether a batch of any seed was ever below the level; None until it ended, and where that is not known,
     as of a script."""
@@ -169,6 +164,17 @@ class TrialRecord:
     def beside(self) -> dict[str, Parameter]:
         """The parameters searched beside the level."""
         return {name: value for name, value in self.parameters.items() if name != "level"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MeasuredTrial(TrialRecord):
+    """A trial with what its curves say, which takes longer to read: what the answer is made of."""
+
+    results: tuple[SeedResult, ...]
+    """One entry a seed, in the order of the seeds; empty until complete."""
+    rungs: Mapping[int, tuple[float, ...]]
+    """By epoch of each rung that it reached: the recent mean of the metric of each seed, in the order of the
+    seeds; empty until it ended. At the last epoch these are the values of `results`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -48,7 +48,8 @@ from floodsearch.queries import answer, status
 from floodsearch.storage import tables
 from floodsearch.storage.database import open_database
 from floodsearch.storage.retry import persistently
-from floodsearch.storage.studies import StoredStudy, find_study, put_study, read_trials
+from floodsearch.storage.studies import StoredStudy, find_study, put_study
+from floodsearch.storage.trial_records import read_measured
 from floodsearch.study.reader import parse
 from floodsearch.study.spec import Spec
 from floodsearch.study.trust import trust_in
@@ -314,7 +315,7 @@ class Faults:
 
 def check(study: StoredStudy, peace: StoredStudy) -> int:
     """Assert what must hold; return the epochs that were trained more than in peace."""
-    trials, expected = read_trials(study), {one.ticket: one for one in read_trials(peace)}
+    trials, expected = read_measured(study), {one.ticket: one for one in read_measured(peace)}
     ended = Counter(one.ticket for one in trials if one.state in ("complete", "pruned"))
     assert ended == Counter(list(expected)), "one complete or pruned trial for each ticket"
     assert {one.state for one in trials} <= {"complete", "pruned", "failed"}

@@ -26,7 +26,8 @@ from pathlib import Path
 
 from floodsearch.queries import status
 from floodsearch.storage.database import open_database
-from floodsearch.storage.studies import StoredStudy, find_study, read_trials
+from floodsearch.storage.studies import StoredStudy, find_study
+from floodsearch.storage.trial_records import read_trials
 from tests.faults import study_file
 
 FROM, TO = 2.0, 5.0

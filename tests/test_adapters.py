@@ -28,7 +28,8 @@ from floodsearch.catalog import known
 from floodsearch.errors import DivergedError, LoopError
 from floodsearch.process.nesting import inside
 from floodsearch.queries import answer
-from floodsearch.storage.studies import put_study, read_trials
+from floodsearch.storage.studies import put_study
+from floodsearch.storage.trial_records import read_trials
 from floodsearch.study.reader import read
 from floodsearch.worker.heartbeat import Leave, Settings
 from floodsearch.worker.work import work

@@ -23,13 +23,14 @@ from floodsearch.answer.best import (
     mean_and_se,
     mean_of,
     recent_mean,
+    rung_value,
     seed_result,
     unconfirmed,
     worth_more_seeds,
 )
 from floodsearch.answer.smoothing import smooth
 from floodsearch.errors import NoAnswerError
-from floodsearch.records import BestLevel, EpochRecord, SeedResult, TicketCounts, TrialRecord
+from floodsearch.records import BestLevel, EpochRecord, MeasuredTrial, SeedResult, TicketCounts
 
 QUESTION = Question(study="tiny", metric="val_accuracy", maximize=True, window=0.2)
 LOSS_QUESTION = Question(study="tiny", metric="val_loss", maximize=False, window=0.2)
@@ -61,7 +62,7 @@ def result(seed: int, value: float, **fields: Any) -> SeedResult:
     return SeedResult(**{"seed": seed, "value": value, "best_epoch": 1, **unknown, **fields})
 
 
-def trial(ticket: int, level: float | None, values: Sequence[float] = (), **fields: Any) -> TrialRecord:
+def trial(ticket: int, level: float | None, values: Sequence[float] = (), **fields: Any) -> MeasuredTrial:
     """Return a trial: complete if it has values, one for each seed."""
     parameters = {} if level is None else {"level": level}
     defaults = {
@@ -70,12 +71,13 @@ def trial(ticket: int, level: float | None, values: Sequence[float] = (), **fiel
         "epochs": 10,
         "seeds": max(1, len(values)),
         "results": tuple(result(seed, value) for seed, value in enumerate(values)),
+        "rungs": {},
         "parameters": parameters | fields.pop("beside", {}),
     }
-    return TrialRecord(ticket=ticket, **defaults | fields)
+    return MeasuredTrial(ticket=ticket, **defaults | fields)
 
 
-def answer(trials: Sequence[TrialRecord], question: Question = QUESTION, **fields: Any) -> BestLevel:
+def answer(trials: Sequence[MeasuredTrial], question: Question = QUESTION, **fields: Any) -> BestLevel:
     return best_level(
         trials, question, **{"epochs_run": 30, "epochs_exhaustive": 60, "finished": True} | fields
     )
@@ -110,6 +112,14 @@ def test_an_empty_window_is_refused():
     """Without a validation in the window there is no value, and the error says where."""
     with pytest.raises(ValueError, match="no val_accuracy between epoch 8 and 10"):
         recent_mean(curve({8: 0.5}), QUESTION, 10)
+
+
+def test_a_rung_is_judged_by_three_validations_and_the_end_by_the_window():
+    """Before the last epoch a window with fewer is widened, where there are as many; the end is the value."""
+    records = curve({2: 0.2, 4: 0.4, 6: 0.6, 8: 0.8, 10: 1.0})
+    assert rung_value(records, QUESTION, 10, epochs=10) == recent_mean(records, QUESTION, 10) == 1.0
+    assert rung_value(records, QUESTION, 10, epochs=20) == pytest.approx((0.6 + 0.8 + 1.0) / 3)
+    assert rung_value(records, QUESTION, 4, epochs=20) == pytest.approx((0.2 + 0.4) / 2)
 
 
 def test_the_result_of_a_run_takes_its_last_and_its_best_epoch():
@@ -321,7 +331,7 @@ def test_the_test_metrics_are_means_over_seeds():
     assert (best.baseline.test_accuracy, best.baseline.test_loss) == (best.test_accuracy, best.test_loss)
 
 
-def found_levels(ticket: int, *levels: float, value: float = 0.8, **fields: Any) -> TrialRecord:
+def found_levels(ticket: int, *levels: float, value: float = 0.8, **fields: Any) -> MeasuredTrial:
     """Return a trial up to level 0.5 whose runs came to these levels."""
     results = tuple(result(seed, value, final_level=level) for seed, level in enumerate(levels))
     return trial(ticket, 0.5, [value] * len(levels), results=results, **fields)
@@ -386,7 +396,7 @@ def test_without_a_complete_ticket_there_is_no_answer(states):
 # --- levels that were stopped, seeds that were added, parameters beside the level -------------------------
 
 
-def halved(values: Mapping[float, Mapping[int, Sequence[float]]], epochs: int = 100) -> list[TrialRecord]:
+def halved(values: Mapping[float, Mapping[int, Sequence[float]]], epochs: int = 100) -> list[MeasuredTrial]:
     """Return trials from the values of each seed by level and rung; complete if they reach the last epoch."""
     return [
         trial(
@@ -542,7 +552,7 @@ def test_each_combination_is_answered():
 
 def with_settings(
     *values: tuple[float, float, float], plain: Sequence[float] = (0.7, 0.71)
-) -> list[TrialRecord]:
+) -> list[MeasuredTrial]:
     """Return trials of (level, accuracy at which flooding begins, value), and a level 0 without it."""
     return [trial(0, 0.0, plain)] + [
         trial(ticket, level, [value, value + 0.01], beside={"until_accuracy": until})
@@ -626,7 +636,7 @@ def test_what_is_in_training_is_no_combination_yet():
 
 def simulated(
     generator: np.random.Generator, seeds: int, gain: float, *, halve: bool = False
-) -> tuple[list[TrialRecord], np.ndarray]:
+) -> tuple[list[MeasuredTrial], np.ndarray]:
     """Return a study whose truth is known, (26,): a hill of height `gain` over level 0, best at 0.3.
 
     With what was seen on Two Gaussians: seeds shift the curve by .03, bend it by .025 over a fifth of the
@@ -702,7 +712,7 @@ def test_flooding_that_does_nothing_is_judged_at_most_one_time_in_twenty(seeds):
 
 
 @st.composite
-def histories(draw) -> list[TrialRecord]:
+def histories(draw) -> list[MeasuredTrial]:
     """Trials of a study that grew and lost some: ties, retries, two lengths, and choices beside the level."""
     trials = []
     for number in range(draw(st.integers(1, 12))):

@@ -20,7 +20,7 @@ from floodsearch import queue
 from floodsearch.artifacts.files import Folder
 from floodsearch.artifacts.names import remove_files
 from floodsearch.errors import DamagedError, StudyDeletedError, UsageError
-from floodsearch.launchers.local import Crew, Launch
+from floodsearch.launchers.local import WRONG_USE, Crew, Launch
 from floodsearch.queries import answer, status
 from floodsearch.queue import Ticket
 from floodsearch.queue.ownership import lose
@@ -28,15 +28,8 @@ from floodsearch.records import BY_HAND, Attribute
 from floodsearch.report.text import best_text, notes_text, status_text
 from floodsearch.storage import schema, tables, trials
 from floodsearch.storage.database import Database, open_database
-from floodsearch.storage.studies import (
-    SPEC,
-    UUID,
-    StoredStudy,
-    delete_study,
-    find_study,
-    put_study,
-    read_trials,
-)
+from floodsearch.storage.studies import SPEC, UUID, StoredStudy, delete_study, find_study, put_study
+from floodsearch.storage.trial_records import read_trials
 from floodsearch.worker.heartbeat import Leave, Settings
 from floodsearch.worker.work import work
 
@@ -212,6 +205,20 @@ def test_a_uuid_that_is_none_is_refused_where_it_is_read(study: StoredStudy, uui
     study.database.optuna.set_study_user_attr(study.id, UUID, uuid)
     with pytest.raises(DamagedError, match="not 32 hex digits"):
         find_study(study.database, "tiny")
+
+
+def test_damage_is_not_the_fault_of_who_asks_but_ends_a_command_as_wrong_use(
+    study: StoredStudy, command: Callable[..., tuple[int, str, str]]
+) -> None:
+    """A program can tell the two apart; a launch starts no worker again that ends so."""
+    assert not issubclass(DamagedError, UsageError)
+    study.database.optuna.set_study_user_attr(study.id, UUID, "x")
+    status, out, err = command("status", "tiny", "--storage", study.database.name)
+    said = (
+        "floodsearch:uuid of study 'tiny' is 'x', not 32 hex digits; it was changed by hand, so set it right"
+    )
+    assert (status, out) == (WRONG_USE, "")
+    assert said in err
 
 
 def test_a_uuid_that_becomes_another_is_refused_by_whoever_has_the_study(study: StoredStudy) -> None:

@@ -20,7 +20,8 @@ from floodsearch.artifacts.files import Folder
 from floodsearch.errors import DivergedError, LoopError, TaskError
 from floodsearch.queries import answer
 from floodsearch.storage import tables
-from floodsearch.storage.studies import put_study, read_trials
+from floodsearch.storage.studies import put_study
+from floodsearch.storage.trial_records import read_trials
 from floodsearch.training import script as script_module
 from floodsearch.training.loop import LoopRun
 from floodsearch.training.progress import Plan

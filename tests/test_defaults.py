@@ -17,7 +17,8 @@ from floodsearch.cost.forecast import plan
 from floodsearch.errors import StudyChangedError, StudyFileError
 from floodsearch.queries import answer
 from floodsearch.search.tickets import tickets
-from floodsearch.storage.studies import put_study, read_trials
+from floodsearch.storage.studies import put_study
+from floodsearch.storage.trial_records import read_trials
 from floodsearch.study.extend import differences
 from floodsearch.study.levels import Levels
 from floodsearch.study.reader import parse

@@ -19,7 +19,8 @@ from floodsearch.search.judge import Judge, Rung
 from floodsearch.search.pruners import PRUNERS
 from floodsearch.search.samplers import SAMPLERS, Sampler
 from floodsearch.storage import tables
-from floodsearch.storage.studies import find_study, put_study, read_trials
+from floodsearch.storage.studies import find_study, put_study
+from floodsearch.storage.trial_records import read_trials
 from floodsearch.study.reader import parse
 from floodsearch.study.spec import Spec
 from floodsearch.worker.heartbeat import Leave, Settings

@@ -26,7 +26,8 @@ from floodsearch.errors import FloodsearchError
 from floodsearch.queries import answer as best
 from floodsearch.storage import tables
 from floodsearch.storage.database import open_database
-from floodsearch.storage.studies import find_study, put_study, read_trials
+from floodsearch.storage.studies import find_study, put_study
+from floodsearch.storage.trial_records import read_trials
 from floodsearch.study.reader import read
 from floodsearch.training.loop import LoopRun
 from floodsearch.training.progress import Plan

@@ -17,7 +17,8 @@ from floodsearch.queries import status
 from floodsearch.records import Decision
 from floodsearch.storage.database import open_database
 from floodsearch.storage.failures import failure, lasts
-from floodsearch.storage.studies import delete_study, find_study, put_study, read_trials
+from floodsearch.storage.studies import delete_study, find_study, put_study
+from floodsearch.storage.trial_records import read_measured, read_trials
 from floodsearch.worker.heartbeat import Leave, Settings
 from floodsearch.worker.trainers import Cohorts
 from floodsearch.worker.work import work
@@ -85,7 +86,7 @@ def test_a_study_that_is_deleted_while_it_is_trained(database, make_spec, by):
     """Its worker says so and leaves; what others have is as it was."""
     other = put(database, make_spec(name="other"))
     study = put(database, make_spec())
-    before = read_trials(other)
+    before = read_measured(other)
 
     def delete():
         if by == "floodsearch":
@@ -95,7 +96,7 @@ def test_a_study_that_is_deleted_while_it_is_trained(database, make_spec, by):
 
     with pytest.raises(StudyDeletedError, match="study 'tiny' was deleted from"):
         work(study, HASTY, Leave(), interrupted(delete))
-    assert read_trials(other) == before
+    assert read_measured(other) == before
     assert find_study(database, "other").stopped() is None
 
 

@@ -17,7 +17,8 @@ from floodsearch.artifacts.files import HEAD, Files, check_place, files_at
 from floodsearch.artifacts.names import remove_files
 from floodsearch.errors import UsageError
 from floodsearch.storage import tables
-from floodsearch.storage.studies import put_study, read_trials
+from floodsearch.storage.studies import put_study
+from floodsearch.storage.trial_records import read_trials
 from floodsearch.worker.heartbeat import Leave, Settings
 from floodsearch.worker.work import work
 

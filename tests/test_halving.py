@@ -17,7 +17,8 @@ from floodsearch.queries import answer
 from floodsearch.search.halving import Standing, halve, rungs, spread
 from floodsearch.search.judge import Halving
 from floodsearch.storage import tables
-from floodsearch.storage.studies import put_study, read_trials
+from floodsearch.storage.studies import put_study
+from floodsearch.storage.trial_records import read_trials
 from floodsearch.worker.bracket import Bracket
 from floodsearch.worker.heartbeat import Heart, Leave, Settings
 from floodsearch.worker.trainers import Cohorts

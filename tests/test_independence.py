@@ -21,7 +21,8 @@ from floodsearch.records import EpochRecord
 from floodsearch.report.text import best_text, status_text
 from floodsearch.storage import tables
 from floodsearch.storage.database import open_database
-from floodsearch.storage.studies import put_study, read_trials
+from floodsearch.storage.studies import put_study
+from floodsearch.storage.trial_records import read_trials
 from floodsearch.study.reader import parse
 from floodsearch.training.independence import Comparison, Owners, RunKey, Shown
 from floodsearch.worker.heartbeat import Leave, Settings

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 
 from floodsearch.answer.response import Landscape, landscape
-from floodsearch.records import SeedResult, TrialRecord
+from floodsearch.records import MeasuredTrial, SeedResult
 
 EPOCHS = 100
 
 
-def trial(ticket: int, level: float, rungs: Mapping[int, Sequence[float]], **fields: Any) -> TrialRecord:
+def trial(ticket: int, level: float, rungs: Mapping[int, Sequence[float]], **fields: Any) -> MeasuredTrial:
     """Return a trial with these values by rung and seed, complete if it reached the last epoch."""
     complete = EPOCHS in rungs
     results = tuple(
@@ -42,10 +42,10 @@ def trial(ticket: int, level: float, rungs: Mapping[int, Sequence[float]], **fie
         "results": results,
         "rungs": {epoch: tuple(values) for epoch, values in rungs.items()},
     }
-    return TrialRecord(ticket=ticket, **defaults | fields)
+    return MeasuredTrial(ticket=ticket, **defaults | fields)
 
 
-def land(trials: Sequence[TrialRecord], *, maximize: bool = True) -> Landscape:
+def land(trials: Sequence[MeasuredTrial], *, maximize: bool = True) -> Landscape:
     found = landscape(trials, maximize=maximize, highest=0.5)
     assert found is not None
     return found

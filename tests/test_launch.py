@@ -19,7 +19,8 @@ from floodsearch.errors import UsageError, WorkersFailedError
 from floodsearch.launchers import local
 from floodsearch.storage import tables
 from floodsearch.storage.database import open_database
-from floodsearch.storage.studies import find_study, read_trials
+from floodsearch.storage.studies import find_study
+from floodsearch.storage.trial_records import read_trials
 
 TINY = {
     "name": "tiny",
@@ -128,7 +129,7 @@ class Launched:
             return []
 
     def trials(self):
-        return read_trials(self.study, results=False) if self.workers() else []
+        return read_trials(self.study) if self.workers() else []
 
     def running(self):
         return count(self.trials()).running

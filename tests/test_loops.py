@@ -30,7 +30,8 @@ from floodsearch.errors import DivergedError, LoopError, TaskError
 from floodsearch.queries import answer, status
 from floodsearch.records import Attribute
 from floodsearch.storage import tables
-from floodsearch.storage.studies import put_study, read_trials
+from floodsearch.storage.studies import put_study
+from floodsearch.storage.trial_records import read_measured, read_trials
 from floodsearch.training.loop import LoopRun
 from floodsearch.training.progress import Plan
 from floodsearch.worker.bracket import Bracket
@@ -725,7 +726,7 @@ def test_tests_that_a_loop_reports_are_answered(make_study, here):
     found = answer(study)
     assert found.test_accuracy == pytest.approx(0.12)
     assert found.test_loss is None
-    for trial in read_trials(study):
+    for trial in read_measured(study):
         for result in trial.results:
             run = [one for one in curves(study)[trial.ticket] if one.seed == result.seed]
             best = max(run, key=lambda one: (one.val_accuracy, -one.epoch))

@@ -14,7 +14,8 @@ from floodsearch import cli, queue
 from floodsearch.catalog import find_loop
 from floodsearch.errors import NestedError, TaskError
 from floodsearch.process.nesting import MARK, importing, inside, refuse
-from floodsearch.storage.studies import find_study, put_study, read_trials
+from floodsearch.storage.studies import find_study, put_study
+from floodsearch.storage.trial_records import read_trials
 from floodsearch.worker.heartbeat import Leave, Settings
 from floodsearch.worker.work import work
 
@@ -137,7 +138,7 @@ def test_a_training_that_starts_a_search_ends_its_worker(run_here, database, sta
     """With one line and no ticket in its hands, also where the loop goes on as if nothing had been said."""
     with pytest.raises(NestedError, match="inside of a worker of study 'tiny'"):
         run_here(CATCHES.format(in_training=start, in_import=""))
-    assert "running" not in {one.state for one in read_trials(find_study(database, "tiny"), results=False)}
+    assert "running" not in {one.state for one in read_trials(find_study(database, "tiny"))}
     assert MARK not in os.environ
 
 

@@ -20,13 +20,14 @@ from floodsearch.catalog import judge_of
 from floodsearch.errors import DamagedError
 from floodsearch.queries import answer as answer_of
 from floodsearch.queries import status
-from floodsearch.records import TrialRecord
+from floodsearch.records import MeasuredTrial
 from floodsearch.report.export import as_csv, trial_rows
 from floodsearch.report.text import best_text, progress_text, status_text
 from floodsearch.report.weights import copy_weights
 from floodsearch.search.halving import Standing
 from floodsearch.storage import tables
-from floodsearch.storage.studies import put_study, read_trials
+from floodsearch.storage.studies import put_study
+from floodsearch.storage.trial_records import read_trials
 from floodsearch.worker.heartbeat import Leave, Settings
 from floodsearch.worker.work import work
 from tests.test_analysis import FINDS_LEVEL, QUESTION, answer, found_levels, halved, repeatable, trial
@@ -34,12 +35,14 @@ from tests.test_analysis import FINDS_LEVEL, QUESTION, answer, found_levels, hal
 PLAIN = [0.70, 0.72, 0.71]
 
 
-def never(ticket: int, level: float, values: Sequence[float] = tuple(PLAIN), **fields: object) -> TrialRecord:
+def never(
+    ticket: int, level: float, values: Sequence[float] = tuple(PLAIN), **fields: object
+) -> MeasuredTrial:
     """Return the trial of a level that no batch was ever below, so that its values are those of level 0."""
     return trial(ticket, level, values, flooded=False, **fields)
 
 
-def flooded(ticket: int, level: float, values: Sequence[float], **fields: object) -> TrialRecord:
+def flooded(ticket: int, level: float, values: Sequence[float], **fields: object) -> MeasuredTrial:
     return trial(ticket, level, values, flooded=True, **fields)
 
 
@@ -225,4 +228,4 @@ def test_an_attribute_that_is_no_truth_is_damage(database, make_spec):
         optuna.create_trial(user_attrs={"ticket": 0, "epochs": 10, "seeds": 2, "flooded": "no"}, value=0.5)
     )
     with pytest.raises(DamagedError, match=r"flooded of trial 3 of study 'tiny' is 'no', not true or false"):
-        read_trials(study, results=False)
+        read_trials(study)

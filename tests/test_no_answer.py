@@ -12,7 +12,7 @@ from floodsearch.cli import main
 from floodsearch.errors import NoAnswerError
 from floodsearch.queries import answer as answer_of
 from floodsearch.queries import status
-from floodsearch.records import SeedResult, TrialRecord
+from floodsearch.records import MeasuredTrial, SeedResult
 from floodsearch.report.text import best_text, status_text
 from floodsearch.storage.studies import put_study
 from floodsearch.worker.heartbeat import Leave, Settings
@@ -209,7 +209,7 @@ def measured(
     )
 
 
-def searched(plain: Sequence[SeedResult], best: Sequence[SeedResult]) -> list[TrialRecord]:
+def searched(plain: Sequence[SeedResult], best: Sequence[SeedResult]) -> list[MeasuredTrial]:
     """Return the trials of a search with a level 0 and one level above it."""
     return [
         trial(n, level, state="complete", seeds=3, results=tuple(results))

@@ -22,6 +22,7 @@ from floodsearch.storage import optuna_tables, schema, trials
 from floodsearch.storage.database import Database, open_database
 from floodsearch.storage.optuna_tables import REVISION, metadata, stored_report, stored_value
 from floodsearch.storage.studies import put_study
+from floodsearch.storage.trials import RunningTrial
 
 WRITTEN = {
     "studies": ("study_id", "study_name"),
@@ -132,3 +133,23 @@ def test_what_is_written_is_read_by_optuna(database: Database, make_spec: Callab
     assert found.datetime_start is not None
     assert found.datetime_complete is not None
     assert abs(found.datetime_complete.astimezone(UTC) - datetime.now(UTC)) < timedelta(minutes=5)
+
+
+def test_what_runs_is_told_with_its_holder(database: Database, make_spec: Callable[..., Any]) -> None:
+    """A trial in training has its ids, its ticket and its worker; one of somebody else has neither."""
+    study = put_study(database, make_spec())
+    queue.fill(study)
+    with database.write() as connection:
+        taken = [
+            trial_id
+            for worker in (7, 8)
+            for trial_id in trials.claim(connection, study.id, {Attribute.WORKER: worker})
+        ]
+        trials.finish(connection, taken[0], TrialState.FAIL, None)
+    template = optuna.create_trial(state=TrialState.RUNNING)
+    other = database.optuna.create_new_trial(study.id, template)
+    with database.read() as connection:
+        assert trials.running(connection, study.id) == [
+            RunningTrial(id=taken[1], number=1, ticket=1, worker=8),
+            RunningTrial(id=other, number=3, ticket=None, worker=None),
+        ]

@@ -20,7 +20,8 @@ from floodsearch.records import EpochRecord
 from floodsearch.report.text import status_text
 from floodsearch.search.tickets import tickets
 from floodsearch.storage import tables
-from floodsearch.storage.studies import put_study, read_trials
+from floodsearch.storage.studies import put_study
+from floodsearch.storage.trial_records import read_trials
 from floodsearch.study.levels import Levels
 from floodsearch.worker.heartbeat import Heart, Leave, Settings
 from floodsearch.worker.pilot import MARGIN, pilot, settled
@@ -228,7 +229,7 @@ def test_one_worker_at_a_time_finds_the_range(database, make_spec):
     found = study.reread().pilot
     assert done
     assert epochs == found.epochs > 0
-    assert len(read_trials(study, results=False)) == 6
+    assert len(read_trials(study)) == 6
     assert conduct(study, first) == (True, 0)
     assert study.reread().pilot == found
 

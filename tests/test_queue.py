@@ -23,7 +23,8 @@ from floodsearch.search.halving import Standing
 from floodsearch.search.judge import Halving
 from floodsearch.storage import schema, tables
 from floodsearch.storage.database import Database, open_database
-from floodsearch.storage.studies import find_study, put_study, read_trials
+from floodsearch.storage.studies import find_study, put_study
+from floodsearch.storage.trial_records import read_trials
 from floodsearch.worker.work import _taken
 
 REPEATS = range(int(os.environ.get("FLOODSEARCH_REPEAT", "1")))
@@ -50,7 +51,7 @@ def enter(study):
 
 
 def newest(study):
-    return latest(read_trials(study, results=False))
+    return latest(read_trials(study))
 
 
 def raw(study, number):
@@ -150,10 +151,10 @@ def test_a_fill_that_was_killed_is_repaired(database, storage_url, make_spec, cr
     """A process killed with SIGKILL while it fills adds nothing by halves; the next fill adds each ticket."""
     study = put_study(database, make_spec(levels={"count": 30}))
     assert crowd(KILLED_FILL, 1, storage_url).answers() == [None]
-    assert read_trials(study, results=False) == []
+    assert read_trials(study) == []
     expire_leases(database)
     assert queue.fill(study) == 30
-    assert sorted(trial.ticket for trial in read_trials(study, results=False)) == list(range(30))
+    assert sorted(trial.ticket for trial in read_trials(study)) == list(range(30))
 
 
 def test_a_fill_may_be_cut_short_anywhere(database, make_spec):
@@ -215,7 +216,7 @@ def test_more_seeds_alone_extend_the_queue_when_it_is_empty(study, make_spec):
     queue.complete(running, 0.7, {})
     assert queue.fill(extended) == 0
     queue.complete(take_one(extended, worker), 0.6, {})
-    assert queue.unfinished(extended, read_trials(extended, results=False))
+    assert queue.unfinished(extended, read_trials(extended))
     assert queue.fill(extended) == 2, "without curves nobody knows which matter: all do"
     assert [(ticket, one.seeds) for ticket, one in newest(extended).items()] == [(0, 3), (1, 3), (2, 3)]
     assert queue.fill(extended) == 0
@@ -288,7 +289,7 @@ def test_eight_processes_take_each_ticket_once(database, storage_url, make_spec,
     answers = crowd(TAKE, 8, storage_url, "tiny").answers()
     taken = Counter(number for answer in answers for number, _ in answer["tiny"])
     assert taken == dict.fromkeys(range(200), 1)
-    trials = read_trials(study, results=False)
+    trials = read_trials(study)
     assert len(trials) == 200
     assert {trial.state for trial in trials} == {"complete"}
     assert queue.fill(study) == 0

@@ -19,7 +19,8 @@ from floodsearch.report.export import curve_rows, trial_rows
 from floodsearch.storage import tables
 from floodsearch.storage.database import open_database
 from floodsearch.storage.retry import persistently
-from floodsearch.storage.studies import find_study, put_study, read_trials, study_names
+from floodsearch.storage.studies import find_study, put_study, study_names
+from floodsearch.storage.trial_records import read_trials
 from floodsearch.worker.heartbeat import Leave, Settings
 from floodsearch.worker.work import work
 

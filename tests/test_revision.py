@@ -10,7 +10,8 @@ import pytest
 from floodsearch import queue
 from floodsearch.queries import status
 from floodsearch.report.text import status_text
-from floodsearch.storage.studies import put_study, read_trials
+from floodsearch.storage.studies import put_study
+from floodsearch.storage.trial_records import read_trials
 from floodsearch.usercode.revision import revision_of
 from floodsearch.worker.heartbeat import Leave, Settings
 from floodsearch.worker.work import work

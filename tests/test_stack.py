@@ -22,7 +22,8 @@ from floodsearch.defaults import REPRODUCIBLE
 from floodsearch.errors import DivergedError
 from floodsearch.records import EpochRecord
 from floodsearch.storage import tables
-from floodsearch.storage.studies import find_study, put_study, read_trials
+from floodsearch.storage.studies import find_study, put_study
+from floodsearch.storage.trial_records import read_trials
 from floodsearch.study.trust import given
 from floodsearch.tasks.streams import stream
 from floodsearch.tasks.task import Data, Recipe, Split, Task, build_optimizer

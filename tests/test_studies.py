@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import fields
 
 import optuna
 import pytest
@@ -13,9 +14,12 @@ import sqlalchemy
 from floodsearch import queue
 from floodsearch.errors import StudyChangedError, StudyFileError, UnknownStudyError, UsageError
 from floodsearch.queries import status
+from floodsearch.queue import Entry
+from floodsearch.records import Decision, EpochRecord, MeasuredTrial, TrialRecord
 from floodsearch.storage import schema, tables
 from floodsearch.storage.database import open_database
-from floodsearch.storage.studies import SPEC, find_study, put_study, read_trials, study_names, versions
+from floodsearch.storage.studies import SPEC, find_study, put_study, study_names, versions
+from floodsearch.storage.trial_records import read_measured, read_trials
 
 MAXIMIZE, MINIMIZE = optuna.study.StudyDirection.MAXIMIZE, optuna.study.StudyDirection.MINIMIZE
 
@@ -316,3 +320,44 @@ def test_two_studies_share_a_database(database, make_spec):
     assert tables.read_workers(database, other.uuid) == []
     assert other.stopped() is None
     assert study_names(database) == ["one", "other"]
+
+
+@pytest.fixture
+def study_of_ends(database, make_spec):
+    """Give a study of three tickets: one complete, one pruned at epoch 4, one waiting."""
+    study = put_study(database, make_spec())
+    queue.fill(study)
+    for epoch in (10, 4):
+        [ticket] = queue.take(study, 1)
+        records = [
+            EpochRecord(
+                seed=seed,
+                epoch=one,
+                level=0.1,
+                train_loss=0.2,
+                train_accuracy=0.9,
+                flooded=0,
+                val_accuracy=0.8,
+            )
+            for seed in ticket.seeds
+            for one in range(1, epoch + 1)
+        ]
+        queue.record([Entry(ticket, records, {epoch: 0.8})])
+        if epoch == 10:
+            queue.complete(ticket, 0.8, {})
+        else:
+            queue.prune(ticket, Decision(prune=True, reason="poor"))
+    return study
+
+
+def test_a_trial_is_the_same_however_it_was_read(study_of_ends):
+    """What the curves say is a record of its own: the other has no place for it that could look empty."""
+    study = study_of_ends
+    trials, measured = read_trials(study), read_measured(study)
+    names = [field.name for field in fields(TrialRecord)]
+    assert [field.name for field in fields(MeasuredTrial)] == [*names, "results", "rungs"]
+    assert not {"results", "rungs"} & set(dir(trials[0]))
+    for trial, more in zip(trials, measured, strict=True):
+        assert [getattr(trial, name) for name in names] == [getattr(more, name) for name in names]
+    assert [len(one.results) for one in measured] == [2, 0, 0]
+    assert [list(one.rungs) for one in measured] == [[4, 10], [4], []]

@@ -20,7 +20,8 @@ from floodsearch.queries import status
 from floodsearch.records import Attribute, EpochRecord
 from floodsearch.storage import tables
 from floodsearch.storage.database import open_database
-from floodsearch.storage.studies import put_study, read_trials
+from floodsearch.storage.studies import put_study
+from floodsearch.storage.trial_records import read_trials
 from floodsearch.worker.heartbeat import Leave, Settings
 from floodsearch.worker.work import work
 
@@ -226,7 +227,7 @@ def test_tickets_of_a_worker_wait_again_however_it_ended(launch, study, leaving)
         worker, ticket = held(study, launched.slots[0].process.pid)
         tables.beat(study.database, worker, epochs_run=0, training=(ticket.number,), leaving=leaving)
         killed(launched)
-    newest = latest(read_trials(study, results=False))[ticket.number]
+    newest = latest(read_trials(study))[ticket.number]
     assert (newest.state, newest.attempt) == ("waiting", 2)
     [reason] = [one.reason for one in status(study).notes if one.ticket == ticket.number]
     assert reason == "its worker was killed by SIGKILL, perhaps for want of memory"

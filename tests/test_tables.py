@@ -10,7 +10,7 @@ import sqlalchemy
 
 from floodsearch.records import EpochRecord
 from floodsearch.storage import schema, tables
-from floodsearch.storage.studies import lease
+from floodsearch.storage.tables import lease
 
 STUDY, OTHER = "a" * 32, "b" * 32
 
@@ -181,7 +181,7 @@ def test_a_lease_is_given_back_after_an_error(database):
 COUNT = """
 import pathlib, psycopg
 from floodsearch.storage.database import open_database
-from floodsearch.storage.studies import lease
+from floodsearch.storage.tables import lease
 
 def main(index, url, study, path):
     database = open_database(url)

@@ -11,7 +11,8 @@ from floodsearch import queue
 from floodsearch.errors import TaskError, first_line, named
 from floodsearch.queries import status
 from floodsearch.storage import tables
-from floodsearch.storage.studies import put_study, read_trials
+from floodsearch.storage.studies import put_study
+from floodsearch.storage.trial_records import read_trials
 from floodsearch.usercode.reference import file_of, find_code
 from floodsearch.worker.heartbeat import Heart, Leave, Settings
 from floodsearch.worker.trainers import default_engine

@@ -22,7 +22,8 @@ from floodsearch.errors import UsageError
 from floodsearch.queries import answer
 from floodsearch.report.weights import copy_weights
 from floodsearch.storage import tables
-from floodsearch.storage.studies import put_study, read_trials
+from floodsearch.storage.studies import put_study
+from floodsearch.storage.trial_records import read_measured, read_trials
 from floodsearch.tasks.streams import stream
 from floodsearch.tasks.task import Data, Recipe, Split, Task
 from floodsearch.training.cohort import Cohort
@@ -112,7 +113,7 @@ def test_kept_weights_come_to_the_recorded_tests(make_study, here, engine, keep)
     flooded = {ticket: any(record.flooded for record in records) for ticket, records in curves.items()}
     assert sorted(flooded.values()) != [False] * 4
     assert sum(flooded.values()) < 3, "a level above 0 is on the trunk to the end"
-    results = [one for trial in read_trials(study) for one in trial.results]
+    results = [one for trial in read_measured(study) for one in trial.results]
     assert any(one.best_epoch < study.spec.training.epochs for one in results)
     check_tests(study, here, range(4))
     names = [f"weights/ticket-{n}-seed-{seed}-epochs-10-{keep}.pt" for n in range(4) for seed in (0, 1)]

@@ -28,7 +28,8 @@ from floodsearch.queries import answer, status
 from floodsearch.records import Attribute, EpochRecord
 from floodsearch.storage import tables
 from floodsearch.storage.database import open_database
-from floodsearch.storage.studies import find_study, put_study, read_trials
+from floodsearch.storage.studies import find_study, put_study
+from floodsearch.storage.trial_records import read_measured, read_trials
 from floodsearch.study.trust import token_of, trust_in
 from floodsearch.training.cohort import Step, in_lockstep
 from floodsearch.training.devices import devices, find_device
@@ -159,9 +160,7 @@ def run_here(study, settings=HERE):
 
 
 def states(study):
-    return {
-        ticket: trial.state for ticket, trial in sorted(latest(read_trials(study, results=False)).items())
-    }
+    return {ticket: trial.state for ticket, trial in sorted(latest(read_trials(study)).items())}
 
 
 def values(study):
@@ -186,7 +185,7 @@ def after_flooding(curve):
 
 
 def running(study):
-    return count(read_trials(study, results=False)).running
+    return count(read_trials(study)).running
 
 
 # What a worker leaves behind
@@ -196,7 +195,7 @@ def test_a_worker_trains_every_ticket(database, make_spec):
     """All tickets end complete, with values that follow from the stored curves, and the worker leaves."""
     study = put(database, make_spec())
     assert run_here(study) == "all tickets are finished"
-    trials = read_trials(study)
+    trials = read_measured(study)
     assert [(trial.ticket, trial.state) for trial in trials] == [(n, "complete") for n in range(3)]
     curves = tables.read_curves(database, study.uuid)
     for trial in trials:
@@ -220,7 +219,7 @@ def test_curves_are_complete_and_tested_twice(database, make_spec):
     run_here(study)
     curves = tables.read_curves(database, study.uuid)
     assert sorted(curves) == [0, 1, 2]
-    for trial in read_trials(study):
+    for trial in read_measured(study):
         assert [(one.seed, one.epoch) for one in curves[trial.ticket]] == [
             (seed, epoch) for seed in (0, 1) for epoch in range(1, 11)
         ]
@@ -371,7 +370,7 @@ def train_hill(study, late_loss=None):
 
 
 def seeds_by_level(study):
-    return {trial.level: trial.seeds for trial in latest(read_trials(study, results=False)).values()}
+    return {trial.level: trial.seeds for trial in latest(read_trials(study)).values()}
 
 
 @pytest.fixture
@@ -420,7 +419,7 @@ def test_added_seeds_come_in_rounds_that_end(put_hill, monkeypatch):
     grown = put_hill(8)
     assert [ticket for ticket, state in states(grown).items() if state == "waiting"] == [0, 5]
     train_hill(grown)
-    of = latest(read_trials(grown, results=False))
+    of = latest(read_trials(grown))
     assert {ticket for ticket in of if of[ticket].seeds == 8} == {0, 5, 7, 1, 2}
     assert status(grown).finished
     assert len(of) + 5 == len(read_trials(grown)), "each was queued once"
@@ -435,7 +434,7 @@ def test_added_seeds_wait_for_what_is_in_training(put_hill):
     [held] = queue.take(grown, worker)
     assert held.number == waiting[0]
     assert queue.fill(grown) == 0
-    assert queue.unfinished(grown, read_trials(grown, results=False))
+    assert queue.unfinished(grown, read_trials(grown))
     queue.hand_back(held)
     again = put_hill(9)
     assert [t for t, state in states(again).items() if state == "waiting"] == waiting
@@ -503,7 +502,7 @@ def test_the_level_that_runs_find_is_in_the_answer(database, make_spec):
     last = [record.level for record in curves[1] if record.epoch == 10]
     assert max(last) > 0
     assert len(last) == 2
-    flooded = read_trials(study)[1]
+    flooded = read_measured(study)[1]
     assert [one.final_level for one in flooded.results] == last
     assert found.level in (0.0, pytest.approx(sum(last) / 2))
     assert status(study).best_level in (None, 0.0)
@@ -735,9 +734,9 @@ def test_a_metric_that_is_not_finite_completes_nothing(database, make_spec, user
     study = put(database, make_spec(task=user_task(source), options=options, search={"metric": "val_loss"}))
     worker = thread()
     deadline = time.monotonic() + 60
-    while worker.is_alive() and len(read_trials(study, results=False)) <= 9 and time.monotonic() < deadline:
+    while worker.is_alive() and len(read_trials(study)) <= 9 and time.monotonic() < deadline:
         time.sleep(0.02)
-    assert len(read_trials(study, results=False)) <= 9
+    assert len(read_trials(study)) <= 9
     assert worker.end() is not None
     assert "complete" not in states(study).values()
 
@@ -928,12 +927,12 @@ def test_a_worker_that_was_thought_dead_changes_nothing(
     [row] = tables.read_workers(database, study.uuid)
     assert queue.release(study, row.id, "thought dead") == [0]
     assert run_here(study) == "all tickets are finished"
-    trials, curves = read_trials(study), tables.read_curves(database, study.uuid)
+    trials, curves = read_measured(study), tables.read_curves(database, study.uuid)
     assert set(states(study).values()) == {"complete"}
     sleeper.leave.ask("time to go")
     (gate / "free").touch()
     sleeper.end()
-    assert read_trials(study) == trials
+    assert read_measured(study) == trials
     assert tables.read_curves(database, study.uuid) == curves
 
 
@@ -960,7 +959,7 @@ def test_the_dead_are_found_between_the_shortest_tickets(heart, eventually):
 
     def lost():
         heart.train(1)  # the next ticket, many times a beat
-        return latest(read_trials(study, results=False))[ticket.number].attempt == 2
+        return latest(read_trials(study))[ticket.number].attempt == 2
 
     with heart:
         eventually(lost)

@@ -11,7 +11,7 @@ import statistics
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
-from typing import Literal
+from typing import Literal, TypeVar
 
 import numpy as np
 
@@ -26,12 +26,15 @@ from floodsearch.records import (
     Combination,
     EarlyStopping,
     EpochRecord,
+    MeasuredTrial,
     SeedResult,
     TicketCounts,
     TrialRecord,
     Verdict,
     field_of,
 )
+
+Trial = TypeVar("Trial", bound=TrialRecord)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,6 +98,23 @@ def recent_mean(
     return math.fsum(values) / len(values)
 
 
+def rung_value(records: Iterable[EpochRecord], question: Question, rung: int, *, epochs: int) -> float:
+    """Return by what a run is judged at a rung: its recent mean, at the last epoch its value.
+
+    Before the last epoch the mean is over at least `RUNG_VALIDATIONS`, where there are as many.
+
+    Args:
+        records: of one run, in any order, at least those up to the rung.
+        question: names the metric and the window.
+        rung: the epoch at which it is judged.
+        epochs: length of the run.
+
+    Raises:
+        ValueError: if no validation lies in the window.
+    """
+    return recent_mean(records, question, rung, at_least=1 if rung == epochs else RUNG_VALIDATIONS)
+
+
 def window_start(epoch: int, window: float) -> float:
     """Return the epoch after which the window up to `epoch` begins.
 
@@ -130,12 +150,12 @@ def seed_result(records: Sequence[EpochRecord], question: Question, epochs: int)
     )
 
 
-def latest(trials: Iterable[TrialRecord]) -> dict[int, TrialRecord]:
+def latest(trials: Iterable[Trial]) -> dict[int, Trial]:
     """Return the newest trial of each ticket: earlier ones were lost, failed, or covered fewer seeds.
 
     One that somebody ended or changed by hand tells of its ticket only where there is no other.
     """
-    newest: dict[int, TrialRecord] = {}
+    newest: dict[int, Trial] = {}
     for trial in sorted(trials, key=lambda one: (one.cause != BY_HAND, one.number)):
         newest[trial.ticket] = trial
     return newest
@@ -159,7 +179,7 @@ def count(trials: Iterable[TrialRecord]) -> TicketCounts:
     )
 
 
-def comparable(trials: Iterable[TrialRecord]) -> list[TrialRecord]:
+def comparable(trials: Iterable[Trial]) -> list[Trial]:
     """Return the complete trials of one length and number of seeds, one a ticket.
 
     While a study that grew is trained on, its tickets differ in both; single levels are compared only at the
@@ -172,14 +192,14 @@ def comparable(trials: Iterable[TrialRecord]) -> list[TrialRecord]:
     return [trial for trial in group if trial is newest[trial.ticket]]
 
 
-def _largest(trials: Iterable[TrialRecord], key: Callable[[TrialRecord], int]) -> list[TrialRecord]:
+def _largest(trials: Iterable[Trial], key: Callable[[TrialRecord], int]) -> list[Trial]:
     """Return the complete trials of one key: those with level 0, with the most tickets, of the largest."""
-    groups: dict[int, list[TrialRecord]] = {}
+    groups: dict[int, list[Trial]] = {}
     for trial in trials:
         if trial.state == "complete":
             groups.setdefault(key(trial), []).append(trial)
 
-    def rank(item: tuple[int, list[TrialRecord]]) -> tuple[bool, int, int]:
+    def rank(item: tuple[int, list[Trial]]) -> tuple[bool, int, int]:
         found, group = item
         return any(one.stands_for == 0 for one in group), len({one.ticket for one in group}), found
 
@@ -193,17 +213,10 @@ def best_of(trials: Iterable[TrialRecord], question: Question) -> TrialRecord | 
     """
     sign = 1.0 if question.maximize else -1.0
     return max(
-        (trial for trial in trials if trial.results or trial.value is not None),
-        key=lambda trial: (sign * _value(trial), -(trial.stands_for or 0.0), -trial.ticket),
+        (trial for trial in trials if trial.value is not None),
+        key=lambda trial: (sign * (trial.value or 0.0), -(trial.stands_for or 0.0), -trial.ticket),
         default=None,
     )
-
-
-def _value(trial: TrialRecord) -> float:
-    """Return the mean over seeds, or what was stored of it where the results were not read."""
-    if not trial.results:
-        return trial.value or 0.0
-    return math.fsum(result.value for result in trial.results) / len(trial.results)
 
 
 def mean_and_se(values: Sequence[float]) -> tuple[float, float | None]:
@@ -215,7 +228,7 @@ def mean_and_se(values: Sequence[float]) -> tuple[float, float | None]:
 
 
 def best_level(
-    trials: Sequence[TrialRecord],
+    trials: Sequence[MeasuredTrial],
     question: Question,
     *,
     epochs_run: int,
@@ -340,7 +353,7 @@ def _early_stopping(land: Landscape, question: Question) -> EarlyStopping | None
     )
 
 
-def unconfirmed(trials: Sequence[TrialRecord], question: Question) -> TrialRecord | None:
+def unconfirmed(trials: Sequence[MeasuredTrial], question: Question) -> MeasuredTrial | None:
     """Return the pruned trial at the maximum of the curve: it must be trained to the end to be the answer.
 
     None if the maximum is complete, or nothing is. Ask again when that trial is complete: the measured values
@@ -357,7 +370,7 @@ def unconfirmed(trials: Sequence[TrialRecord], question: Question) -> TrialRecor
     return None if land is None or land.complete[land.maximum] else land.trials[land.maximum]
 
 
-def worth_more_seeds(trials: Sequence[TrialRecord], question: Question) -> set[int]:
+def worth_more_seeds(trials: Sequence[MeasuredTrial], question: Question) -> set[int]:
     """Return the tickets for which more seeds could change the answer.
 
     Those of the answer, of the levels that cannot be told apart from it, and of the two that the gain is
@@ -378,7 +391,7 @@ def worth_more_seeds(trials: Sequence[TrialRecord], question: Question) -> set[i
     return worth
 
 
-def _landscapes(trials: Sequence[TrialRecord], question: Question) -> list[Landscape]:
+def _landscapes(trials: Sequence[MeasuredTrial], question: Question) -> list[Landscape]:
     """Return the landscape of each combination that has a complete trial, by its first ticket."""
     complete = comparable(trials)
     if not complete:
@@ -389,15 +402,15 @@ def _landscapes(trials: Sequence[TrialRecord], question: Question) -> list[Lands
     return [one for one in found if one is not None]
 
 
-def _combinations(trials: Iterable[TrialRecord]) -> list[list[TrialRecord]]:
+def _combinations(trials: Iterable[MeasuredTrial]) -> list[list[MeasuredTrial]]:
     """Return what has ended of each combination of the parameters beside the level, by its first tickets.
 
     The settings of a schedule mean nothing at level 0, so that its trial has none: it is the baseline of all
     combinations that agree with it in the rest, and one of its own only where there is none. Settings from a
     range are hardly ever equal: each of their tickets is then a combination of its own.
     """
-    flooded: dict[frozenset[tuple[str, object]], list[TrialRecord]] = {}
-    plain: dict[frozenset[tuple[str, object]], list[TrialRecord]] = {}
+    flooded: dict[frozenset[tuple[str, object]], list[MeasuredTrial]] = {}
+    plain: dict[frozenset[tuple[str, object]], list[MeasuredTrial]] = {}
     for trial in trials:
         if trial.level is not None and trial.state in ("complete", "pruned") and trial.cause != "diverged":
             group = flooded if trial.level else plain
@@ -450,7 +463,7 @@ def _verdict(flooded: Gain | None, land: Landscape) -> Verdict | None:
     return "not shown" if flooded.verdict == "helps" and land.chosen == 0 else flooded.verdict
 
 
-def _level(trial: TrialRecord, question: Question) -> float:
+def _level(trial: MeasuredTrial, question: Question) -> float:
     """Return the level that a complete trial stands for."""
     found = _final_levels(trial)
     if not question.finds_level or not trial.stands_for or not found:
@@ -458,13 +471,13 @@ def _level(trial: TrialRecord, question: Question) -> float:
     return _decimal(statistics.median(found))
 
 
-def _reached(trial: TrialRecord) -> tuple[float, float] | None:
+def _reached(trial: MeasuredTrial) -> tuple[float, float] | None:
     """Return the lowest and the highest level that the runs of a trial came to."""
     found = _final_levels(trial)
     return (min(found), max(found)) if trial.stands_for and len(found) > 1 else None
 
 
-def _final_levels(trial: TrialRecord) -> list[float]:
+def _final_levels(trial: MeasuredTrial) -> list[float]:
     return [_decimal(one.final_level) for one in trial.results if one.final_level is not None]
 
 
@@ -514,7 +527,7 @@ def _worse(land: Landscape, best: Landscape) -> bool:
     return se is not None and mean > student(CONFIDENCE, seeds - 1) * se
 
 
-def _baseline(trial: TrialRecord) -> Baseline:
+def _baseline(trial: MeasuredTrial) -> Baseline:
     value, value_se = mean_and_se([result.value for result in trial.results])
     return Baseline(
         value=value,

@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from floodsearch.answer.smoothing import BANDWIDTH, Array, Smooth, kernel, peak, smooth
-from floodsearch.records import Parameter, TrialRecord
+from floodsearch.records import MeasuredTrial, Parameter
 
 ENOUGH = 2
 """Flooded levels that make a rung worth choosing at."""
@@ -47,7 +47,7 @@ class Landscape:
             nothing tells.
     """
 
-    trials: tuple[TrialRecord, ...]
+    trials: tuple[MeasuredTrial, ...]
     values: Array
     measured: NDArray[np.bool_]
     top: int
@@ -72,7 +72,7 @@ class Landscape:
         return smooth(self.levels, self.values, highest=self.highest)
 
     @property
-    def baseline(self) -> TrialRecord | None:
+    def baseline(self) -> MeasuredTrial | None:
         """The complete level 0, if there is one."""
         return self.trials[0] if self.levels[0] == 0 and self.complete[0] else None
 
@@ -111,7 +111,7 @@ class Landscape:
         return [level for level, index in nearest.items() if index in indices]
 
 
-def landscape(trials: Iterable[TrialRecord], *, maximize: bool, highest: float) -> Landscape | None:
+def landscape(trials: Iterable[MeasuredTrial], *, maximize: bool, highest: float) -> Landscape | None:
     """Return the values over levels, or None if no level is complete.
 
     Args:
@@ -163,14 +163,14 @@ def landscape(trials: Iterable[TrialRecord], *, maximize: bool, highest: float) 
     )
 
 
-def _stopped_before_it_flooded(trial: TrialRecord) -> bool:
+def _stopped_before_it_flooded(trial: MeasuredTrial) -> bool:
     """Return whether a trial was pruned before its first epoch, or while it still was the unflooded run."""
     pruned = trial.state == "pruned" and trial.cause == "pruned"
     return pruned and (trial.epoch == 0 or (trial.stands_for == 0 and trial.level != 0))
 
 
 def _never_flooded(
-    trials: Iterable[TrialRecord], compared: Collection[float | None]
+    trials: Iterable[MeasuredTrial], compared: Collection[float | None]
 ) -> tuple[float, ...] | None:
     """Return the levels of the complete trials that never flooded, with whatever seeds they had.
 
@@ -186,18 +186,18 @@ def _never_flooded(
     )
 
 
-def _levels(trials: Iterable[TrialRecord]) -> Array:
+def _levels(trials: Iterable[MeasuredTrial]) -> Array:
     return np.array([trial.stands_for for trial in trials], dtype=float)
 
 
-def _preferred(trials: Iterable[TrialRecord]) -> list[TrialRecord]:
+def _preferred(trials: Iterable[MeasuredTrial]) -> list[MeasuredTrial]:
     """Return the trials so that of one level the one that says most comes last."""
     return sorted(
         trials, key=lambda one: (one.state == "complete", one.seeds, one.epoch, -one.ticket, one.number)
     )
 
 
-def _rungs(trial: TrialRecord) -> dict[int, tuple[float, ...]]:
+def _rungs(trial: MeasuredTrial) -> dict[int, tuple[float, ...]]:
     """Return the values by rung and seed; a complete trial ends in its results, whatever else is known."""
     if trial.state == "complete":
         values = tuple(result.value for result in trial.results)

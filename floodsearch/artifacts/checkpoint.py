@@ -27,14 +27,14 @@ from floodsearch.records import EpochRecord
 
 KIND = b"floodsearch checkpoint 1\n"
 HEAD = re.compile(re.escape(KIND) + rb"(?P<digest>[0-9a-f]{64})\n(?P<epoch>[0-9]{1,9})\n")
-"""The digest is that of all behind it."""
+"""How a file begins; the digest is the SHA-256 of all behind it."""
 PLAIN = (bool, int, float, str, bytes, type(None))
 MAPPINGS, SEQUENCES = (dict, OrderedDict, Counter), (list, tuple)
-"""What a checkpoint may hold beside tensors; exactly these, as NumPy's numbers are subclasses of some."""
+"""The types that a checkpoint may hold beside tensors; no subclasses, as some numbers of NumPy are."""
 SECONDS = 60.0
-"""Between two checkpoints: what is lost at most when a worker is killed."""
+"""The pause between two checkpoints: so much is lost at most when a worker is killed."""
 SHARE = 0.005
-"""Of its time that a worker spends on them at most, where they take long."""
+"""The share of its time that a worker spends on checkpoints at most; longer ones come less often."""
 FIELDS = tuple(field.name for field in fields(EpochRecord))
 
 log = logging.getLogger(__name__)
@@ -51,7 +51,11 @@ class Pace:
         return time.monotonic() >= self._next
 
     def saved(self, since: float) -> None:
-        """Note that saving began at a moment of `time.monotonic` and has ended now."""
+        """Set when the next one is due.
+
+        Args:
+            since: when saving the last one began, by `time.monotonic`; it has ended now.
+        """
         now = time.monotonic()
         self._next = now + max(SECONDS, (now - since) / SHARE)
 
@@ -74,7 +78,7 @@ class Checkpoint:
 
     @property
     def before(self) -> str:
-        """The name of the file before the last one."""
+        """The name of the file that holds the checkpoint before the last one."""
         return f"{self.name}.before"
 
     def save(self, content: Mapping[str, Any]) -> None:
@@ -134,7 +138,7 @@ def _remove(files: Files, *names: str) -> None:
 
 
 def _content(whole: bytes, parts: Sequence[str] = ()) -> dict[str, Any]:
-    """Return what a file holds, with its `records` as such.
+    """Return the content of a checkpoint's file, its `records` as epoch records.
 
     Raises:
         Exception: if it is no checkpoint, or not as it was written, or not of a run.
@@ -173,7 +177,7 @@ class Checkpoints:
         return Checkpoint(self.files, f"{name}.pt", run)
 
     def remove(self, ticket: int) -> None:
-        """Remove what there is of a ticket, unfinished files of workers that died included."""
+        """Remove the checkpoints of a ticket, also those that a worker which died left unfinished."""
         self._remove(f"{name_of(ticket, 0)[:-1]}*")
 
     def clear(self) -> None:
@@ -190,12 +194,12 @@ class Checkpoints:
 
 
 def rows(records: Sequence[EpochRecord]) -> list[tuple[Any, ...]]:
-    """Return records as a checkpoint holds them."""
+    """Return epoch records as tuples of plain values, as a checkpoint holds them."""
     return list(map(attrgetter(*FIELDS), records))
 
 
 def read_rows(saved: Sequence[Sequence[Any]]) -> list[EpochRecord]:
-    """Return the records of `rows`.
+    """Return the epoch records from the tuples of `rows`.
 
     Raises:
         ValueError, TypeError: if they are not such rows.
@@ -210,7 +214,7 @@ def read_rows(saved: Sequence[Sequence[Any]]) -> list[EpochRecord]:
 
 
 def strange(value: Any, name: str) -> str | None:
-    """Return where in nested containers lies what a checkpoint cannot hold, and what it is; None if nowhere.
+    """Return the place and the type of the first value that a checkpoint cannot hold; None without one.
 
     Args:
         value: to be kept.

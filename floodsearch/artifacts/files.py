@@ -1,7 +1,6 @@
-"""Where the files of a study lie: a folder that this machine sees, or a bucket that many reach by its URL.
+"""The files of a study, in a folder that this machine sees or in a bucket that many reach by its URL.
 
-Both write a file whole or not at all. What lies there only saves time, or is a copy: the database holds the
-study.
+Both write a file whole or not at all. The files only save time, or are copies: the database holds the study.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from floodsearch.errors import UsageError
 ROOM = 16 * 2**30
 """Bytes that the files of a study may have in one folder, beside those in other folders."""
 PRIVATE_FILE, PRIVATE_FOLDER = 0o600, 0o700
-"""Permissions of what is made: weights, logs and databases are their owner's."""
+"""Permissions of new files and folders: weights, logs and databases are for their owner only."""
 HEAD = 128
 """Bytes that `head` returns at most."""
 
@@ -33,7 +32,7 @@ class Files(Protocol):
         """Return the files of a folder in this one."""
 
     def read(self, name: str) -> bytes:
-        """Return what a file holds."""
+        """Return the content of a file."""
 
     def head(self, name: str) -> bytes:
         """Return the first bytes of a file."""
@@ -52,7 +51,7 @@ class Files(Protocol):
         """Return the names of the files that fit a pattern, such as `ticket-3-*`, sorted."""
 
     def remove(self, *names: str) -> None:
-        """Remove files that may be gone already; with the last one goes what held them."""
+        """Remove files that may be gone already, and the folder that is empty then."""
 
     def entries(self) -> list[str]:
         """Return the names of all that is here, also of folders and of links, sorted."""
@@ -73,7 +72,7 @@ def files_at(where: Path | str) -> Files:
 
 
 def check_place(where: Path | str, use: str = "checkpoints") -> None:
-    """Say now what would be a warning in the log of each worker: that nothing can be kept at a place.
+    """Raise if nothing can be written at a place, which later would only be a warning in each worker's log.
 
     Args:
         where: a folder or a URL.
@@ -118,7 +117,7 @@ def shown(where: str) -> str:
 
 
 def hushed(words: str, where: str) -> str:
-    """Return what somebody said about a place without what is not shown of its URL."""
+    """Return a text about a place, such as an error of a library, with the secrets of its URL masked."""
     before, _, after = where.partition("://")[2].rpartition("@")
     for secret in filter(None, (before, after.partition("?")[2])):
         words = words.replace(secret, "***")
@@ -147,7 +146,7 @@ class Folder:
         return Folder(self.root, (*self.inside, *name.split("/")))
 
     def read(self, name: str) -> bytes:
-        """Return what a file holds."""
+        """Return the content of a file."""
         with self._file(name, os.O_RDONLY) as file:
             return file.read()
 
@@ -232,7 +231,7 @@ class Folder:
 
     @contextlib.contextmanager
     def _opened(self) -> Iterator[int]:
-        """Open the folder, to name what is in it by the number of this."""
+        """Give a descriptor of the folder; files are named relative to it, and no link leads out of it."""
         here = os.open(self.root, os.O_RDONLY | os.O_DIRECTORY)
         try:
             for part in self.inside:
@@ -314,7 +313,7 @@ class Bucket:
         return Bucket(f"{self.url}/{name}")
 
     def read(self, name: str) -> bytes:
-        """Return what a file holds."""
+        """Return the content of a file."""
         with self._told():
             found: bytes = self.system.cat_file(self._path(name))
             return found
@@ -371,7 +370,7 @@ class Bucket:
 
     @contextlib.contextmanager
     def _told(self) -> Iterator[None]:
-        """Raise what a package of its own kind raises, such as a server that does not answer, as OSError."""
+        """Raise errors within this as OSError, whatever class the package behind the URL gives them."""
         try:
             yield
         except OSError:

@@ -1,4 +1,4 @@
-"""The names of a study's files. What has another name is not ours, and nothing of ours removes it."""
+"""The names of a study's files. A file with another name is not ours, and never removed."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from floodsearch.records import Keep
 WEIGHTS = "weights"
 """The folder of kept weights, among a study's files."""
 _UNFINISHED = r"(\.\d+\.unfinished)?"
-"""What a worker that was killed in mid-writing leaves behind."""
+"""The end of a name of a file whose worker was killed while it wrote."""
 CHECKPOINT = re.compile(
     r"(ticket-\d+|trunk-[0-9a-f]{8})-seed-\d+(-epoch-\d+)?\.pt(\.before)?" + _UNFINISHED, re.ASCII
 )
@@ -34,7 +34,7 @@ def weights_name(ticket: int, seed: int, epochs: int | str, keep: Keep) -> str:
 
 
 def remove_files(files: Files) -> list[str]:
-    """Remove all files of a study; return the names of what stays, because it is not ours.
+    """Remove all files of a study; return the names of those that stay because they are not ours.
 
     Raises:
         OSError: if they cannot be removed.

@@ -33,7 +33,8 @@ from floodsearch.search.tickets import ticket_count
 from floodsearch.storage import tables
 from floodsearch.storage.database import open_database
 from floodsearch.storage.retry import attempt, persistently
-from floodsearch.storage.studies import StoredStudy, put_study, read_trials
+from floodsearch.storage.studies import StoredStudy, put_study
+from floodsearch.storage.trial_records import read_trials
 from floodsearch.study.reader import parse, read
 from floodsearch.study.spec import Spec
 from floodsearch.training.devices import devices, find_device
@@ -319,7 +320,7 @@ class Launch:
         Its count of epochs alone would not tell: one that dies in the same epoch each time has one, too.
         """
         known = tables.count_epochs(self.study.database, self.study.uuid)
-        trials = read_trials(self.study, results=False)
+        trials = read_trials(self.study)
         grown, slot.known = known > slot.known, known
         if worker is None or not grown:
             return False

@@ -14,9 +14,10 @@ from floodsearch.records import BY_HAND, Attribute, Parameter, TrialRecord
 from floodsearch.search.history import tried_in
 from floodsearch.search.samplers import SAMPLERS, Rule, propose
 from floodsearch.search.space import Space
-from floodsearch.storage import trials
+from floodsearch.storage import tables, trials
 from floodsearch.storage.rows import read_by_optuna
-from floodsearch.storage.studies import StoredStudy, Wanted, lease, record_of
+from floodsearch.storage.studies import StoredStudy
+from floodsearch.storage.trial_records import Wanted, record_of
 
 log = logging.getLogger(__name__)
 
@@ -45,7 +46,7 @@ def take(
     """
     if SAMPLERS[study.spec.search.sampler].fixed:
         return _take(study, worker, revision, most, again)
-    with lease(study.database, study.uuid, "propose"):
+    with tables.lease(study.database, study.uuid, "propose"):
         return _take(study, worker, revision, most, again)
 
 
@@ -61,27 +62,27 @@ def _take(
         return []
     try:
         found = _records(study, claimed)
-        if any(one.cause == BY_HAND for _, one in found):
+        if any(one.cause == BY_HAND for *_, one in found):
             study = study.reread()  # if it has grown since this worker looked, nothing is wrong
             found = _records(study, claimed)
-        for trial, record in found:
+        for trial_id, _, record in found:
             if record.cause == BY_HAND:
-                _discard(study, trial._trial_id, worker, record)
-        sound = [(trial, record) for trial, record in found if record.cause != BY_HAND]
-        return [_ticket(study, trial, record, worker) for trial, record in sound]
+                _discard(study, trial_id, worker, record)
+        sound = [one for one in found if one[-1].cause != BY_HAND]
+        return [_ticket(study, *one, worker) for one in sound]
     except BaseException:
         for trial_id in claimed:
             put_back(study, trial_id, worker)
         raise
 
 
-def _records(study: StoredStudy, trial_ids: Iterable[int]) -> list[tuple[FrozenTrial, TrialRecord]]:
-    """Return trials of tickets, with what they may be in the study as it was read."""
+def _records(study: StoredStudy, trial_ids: Iterable[int]) -> list[tuple[int, FrozenTrial, TrialRecord]]:
+    """Return trials of tickets with their ids, and what they may be in the study as it was read."""
     wanted = Wanted.of(study.spec)
     with read_by_optuna(f"a trial of study {study.name!r}"):
-        found = [study.database.optuna.get_trial(trial_id) for trial_id in trial_ids]
-    records = [(trial, record_of(trial, study, wanted)) for trial in found]
-    return [(trial, record) for trial, record in records if record is not None]
+        found = [(trial_id, study.database.optuna.get_trial(trial_id)) for trial_id in trial_ids]
+    records = [(trial_id, trial, record_of(trial, study, wanted)) for trial_id, trial in found]
+    return [(trial_id, trial, record) for trial_id, trial, record in records if record is not None]
 
 
 def _discard(study: StoredStudy, trial_id: int, worker: int, record: TrialRecord) -> None:
@@ -90,14 +91,16 @@ def _discard(study: StoredStudy, trial_id: int, worker: int, record: TrialRecord
     lose(study, trial_id, worker, str(record.reason), BY_HAND)
 
 
-def _ticket(study: StoredStudy, trial: FrozenTrial, record: TrialRecord, worker: int) -> Ticket:
+def _ticket(
+    study: StoredStudy, trial_id: int, trial: FrozenTrial, record: TrialRecord, worker: int
+) -> Ticket:
     parameters = dict(record.parameters)
     if not parameters and (rule := rule_of(study.spec)) is not None:
-        parameters = _propose(study, rule, trial._trial_id, record.ticket, worker)
+        parameters = _propose(study, rule, trial_id, record.ticket, worker)
     return Ticket(
         number=record.ticket,
         study=study,
-        trial_id=trial._trial_id,
+        trial_id=trial_id,
         level=float(parameters.pop("level")),
         beside=parameters,
         epochs=record.epochs,

@@ -127,4 +127,4 @@ def hand_back(ticket: Ticket, counter: Attribute = Attribute.HANDED_BACK) -> boo
 def hand_all_back(study: StoredStudy, worker: int) -> None:
     """Put all tickets of a worker back into the queue."""
     for trial in held_by(study, worker):
-        put_back(study, trial._trial_id, worker)
+        put_back(study, trial.id, worker)

@@ -10,8 +10,9 @@ from floodsearch.queue.wanted import grown, in_hand, missing, short_of_seeds, tr
 from floodsearch.records import Attribute, Parameter, TrialRecord
 from floodsearch.search.space import Space
 from floodsearch.search.tickets import tickets
-from floodsearch.storage import trials
-from floodsearch.storage.studies import StoredStudy, lease, read_trials
+from floodsearch.storage import tables, trials
+from floodsearch.storage.studies import StoredStudy
+from floodsearch.storage.trial_records import read_measured, read_trials
 from floodsearch.storage.trials import NewTrial
 from floodsearch.study.levels import AUTO
 from floodsearch.study.spec import Spec
@@ -23,11 +24,11 @@ def fill(study: StoredStudy) -> int:
     Creating, extending and repairing are this one operation. Any number of processes may call it at once,
     and it may be cut short anywhere: the next call adds what is missing.
     """
-    with lease(study.database, study.uuid, "fill"):
+    with tables.lease(study.database, study.uuid, "fill"):
         study = study.reread()
         if study.spec.levels.high == AUTO:
             return 0  # the pilot has to tell which levels there are
-        history = read_trials(study, results=False)
+        history = read_trials(study)
         newest, wanted, size = latest(history), tickets(study.spec), _size(study.spec)
         bracket, proven = bracket_of(study.spec, len(wanted)), trained_to_the_end(study.spec, history)
         new = [
@@ -67,8 +68,7 @@ def _to_queue(study: StoredStudy, history: Sequence[TrialRecord]) -> list[int]:
         return absent
     if not (short := short_of_seeds(study.spec, history)):
         return []
-    known = history if any(one.results for one in history) else read_trials(study)
-    worth = worth_more_seeds(known, study.question)
+    worth = worth_more_seeds(read_measured(study), study.question)
     return [number for number in short if number in worth]
 
 
@@ -79,7 +79,7 @@ def _unconfirmed(study: StoredStudy, newest: Mapping[int, TrialRecord]) -> list[
     """
     if all(one.cause != "pruned" for one in newest.values()):
         return []  # without reading the curves
-    found = unconfirmed(read_trials(study), study.question)
+    found = unconfirmed(read_measured(study), study.question)
     return [found] if found is not None and found.cause == "pruned" else []
 
 

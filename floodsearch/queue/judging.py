@@ -16,7 +16,8 @@ from floodsearch.search.judge import Rung
 from floodsearch.search.samplers import SAMPLERS
 from floodsearch.search.space import Space
 from floodsearch.search.tickets import tickets
-from floodsearch.storage.studies import STATES, StoredStudy
+from floodsearch.storage.studies import StoredStudy
+from floodsearch.storage.trial_records import STATES
 
 
 def set_aside(taken: Sequence[Ticket]) -> dict[int, Decision]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import TrialState
 from sqlalchemy import Connection
 
 from floodsearch.errors import TicketLostError
 from floodsearch.records import Attribute
 from floodsearch.storage import trials
 from floodsearch.storage.studies import StoredStudy
+from floodsearch.storage.trials import RunningTrial
 
 
 def held(connection: Connection, trial_id: int, worker: int) -> bool:
@@ -21,15 +22,15 @@ def lost(number: int) -> TicketLostError:
     return TicketLostError(f"ticket {number} was taken from this worker: thought dead, or ended by hand")
 
 
-def held_by(study: StoredStudy, worker: int) -> list[FrozenTrial]:
-    """Return the trials that run in a worker's hands, as Optuna's objects."""
-    return [trial for trial in running(study) if trial.user_attrs.get(Attribute.WORKER) == worker]
+def held_by(study: StoredStudy, worker: int) -> list[RunningTrial]:
+    """Return the trials that run in a worker's hands."""
+    return [trial for trial in running(study) if trial.worker == worker]
 
 
-def running(study: StoredStudy) -> list[FrozenTrial]:
-    """Return the trials of a study that run, in whosever hands, as Optuna's objects."""
-    states = (TrialState.RUNNING,)
-    return study.database.optuna.get_all_trials(study.id, deepcopy=False, states=states)
+def running(study: StoredStudy) -> list[RunningTrial]:
+    """Return the trials of a study that run, in whosever hands."""
+    with study.database.read() as connection:
+        return trials.running(connection, study.id)
 
 
 def put_back(

@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 
 from floodsearch.queue.filling import fill
 from floodsearch.queue.ownership import held_by, lose, running
-from floodsearch.records import Attribute
 from floodsearch.storage import tables
 from floodsearch.storage.studies import StoredStudy
 
@@ -28,7 +27,7 @@ def release(study: StoredStudy, worker: int, reason: str) -> list[int]:
     If it was the pilot's, another worker may begin that again.
     """
     tables.release_lease(study.database, study.uuid, PILOT, pilot_holder(worker))
-    lost = [trial.number for trial in held_by(study, worker) if lose(study, trial._trial_id, worker, reason)]
+    lost = [trial.number for trial in held_by(study, worker) if lose(study, trial.id, worker, reason)]
     tables.bury_worker(study.database, worker)
     if lost:
         fill(study)
@@ -93,12 +92,10 @@ class Reaper:
                 lost += release(study, worker.id, f"worker {worker.id} on {worker.host} stopped beating")
         for trial in running(study):
             # Taken by a worker that never heard of its success, or left without finishing it.
-            worker_id = trial.user_attrs.get(Attribute.WORKER)
-            ticket = trial.user_attrs.get(Attribute.TICKET)
-            if ticket is None or (worker_id, ticket) in holding:
+            if trial.ticket is None or (trial.worker, trial.ticket) in holding:
                 continue
-            orphaned = self._silent(before, ("trial", trial._trial_id), 0.0, now)
-            if orphaned and lose(study, trial._trial_id, worker_id, "no worker holds it"):
+            orphaned = self._silent(before, ("trial", trial.id), 0.0, now)
+            if orphaned and lose(study, trial.id, trial.worker, "no worker holds it"):
                 lost.append(trial.number)
                 fill(study)
         return lost

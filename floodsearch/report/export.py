@@ -11,7 +11,8 @@ from typing import Any
 
 from floodsearch.records import EpochRecord, SeedResult
 from floodsearch.storage import tables
-from floodsearch.storage.studies import StoredStudy, read_trials
+from floodsearch.storage.studies import StoredStudy
+from floodsearch.storage.trial_records import read_measured
 
 Row = dict[str, Any]
 
@@ -45,7 +46,7 @@ def trial_rows(study: StoredStudy) -> tuple[list[str], list[Row]]:
     searched = [*study.spec.searched, *study.spec.searched_settings]
     columns = [*TRIAL_COLUMNS[:5], *searched, *TRIAL_COLUMNS[5:], *(f"seed_{name}" for name in SEED_COLUMNS)]
     rows = []
-    for trial in read_trials(study):
+    for trial in read_measured(study):
         own: Row = {
             "trial": trial.number,
             "ticket": trial.ticket,

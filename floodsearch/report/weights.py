@@ -11,7 +11,8 @@ from floodsearch.artifacts.weights import KeptWeights
 from floodsearch.errors import UsageError
 from floodsearch.records import BestLevel, TrialRecord
 from floodsearch.storage import tables
-from floodsearch.storage.studies import StoredStudy, read_trials
+from floodsearch.storage.studies import StoredStudy
+from floodsearch.storage.trial_records import read_trials
 
 
 def copy_weights(study: StoredStudy, best: BestLevel, checkpoints: Path | str, out: Path) -> list[Path]:
@@ -32,7 +33,7 @@ def copy_weights(study: StoredStudy, best: BestLevel, checkpoints: Path | str, o
             f'study {study.name!r} keeps no weights; write keep = "last" or "best" in its [training] before '
             "it is trained, or train it again under another name"
         )
-    trials = read_trials(study, results=False)
+    trials = read_trials(study)
     trial = next(one for one in trials if one.number == best.trial)
     kept = KeptWeights(files_at(checkpoints).within(study.folder))
     seeds = study.spec.training.seeds[: trial.seeds]

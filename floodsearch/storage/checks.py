@@ -26,7 +26,7 @@ ATTEMPTS = 20
 
 
 def check_tables(url: str, name: str, options: Mapping[str, Any], *, create: bool) -> None:
-    """Make what tables are missing, if `create`; refuse what is not ours or newer than we are.
+    """Make the tables if they are missing and `create`; refuse those not ours, or of another version.
 
     Connections are closed as soon as they are not needed: a refused database keeps none.
     """
@@ -56,7 +56,7 @@ def check_tables(url: str, name: str, options: Mapping[str, Any], *, create: boo
 
 
 def _require_known(storage: RDBStorage, name: str) -> None:
-    """Refuse Optuna's tables where they are not those that are written to here.
+    """Refuse Optuna's tables where they are of another revision than those of `optuna_tables`.
 
     Optuna itself has refused those that it does not know, before this.
     """

@@ -33,7 +33,7 @@ NETWORK_FILESYSTEMS = frozenset(
     | {"fuse.sshfs", "fuse.glusterfs", "fuse.beegfs", "fuse.ceph", "fuse.s3fs"}
 )
 LOCK_SECONDS = 60
-"""For which SQLite waits for another process."""
+"""How long SQLite waits for the lock of another process."""
 POSTGRESQL = {
     "client_encoding": "utf8",  # of a database in SQL_ASCII, psycopg would give bytes
     "connect_timeout": 10,
@@ -43,7 +43,7 @@ POSTGRESQL = {
     "keepalives_interval": 5,
     "keepalives_count": 4,
 }
-"""Of libpq: times in seconds, but `tcp_user_timeout` in milliseconds."""
+"""The settings of a connection, for libpq: times in seconds, but `tcp_user_timeout` in milliseconds."""
 
 
 @dataclass(frozen=True)
@@ -159,7 +159,7 @@ def filesystem_of(path: Path, mounts: Path) -> str:
 
 
 def _connecting(place: Place, *, read_only: bool) -> dict[str, Any]:
-    """Return what SQLAlchemy is told of how a connection is made."""
+    """Return the arguments of `create_engine` that say how a connection is made."""
     if place.path is None:
         return {"connect_args": POSTGRESQL}
     connect = partial(_connect_sqlite, place.path, read_only=read_only)
@@ -169,7 +169,7 @@ def _connecting(place: Place, *, read_only: bool) -> dict[str, Any]:
 
 
 def _connect_sqlite(path: Path, *, read_only: bool) -> sqlite3.Connection:
-    """Connect to a file, which is never made by the way: one that is gone must not come back empty."""
+    """Connect to a file of SQLite that exists; one that is gone must not come back empty."""
     mode = "rw"
     if read_only and not _may_write(path):
         # SQLite reads beside writers with the help of files that these have made; it makes none of its own.
@@ -238,7 +238,7 @@ def _read_only(method: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _identity(path: Path) -> tuple[int, int] | None:
-    """Return which file a path leads to, or None if there is none."""
+    """Return the device and inode of the file at a path, which tell it from another; None without a file."""
     try:
         found = path.stat()
     except OSError:
@@ -249,7 +249,12 @@ def _identity(path: Path) -> tuple[int, int] | None:
 def _begin_sqlite(
     place: Place, opened: tuple[int, int] | None, read_only: bool, connection: Connection
 ) -> None:
-    """Begin a transaction, unless the file is not the one that was opened: what is written would be lost."""
+    """Begin a transaction of SQLite, for reading or with the write lock.
+
+    Raises:
+        StorageFailedError: if the path leads to another file than when it was opened, so that what is written
+            would be lost.
+    """
     if place.path is not None and _identity(place.path) != opened:
         raise StorageFailedError(
             f"{place.name} was removed or replaced while it was used, and what was written since is lost; "

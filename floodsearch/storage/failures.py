@@ -1,4 +1,4 @@
-"""What an error of the database means: whether it passes by itself, and how it is told to a user."""
+"""Errors of the database: whether one passes by itself, and the message that a user gets."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def lasts(error: BaseException) -> bool:
 
 
 def failure(name: str, error: BaseException) -> FloodsearchError | None:
-    """Return what a user is told of an error; None if it is not the database's.
+    """Return an error of the database as one of ours, with a message for users; None if it is no such error.
 
     Args:
         name: the database's, for messages.
@@ -74,7 +74,7 @@ def cause(error: BaseException) -> str:
 
 
 def _advice(error: BaseException, sqlite: dict[int, str], postgresql: dict[str, str]) -> str | None:
-    """Return what a table says of an error of the database; None if it says nothing."""
+    """Return the advice for an error of the database, by its code in one of two tables; None without one."""
     for one in _causes(error):
         original = one.orig if isinstance(one, DBAPIError) else one
         if (code := getattr(original, "sqlite_errorcode", None)) is not None:
@@ -85,7 +85,7 @@ def _advice(error: BaseException, sqlite: dict[int, str], postgresql: dict[str, 
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
-    """Yield an error, and what it was raised from."""
+    """Yield an error and, from the nearest to the first, the errors that it was raised from."""
     found: BaseException | None = error
     while found is not None:
         yield found

@@ -1,4 +1,4 @@
-"""What a worker warns of, kept with its study: its own log is read by nobody."""
+"""Warnings of workers, kept with their study: hardly anybody reads a worker's log."""
 
 from __future__ import annotations
 

@@ -87,7 +87,7 @@ def parsed(value: object, where: str, kind: type[dict[Any, Any]] | type[list[Any
 
 @contextmanager
 def read_by_optuna(where: str) -> Iterator[None]:
-    """Let Optuna read its tables.
+    """Read Optuna's tables within this, so that a damaged row is an error of ours.
 
     Raises:
         DamagedError: if an attribute there is no JSON, or a parameter has no sense.

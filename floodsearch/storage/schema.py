@@ -23,7 +23,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 VERSION = 3
 """Raised whenever a table changes; a database with another one is refused."""
 KIND_CHARACTERS = 64
-"""Of the name of a kind of warnings."""
+"""The longest name of a kind of warnings."""
 
 metadata = MetaData()
 
@@ -120,7 +120,7 @@ $guard$
 
 
 def create(connection: Connection) -> None:
-    """Make what is missing of our tables, and of what guards the studies in them on PostgreSQL.
+    """Make our tables that are missing and, on PostgreSQL, the triggers that guard what a study is.
 
     Workers may have a role that can insert and update, but not say what a study is.
     """

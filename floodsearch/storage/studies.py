@@ -1,23 +1,20 @@
-"""Studies in a database: made, found, extended and read back as records."""
+"""Studies in a database: made, found, extended and deleted."""
 
 from __future__ import annotations
 
 import json
-import math
 import platform
 import shlex
-import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from typing import Any
 
 import optuna
-from optuna.trial import FrozenTrial, TrialState
 
-from floodsearch.answer.best import RUNG_VALIDATIONS, Question, recent_mean, seed_result, window_start
+from floodsearch.answer.best import Question
 from floodsearch.errors import (
     DamagedError,
     Problem,
@@ -28,24 +25,12 @@ from floodsearch.errors import (
     UsageError,
 )
 from floodsearch.flooding.schedules import SCHEDULES
-from floodsearch.records import (
-    BY_HAND,
-    ENDINGS,
-    Attribute,
-    EpochRecord,
-    Parameter,
-    Pilot,
-    TicketState,
-    TrialRecord,
-    ended_by_us,
-)
+from floodsearch.records import Pilot
 from floodsearch.search.pruners import PRUNERS
 from floodsearch.search.samplers import SAMPLERS
-from floodsearch.search.space import Space
-from floodsearch.search.tickets import tickets
 from floodsearch.storage import schema, tables, trials
 from floodsearch.storage.database import Database
-from floodsearch.storage.rows import flag, number, parsed, read_by_optuna, text, uuid_of, whole
+from floodsearch.storage.rows import number, parsed, read_by_optuna, text, uuid_of, whole
 from floodsearch.study.extend import differences
 from floodsearch.study.fields import fields_of
 from floodsearch.study.levels import AUTO
@@ -55,15 +40,6 @@ from floodsearch.study.trust import NOTHING, TrustedSpec, Trusts, trust_in
 SPEC, UUID, VERSIONS, STOPPED, PILOT, ENGINE = (
     f"floodsearch:{name}" for name in ("spec", "uuid", "versions", "stopped", "pilot", "engine")
 )
-LEASE_SECONDS = 60
-
-STATES: Mapping[TrialState, TicketState] = {
-    TrialState.WAITING: "waiting",
-    TrialState.RUNNING: "running",
-    TrialState.COMPLETE: "complete",
-    TrialState.PRUNED: "pruned",
-    TrialState.FAIL: "failed",
-}
 
 
 @dataclass(frozen=True)
@@ -101,7 +77,7 @@ class StoredStudy:
 
     @property
     def question(self) -> Question:
-        """What the records of this study are asked."""
+        """The metric, its direction and window, by which the records of this study are compared."""
         search = self.spec.search
         return Question(
             study=self.name,
@@ -114,7 +90,7 @@ class StoredStudy:
 
     @property
     def folder(self) -> str:
-        """Where its files lie below a folder for those of all studies; a name may come again elsewhere."""
+        """The path of its files below the folder of all studies; another database may have its name, too."""
         return f"{self.spec.name}/{self.uuid[:8]}"
 
     def reread(self) -> StoredStudy:
@@ -142,7 +118,10 @@ class StoredStudy:
             ]
 
     def changed(self) -> str | None:
-        """Return what somebody changed of the study as a whole, and how to set it right; None if nothing."""
+        """Return a sentence on how somebody changed the study by hand, and the repair; None if nobody did.
+
+        It may have been copied, renamed or turned round, so that its direction is another one.
+        """
         others, made = self.others(), self.spec.name
         if others:
             copy = others[0] if self.name == made else self.name
@@ -164,33 +143,37 @@ class StoredStudy:
         return None
 
     def require_unchanged(self) -> None:
-        """Refuse to write to a study that somebody renamed, copied or turned round.
+        """Raise if somebody renamed, copied or turned round the study, so that it must not be written to.
 
         Raises:
-            UsageError: that says what was changed, and how to set it right.
+            UsageError: with the sentence of `changed`.
         """
         if (changed := self.changed()) is not None:
             raise UsageError(changed)
 
     def settle(self, pilot: Pilot) -> None:
-        """Store what the pilot found."""
+        """Store what the pilot found, for all workers."""
         self.database.optuna.set_study_user_attr(self.id, PILOT, json.dumps(asdict(pilot)))
 
     def settle_engine(self, engine: str) -> StoredStudy:
-        """Return the study with an engine: the one it has, or else this one, from now on for all workers."""
-        with lease(self.database, self.uuid, "engine"):
+        """Return the study with its engine; where it has none yet, this one becomes that of all its workers.
+
+        Args:
+            engine: `loop` or `stack`.
+        """
+        with tables.lease(self.database, self.uuid, "engine"):
             now = self.reread()
             if now.engine is None:
                 self.database.optuna.set_study_user_attr(self.id, ENGINE, engine)
         return self.reread()
 
     def stopped(self) -> str | None:
-        """Return why no ticket is handed out any more, or None."""
+        """Return the reason for which the study was stopped; None while it hands out tickets."""
         reason = _attributes(self.database, self.name, self.id).get(STOPPED)
         return text(reason, f"{STOPPED} of study {self.name!r}") if reason else None
 
     def stop(self, reason: str | None) -> None:
-        """Hand out no more tickets, for a reason; with None, go on."""
+        """Stop the study for a reason, so that it hands out no more tickets; with None, let it go on."""
         self.database.optuna.set_study_user_attr(self.id, STOPPED, reason or "")
 
     def optuna(
@@ -205,7 +188,7 @@ class StoredStudy:
 
 
 def versions() -> dict[str, str]:
-    """Return the versions that decide what a result is."""
+    """Return the versions of floodsearch, Optuna, torch and Python, by name: a result may depend on them."""
     packages = {name: version(name) for name in ("floodsearch", "optuna", "torch")}
     return packages | {"python": platform.python_version()}
 
@@ -304,7 +287,10 @@ def _asked(attributes: Mapping[str, Any], name: str) -> Spec:
 
 
 def _unknown(spec: Spec) -> Iterator[Problem]:
-    """Yield what names of a stored spec are none, of which nothing may be looked up."""
+    """Yield a problem for each name in a stored spec that floodsearch does not know.
+
+    Nothing may be looked up by such a name: whoever can write to the database would choose what is called.
+    """
     if sum(one is not None for one in (spec.task, spec.objective, spec.command)) != 1:
         yield Problem("task", "is to be given, or an objective, or a command, and only one of them")
     schedules = {name: one.step for name, one in SCHEDULES.items()}
@@ -335,7 +321,7 @@ def put_study(database: Database, spec: Spec) -> StoredStudy:
             copied by hand.
     """
     storage = database.optuna
-    with lease(database, spec.name, "create"):
+    with tables.lease(database, spec.name, "create"):
         direction = optuna.study.StudyDirection[spec.search.direction.upper()]
         try:
             study_id = storage.get_study_id_from_name(spec.name)
@@ -368,12 +354,18 @@ def put_study(database: Database, spec: Spec) -> StoredStudy:
 
 
 def _refuse_renamed(database: Database, name: str) -> None:
-    """Refuse to make a study anew under the name that another had before it was renamed by hand."""
+    """Raise if a study was made under a name and has another one now, because somebody renamed it.
+
+    Without this its file would make a second study, and train all of it again.
+
+    Raises:
+        UsageError: that says how to name it as before.
+    """
     with read_by_optuna("a study"):
         others = database.optuna.get_all_studies()
     for one in others:
         made = None
-        with suppress(UsageError):  # of one that is damaged
+        with suppress(UsageError, DamagedError):  # of one that was changed by hand
             made = _asked(one.user_attrs, one.study_name).name if SPEC in one.user_attrs else None
         if made == name:
             find_study(database, one.study_name).require_unchanged()
@@ -396,205 +388,3 @@ def delete_study(study: StoredStudy) -> list[str]:
             schema.forget(connection, study.uuid)
     study.database.optuna.delete_study(study.id)
     return list(others.values())
-
-
-@contextmanager
-def lease(database: Database, study: str, name: str, *, seconds: float = LEASE_SECONDS) -> Iterator[None]:
-    """Hold a lease, waiting for it; if its holder dies it runs out.
-
-    Args:
-        database: where the lease lies.
-        study: our uuid of the study, or its name while it is being created.
-        name: what must not be done by two at once.
-        seconds: longer than the work under it takes.
-    """
-    holder = uuid.uuid4().hex
-    while not tables.acquire_lease(database, study, name, holder, seconds):
-        time.sleep(0.05)
-    try:
-        yield
-    finally:
-        tables.release_lease(database, study, name, holder)
-
-
-def read_trials(study: StoredStudy, *, results: bool = True) -> list[TrialRecord]:
-    """Return all trials of a study, in the order of their numbers.
-
-    Args:
-        study: which study.
-        results: with what each seed came to, which reads the ends of the curves.
-    """
-    with read_by_optuna(f"a trial of study {study.name!r}"):
-        found = study.database.optuna.get_all_trials(study.id, deepcopy=False)
-    wanted = Wanted.of(study.spec)
-    records = [record for trial in found if (record := record_of(trial, study, wanted)) is not None]
-    if not results:
-        return records
-    return _with_results(study, records)
-
-
-@dataclass(frozen=True)
-class Wanted:
-    """What the trials of a study may be: whatever else is in a row was changed by hand.
-
-    Args:
-        spec: of the study.
-        tickets: what each evaluates; none while the pilot has to tell which there are.
-        space: that open tickets are of; None as long.
-    """
-
-    spec: Spec
-    tickets: Sequence[Mapping[str, Parameter] | None]
-    space: Space | None
-
-    @classmethod
-    def of(cls, spec: Spec) -> Wanted:
-        """Return what the trials of a study may be."""
-        if spec.levels.high == AUTO:
-            return cls(spec, (), None)
-        return cls(spec, tickets(spec), Space.of(spec))
-
-    def parameters_of(self, ticket: int) -> Mapping[str, Parameter]:
-        """Return what a ticket evaluates; nothing where it is open, or is none."""
-        return (self.tickets[ticket] if ticket < len(self.tickets) else None) or {}
-
-    def wrong(self, record: TrialRecord) -> str | None:
-        """Return what was changed by hand of a trial, or None."""
-        if record.ticket >= len(self.tickets):
-            there = len(self.tickets)
-            return f"trial {record.number} has ticket {record.ticket}, but there are {there} in this study"
-        if record.epochs > self.spec.training.epochs or record.seeds > len(self.spec.training.seeds):
-            asks = f"{record.epochs} epochs of {record.seeds} seeds"
-            return f"trial {record.number} asks for {asks}, which is more than the study does"
-        given, fixed = dict(record.parameters), self.tickets[record.ticket]
-        sound = given == fixed if fixed is not None else not given or self._holds(given)
-        return None if sound else f"trial {record.number} has parameters that are not its ticket's: {given}"
-
-    def _holds(self, parameters: Mapping[str, Parameter]) -> bool:
-        level = parameters.get("level")
-        if self.space is None or isinstance(level, bool) or not isinstance(level, int | float):
-            return False
-        beside = {name: value for name, value in parameters.items() if name != "level"}
-        return 0 <= level <= self.space.high and self.space.holds(beside)
-
-
-def record_of(trial: FrozenTrial, study: StoredStudy, wanted: Wanted) -> TrialRecord | None:
-    """Return one of Optuna's trials of a study; None if it is none of our tickets.
-
-    One that somebody else ended, or changed so that it is not its ticket any more, has failed by hand.
-
-    Raises:
-        DamagedError: if an attribute of it cannot be what we wrote.
-    """
-    record = _record(trial, study.name)
-    if record is None:
-        return None
-    if (why := wanted.wrong(record)) is None:
-        if record.state not in ENDINGS or ended_by_us(record.state, trial.user_attrs.get(Attribute.CAUSE)):
-            return record
-        value = "" if trial.value is None else f", with the value {trial.value:g}"
-        why = f"trial {record.number} was told {record.state} by hand{value}"
-    else:
-        record = replace(record, parameters=wanted.parameters_of(record.ticket))
-    return replace(record, state="failed", cause=BY_HAND, reason=why, value=None)
-
-
-def _record(trial: FrozenTrial, study: str) -> TrialRecord | None:
-    attributes = trial.user_attrs
-    if Attribute.TICKET not in attributes:  # added by hand, with a dashboard or a script: not of our budget
-        return None
-
-    def where(key: Attribute) -> str:
-        return f"{key.value} of trial {trial.number} of study {study!r}"
-
-    def count(key: Attribute, least: int, missing: int | None = None) -> int:
-        return whole(attributes.get(key, missing), where(key), least=least)
-
-    def told(key: Attribute) -> str | None:
-        return None if attributes.get(key) is None else text(attributes[key], where(key))
-
-    reported = trial.intermediate_values
-    epoch, state = max(reported, default=0), STATES[trial.state]
-    value = trial.value if trial.state.is_finished() else reported.get(epoch)
-    return TrialRecord(
-        number=trial.number,
-        ticket=count(Attribute.TICKET, 0),
-        state=state,
-        parameters=dict(trial.params),
-        epochs=count(Attribute.EPOCHS, 1),
-        seeds=count(Attribute.SEEDS, 1),
-        epoch=epoch,
-        value=value if value is not None and math.isfinite(value) else None,
-        attempt=count(Attribute.ATTEMPT, 1, 1),
-        worker=None if attributes.get(Attribute.WORKER) is None else count(Attribute.WORKER, 0),
-        revision=told(Attribute.REVISION),
-        cause=None if state == "complete" else told(Attribute.CAUSE),
-        reason=told(Attribute.REASON),
-        handed_back=count(Attribute.HANDED_BACK, 0, 0),
-        out_of_memory=count(Attribute.OUT_OF_MEMORY, 0, 0),
-        flooded=None
-        if (flooded := attributes.get(Attribute.FLOODED)) is None
-        else flag(flooded, where(Attribute.FLOODED)),
-    )
-
-
-def _with_results(study: StoredStudy, records: list[TrialRecord]) -> list[TrialRecord]:
-    """Add what each seed came to: at the end of the complete trials, and at the rungs where some ended."""
-    ended = [record for record in records if _has_ended(record)]
-    if not ended:
-        return records
-    rungs = sorted({record.epoch for record in ended})
-    # Without pruning only the ends of the curves matter, which are a fifth of them, and the best epochs: a
-    # task was tested there, but a loop of the user's own need not be.
-    ends = len(rungs) == 1 and study.spec.task is not None
-    curves = tables.read_curves(
-        study.database,
-        study.uuid,
-        {record.ticket for record in ended},
-        after=window_start(rungs[0], study.spec.search.window) if ends else 0,
-        having=study.question.field,
-    )
-    by_seed: dict[tuple[int, int], list[EpochRecord]] = {}
-    for ticket, curve in curves.items():
-        for epoch_record in curve:
-            by_seed.setdefault((ticket, epoch_record.seed), []).append(epoch_record)
-    by_length = {
-        length: sorted({record.epoch for record in ended if record.epochs == length})
-        for length in {record.epochs for record in ended}
-    }
-    return [
-        _with_seeds(study, record, by_length[record.epochs], by_seed) if _has_ended(record) else record
-        for record in records
-    ]
-
-
-def _has_ended(record: TrialRecord) -> bool:
-    """Return whether a trial has values at a rung that stay."""
-    return record.state in ("complete", "pruned") and record.epoch > 0
-
-
-def _with_seeds(
-    study: StoredStudy,
-    trial: TrialRecord,
-    rungs: Sequence[int],
-    by_seed: Mapping[tuple[int, int], Sequence[EpochRecord]],
-) -> TrialRecord:
-    """Add to an ended trial what its seeds came to; a curve that was deleted by hand leaves its seed out."""
-    question, complete = study.question, trial.state == "complete"
-    if complete and trial.epoch != trial.epochs:
-        where = f"attribute 'epochs' of trial {trial.number}"
-        raise DamagedError(where, trial.epochs, f"{trial.epoch}, which is the last epoch that it reported")
-    curves = [by_seed.get((trial.ticket, seed), []) for seed in study.spec.training.seeds[: trial.seeds]]
-    whole = [curve for curve in curves if any(record.epoch == trial.epoch for record in curve)]
-    reached = [rung for rung in rungs if rung <= trial.epoch] if len(whole) == trial.seeds else []
-    return replace(
-        trial,
-        results=tuple(seed_result(curve, question, trial.epochs) for curve in whole) if complete else (),
-        rungs={
-            rung: tuple(
-                recent_mean(curve, question, rung, at_least=1 if rung == trial.epochs else RUNG_VALIDATIONS)
-                for curve in whole
-            )
-            for rung in reached
-        },
-    )

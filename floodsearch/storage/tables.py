@@ -1,10 +1,13 @@
-"""What is written to our tables, and read from them: curves, workers, leases and warnings."""
+"""Reading and writing of our tables: curves, workers, leases and warnings."""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Collection, Sequence
+import time
+import uuid
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import fields
 from operator import attrgetter
 from typing import Any
@@ -25,8 +28,10 @@ from floodsearch.storage.schema import (
     workers,
 )
 
+LEASE_SECONDS = 60.0
+"""A lease whose holder died runs out after so long."""
 MOST_WARNINGS, WARNING_CHARACTERS = 50, 1000
-"""Of one study, and of each: many workers may warn of many things."""
+"""How many warnings one study keeps, and how long each may be: many workers may warn of many things."""
 
 CURVE_FIELDS = tuple(field.name for field in fields(EpochRecord))
 EVALUATED = {"metric", *(name for name in CURVE_FIELDS if name.startswith(("val_", "test_")))}
@@ -104,7 +109,7 @@ def read_curves(
 
 
 def count_epochs(database: Database, study: str) -> int:
-    """Return how many epochs of runs are known of a study; one that is trained again counts once."""
+    """Return the number of epoch records of a study, over tickets and seeds; a repeated epoch counts once."""
     with database.read() as connection:
         query = select(func.count()).select_from(curves).where(curves.c.study == study)
         return int(connection.execute(query).scalar_one())
@@ -196,6 +201,25 @@ def release_lease(database: Database, study: str, name: str, holder: str) -> Non
         connection.execute(update(leases).where(held).values(until=0.0))
 
 
+@contextmanager
+def lease(database: Database, study: str, name: str, *, seconds: float = LEASE_SECONDS) -> Iterator[None]:
+    """Hold a lease, waiting for it; if its holder dies it runs out.
+
+    Args:
+        database: where the lease lies.
+        study: our uuid of the study, or its name while it is being created.
+        name: what must not be done by two at once.
+        seconds: longer than the work under it takes.
+    """
+    holder = uuid.uuid4().hex
+    while not acquire_lease(database, study, name, holder, seconds):
+        time.sleep(0.05)
+    try:
+        yield
+    finally:
+        release_lease(database, study, name, holder)
+
+
 def write_warning(database: Database, study: str, kind: str, message: str) -> bool:
     """Keep a warning with a study, unless it has one of this kind; return whether it is new."""
     upsert: Any = UPSERT[database.engine.dialect.name](warnings)
@@ -214,7 +238,7 @@ def write_warning(database: Database, study: str, kind: str, message: str) -> bo
 
 
 def read_warnings(database: Database, study: str) -> tuple[str, ...]:
-    """Return what the workers of a study have warned of, in the order in which they did."""
+    """Return the warnings of the workers of a study, oldest first, each one line."""
     query = select(warnings).where(warnings.c.study == study).order_by(warnings.c.written, warnings.c.kind)
     with database.read() as connection:
         rows = connection.execute(query).mappings().all()

@@ -114,6 +114,41 @@ def claim(
     return claimed
 
 
+@dataclass(frozen=True)
+class RunningTrial:
+    """A trial in training.
+
+    Args:
+        id: Optuna's id of it, by which it is locked.
+        number: as a dashboard shows it.
+        ticket: that it is of; None where somebody else began it.
+        worker: the id of the worker that signed it, if one did.
+    """
+
+    id: int
+    number: int
+    ticket: int | None
+    worker: int | None
+
+
+def running(connection: Connection, study_id: int) -> list[RunningTrial]:
+    """Return the trials of a study that are in training, in the order of their numbers."""
+    keys = (Attribute.TICKET.value, Attribute.WORKER.value)
+    named = (ATTRIBUTE.c.trial_id == TRIAL.c.trial_id) & ATTRIBUTE.c.key.in_(keys)
+    query = (
+        select(TRIAL.c.trial_id, TRIAL.c.number, ATTRIBUTE.c.key, ATTRIBUTE.c.value_json)
+        .outerjoin(ATTRIBUTE, named)
+        .where(TRIAL.c.study_id == study_id, TRIAL.c.state == TrialState.RUNNING)
+        .order_by(TRIAL.c.number)
+    )
+    found: dict[tuple[int, int], dict[str, Any]] = {}
+    for trial_id, number, key, value in connection.execute(query):
+        of_trial = found.setdefault((trial_id, number), {})
+        if key is not None:
+            of_trial[key] = json.loads(value)
+    return [RunningTrial(*one, *map(known.get, keys)) for one, known in found.items()]
+
+
 def signed(connection: Connection, study_id: int, worker: int) -> list[int]:
     """Return the running trials of a study that a worker signed, in the order of their numbers."""
     found = (

@@ -1,4 +1,4 @@
-"""What a storage URL means, a file of SQLite or a server of PostgreSQL, and how it is shown: no secrets."""
+"""Storage URLs: the file of SQLite or the server of PostgreSQL that one names, shown without secrets."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ HIDDEN = "***"
 
 @dataclass(frozen=True)
 class Place:
-    """Where a database lies.
+    """The place of a database.
 
     Args:
         name: the URL without secrets, for messages; of a file with its path as it was written.
@@ -39,7 +39,7 @@ class Place:
     path: Path | None = None
 
     def secrets(self) -> Iterator[str]:
-        """Yield what no message may hold, also not the words of a library."""
+        """Yield the password and the other secrets of the URL, which no message may hold."""
         if self.url.password:
             yield str(self.url.password)
         for key, values in self.url.normalized_query.items():
@@ -47,7 +47,7 @@ class Place:
                 yield from filter(None, values)
 
     def hushed(self, words: str) -> str:
-        """Return what somebody said about this place, without its secrets."""
+        """Return a text about this place, such as an error of a library, with its secrets masked."""
         for secret in sorted(self.secrets(), key=len, reverse=True):
             if len(secret) > 2:  # the words would be gone with a letter, and tell it so
                 words = words.replace(secret, HIDDEN)
@@ -55,7 +55,7 @@ class Place:
 
 
 def place_of(url: str) -> Place:
-    """Return what a storage URL means.
+    """Return the place that a storage URL names.
 
     Raises:
         StorageError: if it cannot be read, is of another kind, or would show a part of a password.

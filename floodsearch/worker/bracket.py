@@ -82,7 +82,7 @@ class Bracket:
 
         Raises:
             StorageInternalError, SQLAlchemyError: if the storage is away for too long.
-            UsageError: if a row of the database cannot be read, or somebody changed the study.
+            DamagedError, UsageError: if a row of the database cannot be read, or somebody changed the study.
             KeyboardInterrupt: if that is a Ctrl-C.
         """
         try:

@@ -24,7 +24,8 @@ from floodsearch.process.nesting import inside
 from floodsearch.storage import tables
 from floodsearch.storage.notices import warn
 from floodsearch.storage.retry import persistently
-from floodsearch.storage.studies import StoredStudy, read_trials, versions
+from floodsearch.storage.studies import StoredStudy, versions
+from floodsearch.storage.trial_records import read_trials
 from floodsearch.study.levels import AUTO
 from floodsearch.training.arithmetic import choose_kernels
 from floodsearch.training.devices import find_device
@@ -125,7 +126,7 @@ def _taken(study: StoredStudy, worker: int, revision: str | None, fits: int | No
 
 def _compare(revision: str | None, study: StoredStudy) -> None:
     """Say so where other code of the user's own has trained tickets of this study."""
-    known = revisions(persistently(read_trials, study, results=False))
+    known = revisions(persistently(read_trials, study))
     others = [one for one in known if one != revision]
     if revision is not None and others:
         warn(
@@ -145,4 +146,4 @@ def _more_to_come(study: StoredStudy) -> bool:
 
     What was lost and is not queued again yet counts too, so the queue is repaired first and asked then.
     """
-    return queue.fill(study) > 0 or queue.unfinished(study, read_trials(study, results=False))
+    return queue.fill(study) > 0 or queue.unfinished(study, read_trials(study))
