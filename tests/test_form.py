@@ -185,6 +185,27 @@ def test_module_does_not_import_torch(name: str) -> None:
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
+@pytest.mark.parametrize("command", ["check", "create"])
+@pytest.mark.parametrize("study", ["two_gaussians_10", "digits_10", "cifar10_augmented"])
+def test_a_built_in_task_is_checked_and_created_without_torch(
+    command: str, study: str, tmp_path: Path
+) -> None:
+    """A study of a task of ours is read, forecast and put into the database in a process without torch."""
+    code = f"""
+import sys
+from floodsearch.cli import main
+sys.argv[1:] = {[command, str(ROOT / "studies" / f"{study}.toml")]}
+try:
+    main()
+except SystemExit as end:
+    sys.exit(end.code or ("torch was imported" if "torch" in sys.modules else 0))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], check=False, capture_output=True, text=True, cwd=tmp_path
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_no_drawer_modules() -> None:
     """No module has a name that says nothing of what is in it."""
     assert not {part for name in MODULES for part in name.split(".")} & FORBIDDEN_NAMES

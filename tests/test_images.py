@@ -26,7 +26,7 @@ import torchvision
 from torch import Tensor, nn
 
 from floodsearch import queue
-from floodsearch.catalog import known
+from floodsearch.catalog import describe_task, known
 from floodsearch.errors import TaskError
 from floodsearch.queries import answer
 from floodsearch.storage.database import open_database
@@ -40,6 +40,7 @@ from floodsearch.tasks.resnet import resnet18, resnet34, resnet44
 from floodsearch.tasks.task import Data, Recipe, Split, Task, build_task
 from floodsearch.training.batches import batches
 from floodsearch.training.cohort import Cohort
+from floodsearch.training.rehearsal import findings
 from floodsearch.training.run import Plan, Run, evaluate
 from floodsearch.worker.heartbeat import Leave, Settings
 from floodsearch.worker.work import work
@@ -567,6 +568,23 @@ def test_the_mlp_is_that_of_the_paper():
         (1000,),
         (10, 1000),
     ]
+
+
+@pytest.mark.parametrize("augment", [False, True])
+@pytest.mark.parametrize("name", SOURCES)
+def test_nothing_is_found_wrong_with_a_task(name, augment, make):
+    """Only tasks of the user's own are rehearsed before a search: those of floodsearch are, here."""
+    task = make(name, augment=augment).with_recipe({"batch_size": 20})
+    assert findings(task, (0, 1), {20}) == []
+
+
+@pytest.mark.parametrize("augment", [False, True])
+@pytest.mark.parametrize("name", SOURCES)
+def test_a_task_is_what_its_options_say_before_it_is_built(name, augment):
+    """What a study file is checked against, without torch, is what the task is when it is built."""
+    task, fields = build_task(name, {"augment": augment}, {}), describe_task(name, {"augment": augment})
+    assert {key: field.default for key, field in fields.recipe.items()} == vars(task.recipe)
+    assert (task.correct is not None) == ("val_accuracy" in fields.metrics)
 
 
 @pytest.mark.parametrize(
