@@ -49,8 +49,8 @@ INSIDE = {
     "tasks": "recipe options __init__ streams models tensors task augmentation resnet image_sets synthetic "
     "images",
     "study": "spec reader trust",
-    "training": "devices randomness arithmetic batches progress contract run engine lanes stack stackable "
-    "trunk cohort independence rehearsal loop script",
+    "training": "devices randomness arithmetic batches progress contract run engine sequential lanes stack "
+    "stackable trunk cohort independence rehearsal loop script",
     "search": "space samplers halving pruners",
     "storage": "failures urls rows schema trials database retry tables studies notices",
     "queue": "__init__",

@@ -31,7 +31,7 @@ from floodsearch.tasks.synthetic import (
     two_gaussians_posterior,
 )
 from floodsearch.tasks.task import Data, Recipe, Split, Task, build_optimizer, build_task, find_task
-from floodsearch.training.progress import Plan
+from floodsearch.training.progress import RunPlan
 from floodsearch.training.randomness import borrowed
 from floodsearch.training.rehearsal import findings
 from floodsearch.training.run import Run
@@ -158,7 +158,7 @@ def test_a_run_of_a_task_leaves_the_global_random_state_alone(name):
     task, cpu = build_task(name, SMALL, {}), torch.device("cpu")
     before = torch.get_rng_state()
     with borrowed(cpu):
-        Run(task, Plan(epochs=1), seed=0, level=0.1, device=cpu).advance()
+        Run(task, RunPlan(epochs=1), seed=0, level=0.1, device=cpu).advance()
     assert torch.equal(torch.get_rng_state(), before)
 
 
@@ -444,7 +444,11 @@ def test_a_task_of_the_users_own_trains(write_module):
     assert isinstance(task, Task)
     assert (task.recipe.learning_rate, task.recipe.batch_size) == (0.2, 5)
     run = Run(
-        task, Plan(epochs=8, metric="val_loss", maximize=False), seed=0, level=0.0, device=torch.device("cpu")
+        task,
+        RunPlan(epochs=8, metric="val_loss", maximize=False),
+        seed=0,
+        level=0.0,
+        device=torch.device("cpu"),
     )
     records = list(run)
     assert records[-1].val_loss < records[0].val_loss

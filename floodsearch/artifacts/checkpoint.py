@@ -50,7 +50,7 @@ class Pace:
         """Return whether a checkpoint is due."""
         return time.monotonic() >= self._next
 
-    def saved(self, since: float) -> None:
+    def note_save(self, since: float) -> None:
         """Note that saving began at a moment of `time.monotonic` and has ended now."""
         now = time.monotonic()
         self._next = now + max(SECONDS, (now - since) / SHARE)

@@ -22,8 +22,8 @@ from floodsearch.errors import DivergedError, LoopError, MistakeError
 from floodsearch.flooding.loss import flood, mean_over_ranks
 from floodsearch.records import LARGEST, REPORTED, EpochRecord, field_of
 from floodsearch.training import randomness
-from floodsearch.training.progress import Plan
-from floodsearch.training.run import copied, read
+from floodsearch.training.progress import RunPlan
+from floodsearch.training.run import copy_state, read
 
 PARTS = ("epoch", "records", "objects", "random", "lowest")
 """What a checkpoint of a run holds at least."""
@@ -67,7 +67,7 @@ class LoopRun:
 
     def __init__(
         self,
-        plan: Plan,
+        plan: RunPlan,
         *,
         name: str,
         level: float,
@@ -216,7 +216,7 @@ class LoopRun:
             self._checkpoint.save(content)
         except (OSError, RuntimeError) as error:
             log.warning("no checkpoint: %s", error)
-        self._pace.saved(since)
+        self._pace.note_save(since)
 
     def _state(self, name: str) -> Any:
         """Return the state of an object, which a file can hold."""
@@ -236,7 +236,7 @@ class LoopRun:
         if keep == "none" or not wanted or not self.has_weights:
             return
         # The loop may change them before the file is written, as where it swaps in an average to evaluate.
-        weights = copied({"model": self._state("model")}, None)["model"]
+        weights = copy_state({"model": self._state("model")}, None)["model"]
         self._kept = {"keep": keep, "epoch": record.epoch, "weights": weights}
 
     def _is_best(self, record: EpochRecord) -> bool:
@@ -386,7 +386,7 @@ class LoopRun:
         return self.refuse(LoopError(message))  # kept, in case the loop's own code catches it
 
 
-def read_kept(saved: Mapping[str, Any], plan: Plan) -> Mapping[str, Any] | None:
+def read_kept(saved: Mapping[str, Any], plan: RunPlan) -> Mapping[str, Any] | None:
     """Return the weights that a checkpoint holds, with their epoch; None if it has none that a plan keeps."""
     kept = saved.get("kept")
     return kept if isinstance(kept, Mapping) and kept.get("keep") == plan.keep else None

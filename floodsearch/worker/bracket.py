@@ -35,7 +35,7 @@ from floodsearch.storage.failures import STORAGE_ERRORS
 from floodsearch.storage.notices import warn
 from floodsearch.storage.retry import attempt, persistently
 from floodsearch.study.spec import Budget
-from floodsearch.training.cohort import Step
+from floodsearch.training.cohort import EpochOutcome
 from floodsearch.worker.heartbeat import Heart
 from floodsearch.worker.trainers import Members, Trainer
 
@@ -137,7 +137,7 @@ class Bracket:
         for ticket in tickets:
             self._report(ticket.number, rungs)  # of recalled runs
 
-        def note(step: Step) -> bool:
+        def note(step: EpochOutcome) -> bool:
             self._note(cohort, step, rungs)
             return bool(numbers & self.alive.keys()) and not self.heart.leave.wanted.is_set()
 
@@ -169,7 +169,7 @@ class Bracket:
             rungs = self.study.spec.training.report_epochs()
         return [*(rung for rung in rungs if rung < epochs), epochs]
 
-    def _note(self, cohort: Members, step: Step, rungs: Collection[int]) -> None:
+    def _note(self, cohort: Members, step: EpochOutcome, rungs: Collection[int]) -> None:
         """Take in what was trained, as soon as it is; tickets that are at their end are completed."""
         self.heart.epochs_run += step.trained
         self.together = len(step.failed) + len(step.records)

@@ -25,10 +25,10 @@ from floodsearch.records import EpochRecord, Parameter
 from floodsearch.storage.notices import warn
 from floodsearch.storage.studies import StoredStudy
 from floodsearch.study.trust import TrustedSpec
-from floodsearch.training.cohort import Note, Step
+from floodsearch.training.cohort import EpochOutcome, OnEpoch
 from floodsearch.training.independence import Comparison, Finding, Owners, RunKey, Shown
 from floodsearch.training.loop import PARTS, LoopRun, read_kept
-from floodsearch.training.progress import Plan
+from floodsearch.training.progress import RunPlan
 from floodsearch.training.randomness import seed_everything
 from floodsearch.training.script import Script
 from floodsearch.worker.heartbeat import Leave, Settings
@@ -160,7 +160,7 @@ class LoopMembers:
     def __init__(
         self,
         loops: Loops,
-        plan: Plan,
+        plan: RunPlan,
         *,
         levels: Mapping[int, float],
         seeds: Mapping[int, Sequence[int]],
@@ -214,7 +214,7 @@ class LoopMembers:
         kept = read_kept(saved, self.plan)
         return None if kept is None else kept["weights"]
 
-    def train(self, until: int, note: Note) -> bool:
+    def train(self, until: int, note: OnEpoch) -> bool:
         """Train each run up to an epoch, one after the other; return whether all are there.
 
         A script that starts again when it goes on is not paused where nobody judges: at level 0, and alone.
@@ -229,7 +229,7 @@ class LoopMembers:
             for seed in self.seeds[member]
         )
 
-    def _probe(self, note: Note) -> bool:
+    def _probe(self, note: OnEpoch) -> bool:
         """Train the highest level of a script on where no level has changed a number yet: none may ever do.
 
         Seed by seed, until one changes a number, so that it is judged with the others if it does. Return
@@ -258,7 +258,7 @@ class LoopMembers:
         to_its_end = (self.loops.starts_again and not judged) or (nothing_flooded and level == 0)
         return self.plan.epochs if to_its_end else until
 
-    def _reach(self, member: int, seed: int, until: int, note: Note) -> bool:
+    def _reach(self, member: int, seed: int, until: int, note: OnEpoch) -> bool:
         """Train a run up to an epoch, from its checkpoint; return whether to go on with others."""
         known = self._reached.get((member, seed), 0)
         if member not in self.levels or known >= until:
@@ -292,13 +292,13 @@ class LoopMembers:
         finally:
             self._training = None
         trained_from = 0 if saved is None else saved["epoch"]
-        if run.repeated and not note(Step(trained=run.repeated)):
+        if run.repeated and not note(EpochOutcome(trained=run.repeated)):
             run.leave()
         if error is not None:
             if run.epoch <= trained_from:  # not one epoch could be trained from it
                 checkpoint.remove()
             self.drop(member)
-            return note(Step(failed={member: error}))
+            return note(EpochOutcome(failed={member: error}))
         if run.can_pause or run.epoch == run.length:
             self._reached[member, seed] = run.epoch
             self._lowest[member, seed] = run.lowest
@@ -306,14 +306,14 @@ class LoopMembers:
             self._warn(member, run)
         return run.goes_on
 
-    def _note(self, member: int, records: list[EpochRecord], note: Note, *, trained: int = 0) -> bool:
+    def _note(self, member: int, records: list[EpochRecord], note: OnEpoch, *, trained: int = 0) -> bool:
         """Take in epochs of a run, and let them be noted."""
         for record in records:
             if record.flooded is None or record.flooded > 0:
                 self._flooded[member] = min(record.epoch, self._flooded.get(member, record.epoch))
-        return note(Step(records={member: records}, trained=trained))
+        return note(EpochOutcome(records={member: records}, trained=trained))
 
-    def _note_trained(self, member: int, key: RunKey, record: EpochRecord, note: Note) -> bool:
+    def _note_trained(self, member: int, key: RunKey, record: EpochRecord, note: OnEpoch) -> bool:
         """Take in an epoch that was trained just now; one that shows a mistake ends its run with that."""
         if self._training is None:
             raise RuntimeError("an epoch was reported while no run was trained")
@@ -321,7 +321,7 @@ class LoopMembers:
         if (mistake := self._mistake(member, run, key, record)) is None:
             return self._note(member, [record], note, trained=1)
         run.refuse(MistakeError(mistake))
-        note(Step(trained=1))
+        note(EpochOutcome(trained=1))
         return False
 
     def _mistake(self, member: int, run: LoopRun, key: RunKey, record: EpochRecord) -> str | None:
