@@ -50,11 +50,12 @@ INSIDE = {
     "images",
     "study": "spec reader trust",
     "training": "devices randomness arithmetic batches progress contract run engine sequential lanes stack "
-    "stackable trunk cohort independence rehearsal loop script",
+    "stackable trunk cohort independence rehearsal batch_losses call_order "
+    "report loop_state loop script",
     "search": "space samplers halving pruners",
     "storage": "failures urls rows schema trials database retry tables studies notices",
     "queue": "__init__",
-    "worker": "heartbeat trainers loops pilot bracket work",
+    "worker": "heartbeat trainers mistakes loop_members loops pilot bracket work",
     "cost": "forecast throughput",
     "report": "text export weights",
     "launchers": "supervision local",
