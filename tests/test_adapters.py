@@ -427,6 +427,23 @@ def test_lightning_goes_on_with_the_order_of_the_data(alone, loader):
     assert parts.records == whole.records
 
 
+class Insides(Callback):
+    """Look at those of Lightning's insides that have no public equal."""
+
+    def on_train_epoch_end(self, trainer, pl_module):
+        loop = trainer.fit_loop
+        assert loop.epoch_loop._batches_that_stepped == trainer.global_step > 0
+        assert loop._combined_loader.flattened == [trainer.train_dataloader]
+        self.seen = True
+
+
+def test_lightning_has_the_insides_that_its_state_is_made_of(alone):
+    """A version that moves them fails here, and not in the second part of somebody's run."""
+    insides = Insides()
+    alone(epochs=1, **BY_LOSS).train(fits(callbacks=[insides]))
+    assert insides.seen
+
+
 def test_lightning_reports_when_it_has_validated(alone):
     """Not in the sanity check, not in epochs between; by names that the user gives."""
     one = alone(metric="height", validate_every=2)

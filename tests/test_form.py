@@ -44,7 +44,7 @@ INSIDE = {
     "process": "terminal signals nesting",
     "flooding": "loss schedules",
     "usercode": "reference revision command",
-    "artifacts": "files names checkpoint weights",
+    "artifacts": "files names trees checkpoint weights",
     "answer": "smoothing response gain best",
     "tasks": "recipe options __init__ streams models tensors task augmentation resnet image_sets synthetic "
     "images",

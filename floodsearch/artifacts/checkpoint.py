@@ -12,7 +12,6 @@ import io
 import logging
 import re
 import time
-from collections import Counter, OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from operator import attrgetter
@@ -23,13 +22,13 @@ from torch import Tensor
 
 from floodsearch.artifacts.files import ROOM, Files
 from floodsearch.artifacts.names import CHECKPOINT, name_of
+from floodsearch.artifacts.trees import MAPPINGS, SEQUENCES
 from floodsearch.records import EpochRecord
 
 KIND = b"floodsearch checkpoint 1\n"
 HEAD = re.compile(re.escape(KIND) + rb"(?P<digest>[0-9a-f]{64})\n(?P<epoch>[0-9]{1,9})\n")
 """The digest is that of all behind it."""
 PLAIN = (bool, int, float, str, bytes, type(None))
-MAPPINGS, SEQUENCES = (dict, OrderedDict, Counter), (list, tuple)
 """What a checkpoint may hold beside tensors; exactly these, as NumPy's numbers are subclasses of some."""
 SECONDS = 60.0
 """Between two checkpoints: what is lost at most when a worker is killed."""

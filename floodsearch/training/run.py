@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_flatten, tree_unflatten
 
+from floodsearch.artifacts.trees import map_leaves
 from floodsearch.flooding.loss import flood
 from floodsearch.records import EpochRecord, Keep
 from floodsearch.study.spec import PLAIN, Arithmetic
@@ -214,20 +214,27 @@ def with_test(record: EpochRecord, test: Evaluation) -> EpochRecord:
 
 
 def copy_state(now: dict[str, Any], into: dict[str, Any] | None) -> dict[str, Any]:
-    """Return a copy of nested tensors, in the memory of an earlier one if that is of the same shape.
+    """Return a copy of nested tensors, in the memory of an earlier one where that has the same shapes.
 
     For five layers of 500 units that takes a third of the time of new memory.
     """
-    new, shape = tree_flatten(now)
-    old, old_shape = tree_flatten(into)
-    if shape != old_shape:
-        # Not by deepcopy, which copies all of the memory that a tensor is a part of.
-        new = [one.clone() if isinstance(one, Tensor) else copy.deepcopy(one) for one in new]
-        return dict(tree_unflatten(new, shape))
-    pairs = [(old[n], one) for n, one in enumerate(new) if isinstance(one, Tensor)]
-    torch._foreach_copy_([target for target, _ in pairs], [source for _, source in pairs])
-    taken = [old[n] if isinstance(one, Tensor) else one for n, one in enumerate(new)]
-    return dict(tree_unflatten(taken, shape))
+    targets: list[Tensor] = []
+    sources: list[Tensor] = []
+
+    def copy_of(one: Any, before: Any) -> Any:
+        if not isinstance(one, Tensor):
+            return copy.deepcopy(one)
+        if not isinstance(before, Tensor) or (before.shape, before.dtype) != (one.shape, one.dtype):
+            return one.clone()  # not deepcopy, which copies all of the memory that a tensor is a part of
+        targets.append(before)
+        sources.append(one)
+        return before
+
+    taken: dict[str, Any] = map_leaves(copy_of, now, into)
+    if targets:
+        # Private, without a public equal: one kernel for all tensors, where `copy_` launches one for each.
+        torch._foreach_copy_(targets, sources)
+    return taken
 
 
 def read(values: list[Tensor]) -> list[float]:

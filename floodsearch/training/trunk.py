@@ -9,12 +9,13 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
 
 from floodsearch.artifacts.checkpoint import Checkpoint, rows
+from floodsearch.artifacts.trees import leaves
 from floodsearch.errors import pass_on_ctrl_c
 from floodsearch.records import EpochRecord
 from floodsearch.training.engine import AnyRun, Engine, RunOutcome
@@ -268,12 +269,4 @@ class TrunkPool:
 
 def _size(state: State) -> int:
     """Return the bytes of a state's tensors."""
-    return sum(tensor.nbytes for tensor in _tensors(state))
-
-
-def _tensors(value: object) -> Iterator[Tensor]:
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, Mapping):
-        for part in value.values():
-            yield from _tensors(part)
+    return sum(one.nbytes for one in leaves(state) if isinstance(one, Tensor))

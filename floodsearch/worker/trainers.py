@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from torch.nn.modules.conv import _ConvNd
+from torch import nn
 
 from floodsearch import queue
 from floodsearch.artifacts.checkpoint import Checkpoint, Checkpoints
@@ -37,6 +37,14 @@ from floodsearch.training.trunk import CheckpointOf, TrunkPool
 FEWEST_STACKED = 3
 """Runs from which on a stack pays on a GPU: its step takes as long as 2.6 of single runs, however few of its
 places are taken (an H200, five layers of 500 units)."""
+CONVOLUTIONS = (
+    nn.Conv1d,
+    nn.Conv2d,
+    nn.Conv3d,
+    nn.ConvTranspose1d,
+    nn.ConvTranspose2d,
+    nn.ConvTranspose3d,
+)
 ROOM = 2**30
 """Bytes for the past of all trunks together, from which later cohorts fork."""
 
@@ -212,7 +220,7 @@ def default_engine(trusted: TrustedSpec, device: torch.device) -> str:
     except BaseException as error:  # of code of the user's own, which fails its tickets with it
         pass_on_ctrl_c(error)
         return "loop"
-    return "loop" if any(isinstance(part, _ConvNd) for part in model.modules()) else "stack"
+    return "loop" if any(isinstance(part, CONVOLUTIONS) for part in model.modules()) else "stack"
 
 
 def first_choices(spec: Spec) -> dict[str, Parameter]:
