@@ -174,11 +174,11 @@ def test_the_weights_of_a_model_that_is_named_are_kept(alone, example, monkeypat
 
     monkeypatch.setattr(example, "build", build)
     parts.train(example.train, until=2)
-    assert parts.run.weights is None
+    assert parts.run.state.weights is None
     expected = parts.train(example.train).state_dict()
     assert parts.records == whole.records
-    assert parts.run.weights.keys() == expected.keys()
-    assert all(torch.equal(parts.run.weights[name], expected[name]) for name in expected)
+    assert parts.run.state.weights.keys() == expected.keys()
+    assert all(torch.equal(parts.run.state.weights[name], expected[name]) for name in expected)
 
 
 def test_a_metric_that_was_not_logged_is_one_clear_line(alone, example):
@@ -426,6 +426,23 @@ def test_lightning_goes_on_with_the_order_of_the_data(alone, loader):
         found = parts.train(fits(loader=loader), until=until)
     assert equal(found, expected)
     assert parts.records == whole.records
+
+
+class Insides(Callback):
+    """Look at those of Lightning's insides that have no public equal."""
+
+    def on_train_epoch_end(self, trainer, pl_module):
+        loop = trainer.fit_loop
+        assert loop.epoch_loop._batches_that_stepped == trainer.global_step > 0
+        assert loop._combined_loader.flattened == [trainer.train_dataloader]
+        self.seen = True
+
+
+def test_lightning_has_the_insides_that_its_state_is_made_of(alone):
+    """A version that moves them fails here, and not in the second part of somebody's run."""
+    insides = Insides()
+    alone(epochs=1, **BY_LOSS).train(fits(callbacks=[insides]))
+    assert insides.seen
 
 
 def test_lightning_reports_when_it_has_validated(alone):

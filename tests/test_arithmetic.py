@@ -15,8 +15,9 @@ from floodsearch.tasks.streams import stream
 from floodsearch.tasks.task import Data, Recipe, Split, Task
 from floodsearch.training.arithmetic import choose_kernels
 from floodsearch.training.cohort import Cohort
-from floodsearch.training.engine import Engine, Loop
-from floodsearch.training.progress import Plan
+from floodsearch.training.engine import Engine
+from floodsearch.training.progress import RunPlan
+from floodsearch.training.sequential import Sequential
 from floodsearch.training.stack import Stack
 from tests.device import DEVICE
 
@@ -48,10 +49,10 @@ def task() -> Task:
     return Task(data=draw, model=network, recipe=Recipe(batch_size=16, optimizer="sgd", learning_rate=0.05))
 
 
-def trained(engine: type[Loop | Stack], arithmetic: Arithmetic) -> list[EpochRecord]:
-    plan = Plan(epochs=EPOCHS, arithmetic=arithmetic)
+def trained(engine: type[Sequential | Stack], arithmetic: Arithmetic) -> list[EpochRecord]:
+    plan = RunPlan(epochs=EPOCHS, arithmetic=arithmetic)
     maker: Engine = engine(task(), plan, DEVICE)
-    run = maker.start(0, LEVEL)
+    run = maker.new_run(0, LEVEL)
     records = []
     for _ in range(EPOCHS):
         [outcome] = maker.advance([run])
@@ -72,20 +73,20 @@ def near(one: list[EpochRecord], other: list[EpochRecord], share: float) -> bool
 
 @pytest.mark.parametrize("arithmetic", ALL, ids=NAMES)
 def test_a_run_differs_from_a_plain_one_by_rounding_only(arithmetic: Arithmetic) -> None:
-    plain = trained(Loop, Arithmetic())
-    found = trained(Loop, arithmetic)
+    plain = trained(Sequential, Arithmetic())
+    found = trained(Sequential, arithmetic)
     assert near(found, plain, ROUNDING[arithmetic.precision])
-    assert trained(Loop, arithmetic) == found, "the same again, to the bit"
+    assert trained(Sequential, arithmetic) == found, "the same again, to the bit"
 
 
 @pytest.mark.parametrize("arithmetic", ALL, ids=NAMES)
 def test_a_forked_run_is_the_run_alone_to_the_bit(arithmetic: Arithmetic) -> None:
     """Also where a step is compiled, or computed in bf16: a fork computes as its trunk did."""
-    plan, levels = Plan(epochs=EPOCHS, arithmetic=arithmetic), {0: 0.0, 1: 0.45, 2: 0.7, 3: 5.0}
+    plan, levels = RunPlan(epochs=EPOCHS, arithmetic=arithmetic), {0: 0.0, 1: 0.45, 2: 0.7, 3: 5.0}
     cohort = Cohort(task(), plan, levels=levels, seeds=dict.fromkeys(levels, (0,)), device=DEVICE)
     steps = [cohort.advance() for _ in range(EPOCHS)]
     for member, level in levels.items():
-        alone = Loop(task(), plan, DEVICE).start(0, level)
+        alone = Sequential(task(), plan, DEVICE).new_run(0, level)
         assert [record for step in steps for record in step.records[member]] == list(alone)
 
 
@@ -94,7 +95,7 @@ def test_a_stack_computes_in_the_precision_of_the_study() -> None:
     arithmetic = Arithmetic(precision="bf16")
     stacked = trained(Stack, arithmetic)
     assert stacked != trained(Stack, Arithmetic())
-    assert near(stacked, trained(Loop, arithmetic), ROUNDING["bf16"])
+    assert near(stacked, trained(Sequential, arithmetic), ROUNDING["bf16"])
 
 
 def test_weights_and_losses_stay_in_float32_under_bf16() -> None:
@@ -106,7 +107,9 @@ def test_weights_and_losses_stay_in_float32_under_bf16() -> None:
         return losses[-1]
 
     one = Task(data=draw, model=network, recipe=Recipe(batch_size=16), loss=loss)
-    run = Loop(one, Plan(epochs=1, arithmetic=Arithmetic(precision="bf16")), DEVICE).start(0, LEVEL)
+    run = Sequential(one, RunPlan(epochs=1, arithmetic=Arithmetic(precision="bf16")), DEVICE).new_run(
+        0, LEVEL
+    )
     run.advance()
     assert {value.dtype for value in losses} == {torch.float32}
     assert {value.dtype for value in run.model.parameters()} == {torch.float32}
@@ -114,8 +117,8 @@ def test_weights_and_losses_stay_in_float32_under_bf16() -> None:
 
 def test_channels_last_lays_out_weights_and_stays_so() -> None:
     """Weights keep their layout when a run takes up the state of another."""
-    plan = Plan(epochs=2, arithmetic=Arithmetic(channels_last=True))
-    run = Loop(task(), plan, DEVICE).start(0, 0.0)
+    plan = RunPlan(epochs=2, arithmetic=Arithmetic(channels_last=True))
+    run = Sequential(task(), plan, DEVICE).new_run(0, 0.0)
     run.advance()
     other = run.sibling(LEVEL)
     other.take_up(run.state())

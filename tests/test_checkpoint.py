@@ -21,11 +21,11 @@ from floodsearch.storage.studies import put_study
 from floodsearch.tasks.streams import stream
 from floodsearch.tasks.synthetic import two_gaussians
 from floodsearch.tasks.task import Data, Recipe, Split, Task
-from floodsearch.training.cohort import Cohort, Step
-from floodsearch.training.engine import Loop
-from floodsearch.training.progress import Plan
+from floodsearch.training.cohort import Cohort, EpochOutcome
+from floodsearch.training.progress import RunPlan
+from floodsearch.training.sequential import Sequential
 from floodsearch.training.stack import Stack
-from floodsearch.training.trunk import Trunks
+from floodsearch.training.trunk import TrunkPool
 from floodsearch.worker.heartbeat import Leave, Settings
 from floodsearch.worker.work import work
 from tests.device import DEVICE
@@ -73,8 +73,8 @@ class Trained:
 class Study:
     """Cohorts that have nothing in common but the folder of their checkpoints."""
 
-    def __init__(self, task: Task, engine: type[Loop | Stack], schedule: str, folder: Path) -> None:
-        self.plan = Plan(epochs=EPOCHS, validate_every=2, schedule=schedule)
+    def __init__(self, task: Task, engine: type[Sequential | Stack], schedule: str, folder: Path) -> None:
+        self.plan = RunPlan(epochs=EPOCHS, validate_every=2, schedule=schedule)
         self.task, self.engine, self.folder = task, engine, folder
 
     def cohort(self, levels: dict[int, float] | None = None, *, last: bool = True, room: int = 0) -> Cohort:
@@ -87,7 +87,7 @@ class Study:
             levels=levels,
             seeds=dict.fromkeys(levels, SEEDS),
             device=DEVICE,
-            trunks=Trunks(self.engine(self.task, self.plan, DEVICE), kept=kept, room=room),
+            trunks=TrunkPool(self.engine(self.task, self.plan, DEVICE), checkpoint_of=kept, room=room),
             last=last,
             checkpoint=lambda member, seed: every.of(name_of(member, seed), {"level": levels[member]}),
         )
@@ -95,9 +95,9 @@ class Study:
     def train(self, until: int = EPOCHS, **cohort: Any) -> Trained:
         """Train a new cohort up to an epoch, at which it is asked to leave."""
         members = self.cohort(**cohort)
-        steps: list[Step] = []
+        steps: list[EpochOutcome] = []
 
-        def note(step: Step) -> bool:
+        def note(step: EpochOutcome) -> bool:
             steps.append(step)
             assert not step.failed
             return len(steps) < until
@@ -109,14 +109,14 @@ class Study:
         return Trained(records, sum(step.trained for step in steps), tested)
 
 
-KINDS: Sequence[tuple[Callable[[], Task], type[Loop | Stack], str]] = [
-    (gaussians, Loop, "constant"),
-    (gaussians, Loop, "backward"),
-    (gaussians, Loop, "adaptive"),
+KINDS: Sequence[tuple[Callable[[], Task], type[Sequential | Stack], str]] = [
+    (gaussians, Sequential, "constant"),
+    (gaussians, Sequential, "backward"),
+    (gaussians, Sequential, "adaptive"),
     (gaussians, Stack, "constant"),
     (gaussians, Stack, "adaptive"),
-    (dropout, Loop, "constant"),
-    (dropout, Loop, "adaptive"),
+    (dropout, Sequential, "constant"),
+    (dropout, Sequential, "adaptive"),
 ]
 
 
@@ -138,9 +138,9 @@ def test_a_cohort_goes_on_from_every_epoch(task, engine, schedule, tmp_path) -> 
 
 def test_a_cohort_goes_on_after_every_epoch_in_turn(tmp_path) -> None:
     """As many interruptions as there are epochs."""
-    study = Study(gaussians(), Loop, "constant", tmp_path / "parts")
+    study = Study(gaussians(), Sequential, "constant", tmp_path / "parts")
     parts = [study.train(until=epoch) for epoch in range(1, EPOCHS + 1)]
-    whole = Study(gaussians(), Loop, "constant", tmp_path / "whole").train()
+    whole = Study(gaussians(), Sequential, "constant", tmp_path / "whole").train()
     assert (parts[-1].records, parts[-1].tested) == (whole.records, whole.tested)
     assert sum(part.epochs for part in parts) == whole.epochs
 
@@ -166,8 +166,8 @@ def empty(path: Path) -> None:
 @pytest.mark.parametrize("harm", [lost, truncated, flipped, empty])
 def test_any_checkpoint_may_be_lost_or_damaged(harm, tmp_path, caplog) -> None:
     """The one before is taken, or the run starts again: the records are the same, and a damage is said."""
-    whole = Study(gaussians(), Loop, "constant", tmp_path / "whole").train()
-    study = Study(gaussians(), Loop, "constant", tmp_path / "study")
+    whole = Study(gaussians(), Sequential, "constant", tmp_path / "whole").train()
+    study = Study(gaussians(), Sequential, "constant", tmp_path / "study")
     study.train(until=3)
     files = sorted(study.folder.iterdir())
     kept = {path: path.read_bytes() for path in files}
@@ -223,14 +223,14 @@ def test_no_more_than_there_is_room_for_is_saved(tmp_path) -> None:
 
 def test_later_levels_fork_from_trunks_on_disk(tmp_path) -> None:
     """Another process with other levels trains the shared start no second time, and comes to the same."""
-    study = Study(gaussians(), Loop, "constant", tmp_path / "shared")
+    study = Study(gaussians(), Sequential, "constant", tmp_path / "shared")
     first = study.train(last=False, room=2**30, levels={0: 0.0, 1: 1e-4})
     later = {2: 0.45, 3: 0.62}
     members = study.cohort(levels={0: 0.0, 1: 1e-4}, last=False, room=2**30)
     members.train(EPOCHS - 1, lambda _: True)
     members.save()
     second = study.train(last=False, room=2**30, levels=later)
-    alone = Study(gaussians(), Loop, "constant", tmp_path / "alone").train(levels=later)
+    alone = Study(gaussians(), Sequential, "constant", tmp_path / "alone").train(levels=later)
     assert (second.records, second.tested) == (alone.records, alone.tested)
     assert second.epochs < alone.epochs
     assert first.epochs == EPOCHS * len(SEEDS)
@@ -238,7 +238,7 @@ def test_later_levels_fork_from_trunks_on_disk(tmp_path) -> None:
 
 def test_a_trunk_on_disk_is_never_replaced_by_a_shorter_one(tmp_path) -> None:
     """Of two workers that train the same trunk the one that is behind leaves the file as it is."""
-    study = Study(gaussians(), Loop, "constant", tmp_path)
+    study = Study(gaussians(), Sequential, "constant", tmp_path)
     ahead, behind = study.cohort(levels={0: 0.0}), study.cohort(levels={0: 0.0})
     ahead.train(4, lambda _: True)
     behind.train(2, lambda _: True)
@@ -250,11 +250,11 @@ def test_a_trunk_on_disk_is_never_replaced_by_a_shorter_one(tmp_path) -> None:
 
 def test_a_checkpoint_of_other_code_is_left_out(tmp_path, caplog) -> None:
     """Weights that do not fit the model any more start the run again, and it is said."""
-    study = Study(gaussians(), Loop, "constant", tmp_path)
+    study = Study(gaussians(), Sequential, "constant", tmp_path)
     study.train(until=3)
     study.task = replace(gaussians(), model=two_gaussians(width=9, depth=2).model)
     again = study.train()
-    other = Study(study.task, Loop, "constant", tmp_path / "other").train()
+    other = Study(study.task, Sequential, "constant", tmp_path / "other").train()
     assert (again.records, again.tested) == (other.records, other.tested)
     assert "starts again" in caplog.text
 
@@ -269,7 +269,7 @@ def test_checkpoints_are_saved_by_the_clock_and_cost_little(tmp_path, monkeypatc
     now[0] = 110.0
     assert pace.due()
     now[0] = 112.0
-    pace.saved(since=110.0)  # it took 2 seconds
+    pace.note_save(since=110.0)  # it took 2 seconds
     now[0] = 112.0 + 2 / checkpoint_module.SHARE - 0.1
     assert not pace.due()
     now[0] += 0.2

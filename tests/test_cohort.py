@@ -18,11 +18,11 @@ from floodsearch.records import EpochRecord
 from floodsearch.tasks.models import mlp
 from floodsearch.tasks.streams import stream
 from floodsearch.tasks.task import Data, Recipe, Split, Task
-from floodsearch.training.cohort import Cohort, Step
-from floodsearch.training.engine import Loop
-from floodsearch.training.progress import Plan
+from floodsearch.training.cohort import Cohort, EpochOutcome
+from floodsearch.training.progress import RunPlan
 from floodsearch.training.run import Run
-from floodsearch.training.trunk import Trunks
+from floodsearch.training.sequential import Sequential
+from floodsearch.training.trunk import TrunkPool
 from tests.device import DEVICE
 
 SAMPLES, BATCH = 50, 16  # the last of four batches is smaller
@@ -51,7 +51,7 @@ def make_task(*extra: nn.Module, loss: Any = functional.cross_entropy, **recipe:
 
 def make_cohort(
     task: Task,
-    plan: Plan,
+    plan: RunPlan,
     levels: Mapping[int, float] = LEVELS,
     seeds: Sequence[int] = (0, 2),
     **trunks: Any,
@@ -67,7 +67,7 @@ class Together:
     def __init__(self, cohort: Cohort, drop: Mapping[int, int] | None = None) -> None:
         self.records: dict[int, list[EpochRecord]] = {member: [] for member in cohort.levels}
         self.failed: dict[int, BaseException] = {}
-        self.steps: list[Step] = []
+        self.steps: list[EpochOutcome] = []
         self.forked: list[set[int]] = []
         for epoch in range(1, cohort.plan.epochs + 1):
             step = cohort.advance()
@@ -93,7 +93,7 @@ class Together:
         )
 
 
-def alone(task: Task, plan: Plan, level: float, seed: int) -> tuple[list[EpochRecord], list[EpochRecord]]:
+def alone(task: Task, plan: RunPlan, level: float, seed: int) -> tuple[list[EpochRecord], list[EpochRecord]]:
     """Train one level with one seed by itself; return its records and its tested ones."""
     run = Run(task, plan, seed=seed, level=level, device=DEVICE)
     return list(run), run.tested()
@@ -115,10 +115,10 @@ TASKS: Mapping[str, Task] = {
     "all of it": make_task(nn.BatchNorm1d(8), nn.Dropout(0.3), **SGD, milestones=(4,)),
     "one batch an epoch": make_task(batch_size=SAMPLES, learning_rate=0.2),
 }
-PLANS: Mapping[str, Plan] = {
-    "every epoch": Plan(epochs=7),
-    "every third, and the last": Plan(epochs=8, validate_every=3),
-    "by loss": Plan(epochs=8, validate_every=2, metric="val_loss", maximize=False),
+PLANS: Mapping[str, RunPlan] = {
+    "every epoch": RunPlan(epochs=7),
+    "every third, and the last": RunPlan(epochs=8, validate_every=3),
+    "by loss": RunPlan(epochs=8, validate_every=2, metric="val_loss", maximize=False),
 }
 
 
@@ -143,7 +143,7 @@ def test_forked_is_trained_alone(name, validated):
 
 def test_members_may_have_seeds_of_their_own():
     """A member trains its own seeds only, and one without seeds nothing."""
-    task, plan = TASKS["all of it"], Plan(epochs=7, validate_every=2)
+    task, plan = TASKS["all of it"], RunPlan(epochs=7, validate_every=2)
     levels, seeds = {1: 0.0, 2: 0.4, 3: 0.6, 4: 0.6}, {1: (0, 1), 2: (1,), 3: (2, 0), 4: ()}
     together = Together(Cohort(task, plan, levels=levels, seeds=seeds, device=DEVICE))
     for member, level in levels.items():
@@ -155,7 +155,7 @@ def test_members_may_have_seeds_of_their_own():
 @pytest.mark.parametrize("shift", [-1, 0, 1])
 def test_a_loss_that_equals_the_level_is_exact(shift):
     """A level that a batch loss hits exactly, or misses by one float, is that of the level trained alone."""
-    task, plan = TASKS["one batch an epoch"], Plan(epochs=8)
+    task, plan = TASKS["one batch an epoch"], RunPlan(epochs=8)
     losses = [one.train_loss for one in alone(task, plan, 0.0, 0)[0]]
     single = torch.tensor(losses[3])
     for near in (losses[3], losses[3] + shift * 1e-9):
@@ -167,7 +167,7 @@ def test_a_loss_that_equals_the_level_is_exact(shift):
 
 def test_the_order_of_members_changes_nothing():
     """The same members in another order, or under other numbers, train to the same records."""
-    task, plan = TASKS["dropout"], Plan(epochs=6)
+    task, plan = TASKS["dropout"], RunPlan(epochs=6)
     once = Together(make_cohort(task, plan))
     again = Together(make_cohort(task, plan, dict(reversed(LEVELS.items()))))
     assert once.records == again.records
@@ -180,7 +180,7 @@ def test_the_order_of_members_changes_nothing():
 
 def test_shared_epochs_are_trained_once():
     """A trunk is trained while somebody is on it, a fork from the epoch in which it first floods."""
-    task, plan, seeds = TASKS["all of it"], Plan(epochs=7), (0, 1)
+    task, plan, seeds = TASKS["all of it"], RunPlan(epochs=7), (0, 1)
     together = Together(make_cohort(task, plan, seeds=seeds))
     left = {
         (member, seed): first_flooded(alone(task, plan, level, seed)[0])
@@ -195,7 +195,7 @@ def test_shared_epochs_are_trained_once():
 
 def test_a_level_that_is_never_crossed_is_the_baseline():
     """Levels below every batch loss have the records of level 0 under their own name, and cost nothing."""
-    task, plan = TASKS["adam"], Plan(epochs=6)
+    task, plan = TASKS["adam"], RunPlan(epochs=6)
     never = {0: 0.0, 1: 1e-9, 2: 1e-8}
     together, baseline = Together(make_cohort(task, plan, never)), Together(make_cohort(task, plan, {0: 0.0}))
     assert together.trained == baseline.trained == 2 * plan.epochs
@@ -215,14 +215,14 @@ def without_level(record: EpochRecord) -> dict[str, Any]:
 
 def test_a_trunk_that_everybody_left_is_not_trained():
     """Without level 0 the trunk ends with the last member that was on it."""
-    task, plan = TASKS["adam"], Plan(epochs=6)
+    task, plan = TASKS["adam"], RunPlan(epochs=6)
     assert Together(make_cohort(task, plan, {1: 1e3, 2: 2e3}, seeds=(0,))).trained == 1 + 2 * 6
 
 
 def test_level_zero_never_forks():
     """Level 0 floods nothing, also where the loss is below 0."""
     task = make_task(loss=lambda outputs, labels: functional.cross_entropy(outputs, labels) - 10)
-    together = Together(make_cohort(task, Plan(epochs=4), {0: 0.0, 1: 0.1}))
+    together = Together(make_cohort(task, RunPlan(epochs=4), {0: 0.0, 1: 0.1}))
     assert together.forked == [{1}] * 4
 
 
@@ -232,8 +232,8 @@ def test_level_zero_never_forks():
 @pytest.mark.parametrize("room", [0, 1, 10**4, 10**9])
 def test_a_later_cohort_is_exact_and_trains_its_trunks_no_second_time(room):
     """Whatever is kept of a trunk's past: levels fork from it as if alone, and its own epochs are not new."""
-    task, plan, seeds = TASKS["all of it"], Plan(epochs=8, validate_every=3), (0, 5)
-    trunks = Trunks(Loop(task, plan, DEVICE), room=room)
+    task, plan, seeds = TASKS["all of it"], RunPlan(epochs=8, validate_every=3), (0, 5)
+    trunks = TrunkPool(Sequential(task, plan, DEVICE), room=room)
     first = Together(make_cohort(task, plan, {0: 0.0}, seeds, trunks=trunks, last=False))
     assert first.trained == plan.epochs * len(seeds)
     later = Together(make_cohort(task, plan, LEVELS, seeds, trunks=trunks, last=False))
@@ -251,8 +251,8 @@ def test_a_later_cohort_is_exact_and_trains_its_trunks_no_second_time(room):
 
 def test_trunks_that_serve_no_later_cohort_keep_nothing_of_the_past():
     """Memory: behind the last cohort that uses it a trunk lets its states go."""
-    task, plan = TASKS["adam"], Plan(epochs=8)
-    trunks = Trunks(Loop(task, plan, DEVICE), room=10**9)
+    task, plan = TASKS["adam"], RunPlan(epochs=8)
+    trunks = TrunkPool(Sequential(task, plan, DEVICE), room=10**9)
     make_cohort(task, plan, {0: 0.0}, (0,), trunks=trunks, last=False).train(4, lambda _: True)
     cohort = make_cohort(task, plan, {0: 0.0, 1: 0.3}, (0,), trunks=trunks, last=True)
     for _ in range(4):
@@ -269,8 +269,8 @@ def test_a_trunk_that_broke_is_trained_again_when_its_cause_is_gone():
             raise OSError("the disk is away")
         return functional.cross_entropy(outputs, labels)
 
-    task, plan = make_task(loss=loss), Plan(epochs=3)
-    trunks = Trunks(Loop(task, plan, DEVICE), room=10**6)
+    task, plan = make_task(loss=loss), RunPlan(epochs=3)
+    trunks = TrunkPool(Sequential(task, plan, DEVICE), room=10**6)
     broken = Together(make_cohort(task, plan, {0: 0.0}, (0,), trunks=trunks, last=False))
     assert isinstance(broken.failed[0], OSError)
     fails[0] = False
@@ -285,7 +285,7 @@ def test_a_trunk_that_broke_is_trained_again_when_its_cause_is_gone():
 @pytest.mark.parametrize("gone", [{0: 2}, {3: 1, 6: 4}, {9: 1, 7: 3}, dict.fromkeys(LEVELS, 5)], ids=str)
 def test_a_dropped_member_changes_nothing_for_the_others(gone):
     """Whoever is dropped, on the trunk or off it: the others go on as if nobody had been."""
-    task, plan = TASKS["all of it"], Plan(epochs=8, validate_every=2)
+    task, plan = TASKS["all of it"], RunPlan(epochs=8, validate_every=2)
     whole, together = Together(make_cohort(task, plan)), Together(make_cohort(task, plan), gone)
     for member in LEVELS:
         until = gone.get(member, plan.epochs)
@@ -305,7 +305,7 @@ def breaks(where: Any, what: Any) -> Any:
     return loss
 
 
-def as_alone(task: Task, plan: Plan, together: Together, seeds: Sequence[int] = (0, 2)) -> set[int]:
+def as_alone(task: Task, plan: RunPlan, together: Together, seeds: Sequence[int] = (0, 2)) -> set[int]:
     """Assert that each member ends as its runs do alone; return those that diverged."""
     diverged = set()
     for member, level in LEVELS.items():
@@ -345,7 +345,7 @@ def as_alone(task: Task, plan: Plan, together: Together, seeds: Sequence[int] = 
 def test_a_member_that_diverges_leaves_alone():
     """A level whose loss becomes NaN fails with its own level, epoch, step and seed; the others are exact."""
     loss = breaks(lambda plain: plain > 2.5, lambda plain: plain * math.nan)
-    task, plan = make_task(loss=loss, learning_rate=0.1), Plan(epochs=10)
+    task, plan = make_task(loss=loss, learning_rate=0.1), RunPlan(epochs=10)
     together = Together(make_cohort(task, plan))
     assert as_alone(task, plan, together) == together.failed.keys() == {9}
 
@@ -353,7 +353,7 @@ def test_a_member_that_diverges_leaves_alone():
 def test_a_trunk_that_diverges_takes_those_that_diverge_with_it():
     """When the unflooded run breaks, levels above the break go on, the others fail as they do alone."""
     loss = breaks(lambda plain: plain < 0.2, lambda plain: plain * math.inf)
-    task, plan = make_task(loss=loss, learning_rate=0.1, batch_size=SAMPLES), Plan(epochs=40)
+    task, plan = make_task(loss=loss, learning_rate=0.1, batch_size=SAMPLES), RunPlan(epochs=40)
     together = Together(make_cohort(task, plan))
     diverged = as_alone(task, plan, together)
     assert diverged == together.failed.keys()
@@ -369,7 +369,7 @@ def test_an_error_of_the_users_code_ends_those_that_trained_it(kind):
         raise kind("my own bug")
 
     task = make_task(loss=breaks(lambda plain: plain > 2.5, fail), learning_rate=0.1)
-    together, plan = Together(make_cohort(task, Plan(epochs=10))), Plan(epochs=10)
+    together, plan = Together(make_cohort(task, RunPlan(epochs=10))), RunPlan(epochs=10)
     assert together.failed.keys() == {9}
     assert isinstance(together.failed[9], kind)
     for member in LEVELS.keys() - {9}:
@@ -384,7 +384,7 @@ def test_an_error_on_the_trunk_ends_those_that_are_on_it():
         raise ArithmeticError("too good")
 
     task = make_task(loss=breaks(lambda plain: plain < 0.2, fail), learning_rate=0.1, batch_size=SAMPLES)
-    together, plan = Together(make_cohort(task, Plan(epochs=40))), Plan(epochs=40)
+    together, plan = Together(make_cohort(task, RunPlan(epochs=40))), RunPlan(epochs=40)
     assert {0, 3} <= together.failed.keys()
     assert not together.failed.keys() & {7, 9}
     assert {type(error) for error in together.failed.values()} == {ArithmeticError}
@@ -401,11 +401,11 @@ def test_a_task_that_cannot_be_built_fails_its_members(part):
         raise FileNotFoundError("no such data")
 
     parts: dict[str, Any] = {"data": draw, "model": lambda: mlp(5, 2, width=8, depth=1), part: fail}
-    cohort = make_cohort(Task(**parts, recipe=Recipe(batch_size=SAMPLES)), Plan(epochs=3))
+    cohort = make_cohort(Task(**parts, recipe=Recipe(batch_size=SAMPLES)), RunPlan(epochs=3))
     step = cohort.advance()
     assert step.failed.keys() == LEVELS.keys()
     assert (step.records, step.trained) == ({}, 0)
-    assert cohort.advance() == Step()
+    assert cohort.advance() == EpochOutcome()
 
 
 @pytest.mark.parametrize("validate_every", [1, 2])
@@ -416,13 +416,13 @@ def test_a_model_that_cannot_be_copied_is_forked(validate_every):
         return nn.utils.parametrizations.weight_norm(nn.Linear(5, 2))
 
     task = Task(data=draw, model=model, recipe=Recipe(batch_size=SAMPLES))
-    plan = Plan(epochs=4, validate_every=validate_every)
+    plan = RunPlan(epochs=4, validate_every=validate_every)
     together = Together(make_cohort(task, plan, {0: 0.0, 1: 1e-9, 2: 1e3}))
     assert not together.failed
     assert together.records[0] == [*alone_in_turn(task, plan, 0.0)]
     assert together.records[2] == [*alone_in_turn(task, plan, 1e3)]
 
 
-def alone_in_turn(task: Task, plan: Plan, level: float) -> list[EpochRecord]:
+def alone_in_turn(task: Task, plan: RunPlan, level: float) -> list[EpochRecord]:
     runs = [alone(task, plan, level, seed)[0] for seed in (0, 2)]
     return [record for both in zip(*runs, strict=True) for record in both]

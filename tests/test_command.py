@@ -24,7 +24,7 @@ from floodsearch.storage.studies import put_study
 from floodsearch.storage.trial_records import read_trials
 from floodsearch.training import script as script_module
 from floodsearch.training.loop import LoopRun
-from floodsearch.training.progress import Plan
+from floodsearch.training.progress import RunPlan
 from floodsearch.training.script import Script
 from floodsearch.usercode.command import filled, placeholders, script_of
 from floodsearch.worker.heartbeat import Leave, Settings
@@ -119,7 +119,7 @@ class Alone:
 
     def __init__(self, folder, command, *, epochs=4, validate_every=1, level=0.3):
         self.folder, self.command, self.level, self.records = folder, command, level, []
-        self.plan = Plan(epochs=epochs, validate_every=validate_every)
+        self.plan = RunPlan(epochs=epochs, validate_every=validate_every)
         self.checkpoint = Checkpoint(Folder(folder), "run.pt", {})
         self.leave = threading.Event()
 

@@ -15,17 +15,17 @@ from floodsearch.errors import DivergedError, TaskError
 from floodsearch.records import EpochRecord
 from floodsearch.tasks.task import Data, Recipe, Split, Task
 from floodsearch.training.cohort import Cohort
-from floodsearch.training.engine import Loop
-from floodsearch.training.progress import Plan
+from floodsearch.training.progress import RunPlan
 from floodsearch.training.run import Run
+from floodsearch.training.sequential import Sequential
 from floodsearch.training.stack import Stack
-from floodsearch.training.trunk import Trunks
+from floodsearch.training.trunk import TrunkPool
 from tests.device import DEVICE
 
-PLAN = Plan(epochs=4, validate_every=2)
+PLAN = RunPlan(epochs=4, validate_every=2)
 LEVELS = {0: 0.0, 1: 0.5, 2: 5.0}
 
-both_engines = pytest.mark.parametrize("engine", [Loop, Stack])
+both_engines = pytest.mark.parametrize("engine", [Sequential, Stack])
 
 
 def points(seed: int) -> Data:
@@ -52,9 +52,11 @@ def make(batch_size: int = 10, **fields: Any) -> Task:
     )
 
 
-def trained(task: Task, engine: type[Loop | Stack]) -> tuple[list[EpochRecord], dict[int, BaseException]]:
+def trained(
+    task: Task, engine: type[Sequential | Stack]
+) -> tuple[list[EpochRecord], dict[int, BaseException]]:
     """Return all records of a cohort with its tests, and what failed."""
-    trunks = Trunks(engine(task, PLAN, DEVICE))
+    trunks = TrunkPool(engine(task, PLAN, DEVICE))
     cohort = Cohort(
         task, PLAN, levels=LEVELS, seeds=dict.fromkeys(LEVELS, (0, 1)), device=DEVICE, trunks=trunks
     )
@@ -203,16 +205,16 @@ def test_a_model_that_another_run_trains_is_found_at_the_second_run(engine, way)
         "one memory": assigned,
     }
     task = make(model=ways[way])
-    first = engine(task, PLAN, DEVICE).start(0, 0.0)
+    first = engine(task, PLAN, DEVICE).new_run(0, 0.0)
     del first
     with pytest.raises(TaskError, match="must return a new model each time"):
-        engine(task, PLAN, DEVICE).start(1, 0.5)
+        engine(task, PLAN, DEVICE).new_run(1, 0.5)
 
 
 def test_frozen_layers_may_be_shared():
     """What is not trained is the same for all runs anyway."""
     frozen = nn.Linear(4, 16).requires_grad_(False)
-    found, failed = trained(make(model=lambda: nn.Sequential(frozen, nn.Linear(16, 2))), Loop)
+    found, failed = trained(make(model=lambda: nn.Sequential(frozen, nn.Linear(16, 2))), Sequential)
     assert (len(found) > 0, failed) == (True, {})
 
 

@@ -30,7 +30,7 @@ from floodsearch.storage.studies import find_study, put_study
 from floodsearch.storage.trial_records import read_trials
 from floodsearch.study.reader import read
 from floodsearch.training.loop import LoopRun
-from floodsearch.training.progress import Plan
+from floodsearch.training.progress import RunPlan
 from floodsearch.usercode.reference import beside
 from floodsearch.worker.heartbeat import Leave, Settings
 from floodsearch.worker.work import work
@@ -57,7 +57,7 @@ def test_level_0_trains_what_the_untouched_script_trains(tmp_path, monkeypatch, 
     checkpoint = Checkpoint(Folder(tmp_path), "run.pt", {})
     for until in (4, 17, 30):
         run = LoopRun(
-            Plan(epochs=30),
+            RunPlan(epochs=30),
             name="run",
             level=0.0,
             seed=3,

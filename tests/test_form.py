@@ -44,13 +44,14 @@ INSIDE = {
     "process": "terminal signals nesting",
     "flooding": "loss schedules",
     "usercode": "reference revision command",
-    "artifacts": "files names checkpoint weights",
+    "artifacts": "files names trees checkpoint weights",
     "answer": "smoothing response gain best",
     "tasks": "recipe options __init__ streams models tensors task augmentation resnet image_sets synthetic "
     "images",
     "study": "spec reader trust",
-    "training": "devices randomness arithmetic batches progress contract run engine lanes stack stackable "
-    "trunk cohort independence rehearsal loop script",
+    "training": "devices randomness arithmetic batches progress contract run engine sequential lanes stack "
+    "stackable trunk cohort independence rehearsal batch_losses call_order "
+    "report loop_state loop script",
     "search": "space samplers halving pruners",
     "storage": "failures urls rows schema optuna_tables trials checks database retry tables studies notices",
     "queue": "ticket brackets wanted filling ownership claims ends judging budget reaper __init__",
@@ -183,6 +184,27 @@ def test_module_does_not_import_torch(name: str) -> None:
     """A process that imports this module alone has not imported torch."""
     code = f"import sys, floodsearch.{name}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("command", ["check", "create"])
+@pytest.mark.parametrize("study", ["two_gaussians_10", "digits_10", "cifar10_augmented"])
+def test_a_built_in_task_is_checked_and_created_without_torch(
+    command: str, study: str, tmp_path: Path
+) -> None:
+    """A study of a task of ours is read, forecast and put into the database in a process without torch."""
+    code = f"""
+import sys
+from floodsearch.cli import main
+sys.argv[1:] = {[command, str(ROOT / "studies" / f"{study}.toml")]}
+try:
+    main()
+except SystemExit as end:
+    sys.exit(end.code or ("torch was imported" if "torch" in sys.modules else 0))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], check=False, capture_output=True, text=True, cwd=tmp_path
+    )
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_no_drawer_modules() -> None:

@@ -39,9 +39,9 @@ from floodsearch.storage.studies import find_study, put_study
 from floodsearch.study.reader import parse, read
 from floodsearch.tasks.synthetic import two_gaussians
 from floodsearch.training.cohort import Cohort
-from floodsearch.training.engine import Loop
-from floodsearch.training.progress import Plan
-from floodsearch.training.trunk import Trunks
+from floodsearch.training.progress import RunPlan
+from floodsearch.training.sequential import Sequential
+from floodsearch.training.trunk import TrunkPool
 from floodsearch.worker.heartbeat import Leave, Settings
 from floodsearch.worker.work import work
 from tests.conftest import TINY, merged
@@ -227,16 +227,16 @@ def changed(content: Any, path: tuple[Any, ...], value: Any) -> Any:
 
 
 TASK = two_gaussians(label_noise=0.1, width=4, depth=1)
-DRAWN = TASK.drawn(0, torch.device("cpu"))
+DRAWN = TASK.draw(0, torch.device("cpu"))
 
 
 def cohort(files: Files) -> Cohort:
     """Return a cohort with checkpoints, as of a new process: one level that has forked, and one trunk."""
     every, task = Checkpoints(files), replace(TASK, data=lambda seed: DRAWN)
-    plan = Plan(epochs=4, validate_every=1)
-    trunks = Trunks(
-        Loop(task, plan, torch.device("cpu")),
-        kept=lambda seed, epoch: every.of(f"trunk-{seed}-{epoch}", {}),
+    plan = RunPlan(epochs=4, validate_every=1)
+    trunks = TrunkPool(
+        Sequential(task, plan, torch.device("cpu")),
+        checkpoint_of=lambda seed, epoch: every.of(f"trunk-{seed}-{epoch}", {}),
         room=10**6,
     )
     return Cohort(

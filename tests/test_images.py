@@ -26,7 +26,7 @@ import torchvision
 from torch import Tensor, nn
 
 from floodsearch import queue
-from floodsearch.catalog import known
+from floodsearch.catalog import describe_task, known
 from floodsearch.errors import TaskError
 from floodsearch.queries import answer
 from floodsearch.storage.database import open_database
@@ -34,13 +34,14 @@ from floodsearch.storage.studies import put_study
 from floodsearch.study.reader import parse
 from floodsearch.study.spec import Spec
 from floodsearch.tasks import image_sets
-from floodsearch.tasks.augmentation import cropped, normalised
+from floodsearch.tasks.augmentation import crop, normalise
 from floodsearch.tasks.image_sets import SOURCES, load
 from floodsearch.tasks.resnet import resnet18, resnet34, resnet44
 from floodsearch.tasks.task import Data, Recipe, Split, Task, build_task
 from floodsearch.training.batches import batches
 from floodsearch.training.cohort import Cohort
-from floodsearch.training.run import Plan, Run, evaluate
+from floodsearch.training.rehearsal import findings
+from floodsearch.training.run import Run, RunPlan, evaluate
 from floodsearch.worker.heartbeat import Leave, Settings
 from floodsearch.worker.work import work
 from tests.device import DEVICE
@@ -250,7 +251,7 @@ def test_all_seeds_and_tasks_of_a_process_share_one_tensor(make, tmp_path):
     first, second = make("cifar10"), make("cifar10", augment=True)
     for task in (first, second):
         for seed in (0, 1):
-            run = Run(small(task, "cifar10"), Plan(epochs=1), seed=seed, level=0.0, device=CPU)
+            run = Run(small(task, "cifar10"), RunPlan(epochs=1), seed=seed, level=0.0, device=CPU)
             assert all(split.inputs.shape == split.labels.shape for split in splits(task.data(seed)))
             assert {run.train.inputs.dtype, run.test.inputs.dtype} == {torch.int64}
     images = load("cifar10", str(tmp_path), download=True)
@@ -372,7 +373,7 @@ def test_a_crop_is_a_shift_by_at_most_four_pixels_half_of_them_mirrored():
         for down, right in itertools.product(range(9), repeat=2)
     }
     assert len(views) == 2 * 81
-    for image in cropped(images, generator(), mirror=True):
+    for image in crop(images, generator(), mirror=True):
         found[views[image.contiguous().numpy().tobytes()]] += 1
     mirrored = sum(times for (mirror, _, _), times in found.items() if mirror)
     assert abs(mirrored / n - 0.5) < 4.5 * 0.5 / math.sqrt(n)
@@ -386,8 +387,8 @@ def test_characters_are_not_mirrored():
     """Without mirroring each image is a shift of itself."""
     image = torch.arange(1, 61, dtype=torch.uint8).view(1, 1, 6, 10)
     views = nn.functional.pad(image, (4,) * 4).unfold(2, 6, 1).unfold(3, 10, 1).reshape(-1, 60)
-    for crop in cropped(image.repeat(200, 1, 1, 1), generator(), mirror=False):
-        assert (views == crop.reshape(60)).all(dim=1).any()
+    for one in crop(image.repeat(200, 1, 1, 1), generator(), mirror=False):
+        assert (views == one.reshape(60)).all(dim=1).any()
     assert [name for name, source in SOURCES.items() if source.mirrored] == [
         "fashion_mnist",
         "cifar10",
@@ -422,7 +423,7 @@ def test_the_order_is_the_same_with_and_without_augmentation(make):
 def test_an_evaluation_never_augments(make):
     """Validation and test images are the plain ones, also of a task that augments."""
     task = small(make("cifar10", augment=True), "cifar10")
-    run = Run(task, Plan(epochs=1), seed=0, level=0.0, device=CPU)
+    run = Run(task, RunPlan(epochs=1), seed=0, level=0.0, device=CPU)
     list(run)
     found = evaluate(run.model, task, run.validation)
     with torch.no_grad():
@@ -434,7 +435,7 @@ def test_an_evaluation_never_augments(make):
 def test_normalising_leaves_the_images_alone():
     """The bytes that all runs share are not written to."""
     images = torch.full((2, 1, 3, 3), 255, dtype=torch.uint8)
-    floats = normalised(images, torch.tensor([[[0.5]]]), torch.tensor([[[0.25]]]))
+    floats = normalise(images, torch.tensor([[[0.5]]]), torch.tensor([[[0.25]]]))
     assert (floats == 2).all()
     assert (images == 255).all()
 
@@ -448,7 +449,7 @@ SEEDS = (0, 5)
 def test_forked_is_trained_alone_with_augmentation(make):
     """Every record of each level and seed is that of the level trained alone, to the bit."""
     one = small(make("cifar10", augment=True), "cifar10", batch_size=100, learning_rate=0.02, milestones=(3,))
-    plan = Plan(epochs=5, validate_every=2)
+    plan = RunPlan(epochs=5, validate_every=2)
     cohort = Cohort(one, plan, levels=LEVELS, seeds=dict.fromkeys(LEVELS, SEEDS), device=DEVICE)
     steps = [cohort.advance() for _ in range(plan.epochs)]
     assert not any(step.failed for step in steps)
@@ -467,7 +468,7 @@ def test_forked_is_trained_alone_with_augmentation(make):
 def test_a_stopped_run_goes_on_exactly_with_augmentation(make):
     """A new run that is given the state of another goes on as that would have."""
     one = small(make("fashion_mnist", augment=True), "fashion_mnist", batch_size=100)
-    plan = Plan(epochs=5)
+    plan = RunPlan(epochs=5)
     whole = list(Run(one, plan, seed=1, level=1.5, device=DEVICE))
     first, second = (Run(one, plan, seed=1, level=1.5, device=DEVICE) for _ in range(2))
     begun = [first.advance(), first.advance()]
@@ -569,6 +570,23 @@ def test_the_mlp_is_that_of_the_paper():
     ]
 
 
+@pytest.mark.parametrize("augment", [False, True])
+@pytest.mark.parametrize("name", SOURCES)
+def test_nothing_is_found_wrong_with_a_task(name, augment, make):
+    """Only tasks of the user's own are rehearsed before a search: those of floodsearch are, here."""
+    task = make(name, augment=augment).with_recipe({"batch_size": 20})
+    assert findings(task, (0, 1), {20}) == []
+
+
+@pytest.mark.parametrize("augment", [False, True])
+@pytest.mark.parametrize("name", SOURCES)
+def test_a_task_is_what_its_options_say_before_it_is_built(name, augment):
+    """What a study file is checked against, without torch, is what the task is when it is built."""
+    task, fields = build_task(name, {"augment": augment}, {}), describe_task(name, {"augment": augment})
+    assert {key: field.default for key, field in fields.recipe.items()} == vars(task.recipe)
+    assert (task.correct is not None) == ("val_accuracy" in fields.metrics)
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [({"model": "resnet50"}, "model must be one of mlp, resnet18"), ({"label_noise": 2.0}, "but is 2.0")],
@@ -583,7 +601,7 @@ def test_options_out_of_range_are_refused(options, words):
 
 
 def start(task: Task) -> Run:
-    return Run(task, Plan(epochs=1), seed=0, level=0.0, device=CPU)
+    return Run(task, RunPlan(epochs=1), seed=0, level=0.0, device=CPU)
 
 
 def test_a_batch_larger_than_the_training_split_is_refused(make):

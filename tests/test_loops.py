@@ -33,7 +33,7 @@ from floodsearch.storage import tables
 from floodsearch.storage.studies import put_study
 from floodsearch.storage.trial_records import read_measured, read_trials
 from floodsearch.training.loop import LoopRun
-from floodsearch.training.progress import Plan
+from floodsearch.training.progress import RunPlan
 from floodsearch.worker.bracket import Bracket
 from floodsearch.worker.heartbeat import Heart, Leave, Settings
 from floodsearch.worker.loops import Loops
@@ -153,7 +153,7 @@ class Alone:
     """One run of a function, with all that is asked of its surroundings."""
 
     def __init__(self, folder, *, level=0.3, epochs=6, **plan):
-        self.plan, self.level, self.records = Plan(epochs=epochs, **plan), level, []
+        self.plan, self.level, self.records = RunPlan(epochs=epochs, **plan), level, []
         self.checkpoint = Checkpoint(Folder(folder), "run.pt", {"level": level})
 
     def train(self, function, until=10**9, stop_at=10**9):
@@ -478,13 +478,13 @@ RANKS = """
 import torch
 from torch import distributed
 from floodsearch.training.loop import LoopRun
-from floodsearch.training.progress import Plan
+from floodsearch.training.progress import RunPlan
 from floodsearch.artifacts.weights import KeptWeights
 
 def main(rank, path):
     distributed.init_process_group("gloo", init_method=f"file://{path}", rank=int(rank), world_size=2)
     records = []
-    run = LoopRun(Plan(epochs=1), name="run", level=0.3, seed=0,
+    run = LoopRun(RunPlan(epochs=1), name="run", level=0.3, seed=0,
                   device=torch.device("cpu"), settings={}, until=9,
                   note=lambda record: records.append(record) or True, checkpoint=None)
     run.wanted = False

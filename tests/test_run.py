@@ -20,7 +20,7 @@ from floodsearch.tasks.streams import stream, stream_seed
 from floodsearch.tasks.synthetic import two_gaussians
 from floodsearch.tasks.task import Data, Recipe, Split, Task
 from floodsearch.training.batches import batches, chunks
-from floodsearch.training.progress import Plan
+from floodsearch.training.progress import RunPlan
 from floodsearch.training.run import Run, evaluate
 from tests.device import DEVICE
 
@@ -50,7 +50,7 @@ def task(model: Any = network, **fields: Any) -> Task:
 
 
 def start(one: Task, level: float = 0.3, seed: int = 0, epochs: int = 6, **plan: Any) -> Run:
-    return Run(one, Plan(epochs=epochs, **plan), seed=seed, level=level, device=DEVICE)
+    return Run(one, RunPlan(epochs=epochs, **plan), seed=seed, level=level, device=DEVICE)
 
 
 def weights(model: nn.Module) -> dict[str, Tensor]:

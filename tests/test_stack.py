@@ -28,12 +28,12 @@ from floodsearch.study.trust import given
 from floodsearch.tasks.streams import stream
 from floodsearch.tasks.task import Data, Recipe, Split, Task, build_optimizer
 from floodsearch.training.cohort import Cohort
-from floodsearch.training.engine import Loop
 from floodsearch.training.lanes import WIDTH
-from floodsearch.training.progress import Plan
+from floodsearch.training.progress import RunPlan
+from floodsearch.training.sequential import Sequential
 from floodsearch.training.stack import Stack
 from floodsearch.training.stackable import depends_on_place, obstacle
-from floodsearch.training.trunk import Trunks
+from floodsearch.training.trunk import TrunkPool
 from floodsearch.worker.heartbeat import Leave, Settings
 from floodsearch.worker.trainers import Cohorts, default_engine
 from floodsearch.worker.work import work
@@ -76,29 +76,29 @@ TASKS: Mapping[str, Task] = {
     "batch norm, sgd and milestones": make_task(norm, **SGD, milestones=(4,)),
     "one batch an epoch": make_task(batch_size=SAMPLES, learning_rate=0.1),
 }
-PLAN = Plan(epochs=8, validate_every=3)
-SCHEDULED: Mapping[str, Plan] = {
+PLAN = RunPlan(epochs=8, validate_every=3)
+SCHEDULED: Mapping[str, RunPlan] = {
     "constant": PLAN,
-    "backward": Plan(epochs=8, schedule="backward", settings={"until_accuracy": 0.6}),
-    "adaptive": Plan(epochs=8, schedule="adaptive", settings={"until_accuracy": 0.5, "alpha": 0.1}),
+    "backward": RunPlan(epochs=8, schedule="backward", settings={"until_accuracy": 0.6}),
+    "adaptive": RunPlan(epochs=8, schedule="adaptive", settings={"until_accuracy": 0.5, "alpha": 0.1}),
 }
 
 
 def make_cohort(
     task: Task,
-    plan: Plan = PLAN,
+    plan: RunPlan = PLAN,
     levels: Mapping[int, float] = LEVELS,
     seeds: Sequence[int] = (0, 5),
     **more: Any,
 ) -> Cohort:
-    more.setdefault("trunks", Trunks(Stack(task, plan, DEVICE)))
+    more.setdefault("trunks", TrunkPool(Stack(task, plan, DEVICE)))
     return Cohort(task, plan, levels=levels, seeds=dict.fromkeys(levels, tuple(seeds)), device=DEVICE, **more)
 
 
-def alone(task: Task, plan: Plan, level: float, seed: int) -> tuple[list[EpochRecord], list[EpochRecord]]:
+def alone(task: Task, plan: RunPlan, level: float, seed: int) -> tuple[list[EpochRecord], list[EpochRecord]]:
     """Train one level with one seed in a stack of its own; return its records and its tested ones."""
     engine = Stack(task, plan, DEVICE)
-    run = engine.start(seed, level)
+    run = engine.new_run(seed, level)
     records = []
     for _ in range(plan.epochs):
         [outcome] = engine.advance([run])
@@ -184,11 +184,11 @@ def test_each_schedule_is_exact(schedule):
 @pytest.mark.parametrize("count", [1, 2, 3, 5, 16, 32, 33])
 def test_a_result_does_not_depend_on_how_many_share_a_stack(count, name):
     """Beside any number of others, in any place, a run is the same to the bit."""
-    task, plan = TASKS[name], Plan(epochs=3)
+    task, plan = TASKS[name], RunPlan(epochs=3)
     expected = alone(task, plan, 0.8, 5)
     engine = Stack(task, plan, DEVICE)
-    others = [engine.start(seed, 0.1 * seed) for seed in range(count - 1)]
-    run = engine.start(5, 0.8)
+    others = [engine.new_run(seed, 0.1 * seed) for seed in range(count - 1)]
+    run = engine.new_run(5, 0.8)
     for place in range(0, count, 7):
         runs = [*others[:place], run, *others[place:]]
     found = [engine.advance(runs)[runs.index(run)] for _ in range(plan.epochs)]
@@ -197,7 +197,7 @@ def test_a_result_does_not_depend_on_how_many_share_a_stack(count, name):
 
 def test_wide_layers_are_exact_too():
     """With the layers of the paper, 500 units wide, two members are what many are."""
-    task, plan = make_task(width=500), Plan(epochs=3)
+    task, plan = make_task(width=500), RunPlan(epochs=3)
     few, many = (
         Together(make_cohort(task, plan, {m: 0.02 * m for m in members}, (0,)))
         for members in ((0, 39), range(40))
@@ -227,11 +227,11 @@ def test_stacks_and_loops_agree_within_rounding(name, dtype):
     precision, at a tenth of the learning rate, by less than 1e-4."""
     task = in_precision(TASKS[name], dtype)
     rate = task.recipe.learning_rate * (0.1 if dtype == torch.float32 else 1)
-    task, plan = task.with_recipe({"learning_rate": rate}), Plan(epochs=50, validate_every=10)
+    task, plan = task.with_recipe({"learning_rate": rate}), RunPlan(epochs=50, validate_every=10)
     levels = {member: LEVELS[member] for member in (0, 6, 9)}
     stacked, one_by_one = (
-        Together(make_cohort(task, plan, levels, (0,), trunks=Trunks(engine(task, plan, DEVICE))))
-        for engine in (Stack, Loop)
+        Together(make_cohort(task, plan, levels, (0,), trunks=TrunkPool(engine(task, plan, DEVICE))))
+        for engine in (Stack, Sequential)
     )
     worst = 0.0
     for member in levels:
@@ -254,7 +254,7 @@ def test_a_regression_without_accuracy_is_stacked():
         loss=functional.mse_loss,
         correct=None,
     )
-    plan = Plan(epochs=4, metric="val_loss", maximize=False)
+    plan = RunPlan(epochs=4, metric="val_loss", maximize=False)
     together = Together(make_cohort(task, plan, {0: 0.0, 1: 1e3}))
     assert together.run(1, 5) == alone(task, plan, 1e3, 5)
     assert {one.train_accuracy for one in together.records[0]} == {None}
@@ -283,7 +283,7 @@ def test_frozen_parameters_stay():
 
     task = Task(data=draw, model=model, recipe=Recipe(batch_size=25, weight_decay=0.1))
     engine = Stack(task, PLAN, DEVICE)
-    run = engine.start(0, 0.5)
+    run = engine.new_run(0, 0.5)
     before = run.weights()
     engine.advance([run])
     assert obstacle(task, DEVICE, 0) is None
@@ -307,10 +307,10 @@ def test_a_dropped_member_changes_nothing_for_the_others(gone):
 
 def test_dropped_members_make_room():
     """When most of several stacks are dropped, the rest move together."""
-    task, plan = TASKS["adam"], Plan(epochs=4)
+    task, plan = TASKS["adam"], RunPlan(epochs=4)
     engine = Stack(task, plan, DEVICE)
     levels = {member: 1e3 + member for member in range(3 * WIDTH)}
-    cohort = make_cohort(task, plan, levels, (0,), trunks=Trunks(engine))
+    cohort = make_cohort(task, plan, levels, (0,), trunks=TrunkPool(engine))
     expected = Together(make_cohort(task, plan, {95: levels[95]}, (0,)))
     records = [*cohort.advance().records[95], *cohort.advance().records[95]]
     most = len(engine._lanes)
@@ -326,7 +326,7 @@ def test_dropped_members_make_room():
 def test_a_later_cohort_forks_from_stacked_trunks(room):
     """Trunks outlive their cohort in a stack too: levels fork from their past as if alone."""
     task = TASKS["batch norm, sgd and milestones"]
-    trunks = Trunks(Stack(task, PLAN, DEVICE), room=room)
+    trunks = TrunkPool(Stack(task, PLAN, DEVICE), room=room)
     for seed in (0, 5):  # as the pilot does: one seed after the other, not equally far
         unflooded = make_cohort(task, levels={0: 0.0}, seeds=(seed,), trunks=trunks, last=False)
         unflooded.train(PLAN.epochs - seed, lambda _: True)
@@ -342,7 +342,7 @@ def test_a_member_that_diverges_leaves_alone():
     def loss(outputs: Tensor, labels: Tensor) -> Tensor:
         return functional.cross_entropy(outputs, labels) + 0.01 * outputs.square().mean()
 
-    task, plan, calm = make_task(**SGD, loss=loss), Plan(epochs=25), {0: 0.0, 5: 0.4}
+    task, plan, calm = make_task(**SGD, loss=loss), RunPlan(epochs=25), {0: 0.0, 5: 0.4}
     together = Together(make_cohort(task, plan, {**calm, 9: 1e38}))
     assert together.failed.keys() == {9}
     error = together.failed[9]
@@ -402,7 +402,7 @@ def test_out_of_memory_splits_the_stack_and_goes_on(caplog):
 
 def test_memory_that_never_suffices_fails_the_members():
     """When not even the smallest part fits, the error is that of the members."""
-    together = Together(make_cohort(make_task(loss=starved(range(10**6))), Plan(epochs=1)))
+    together = Together(make_cohort(make_task(loss=starved(range(10**6))), RunPlan(epochs=1)))
     assert {type(error) for error in together.failed.values()} == {torch.OutOfMemoryError}
 
 
@@ -535,6 +535,6 @@ def test_a_study_that_cannot_be_stacked_is_looped(database, make_spec, monkeypat
     with caplog.at_level(logging.INFO):
         for _ in range(2):
             trunks = cohorts.trunks(study, {}, 10)
-    assert isinstance(trunks.engine, Loop)
+    assert isinstance(trunks.engine, Sequential)
     [line] = [message for message in caplog.messages if "stack" in message]
     assert "random operation" in line

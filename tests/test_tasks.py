@@ -13,7 +13,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from floodsearch.catalog import describe_task
 from floodsearch.errors import TaskError
+from floodsearch.study.reader import fields_of
 from floodsearch.tasks import TASKS
 from floodsearch.tasks.image_sets import SOURCES
 from floodsearch.tasks.images import digits
@@ -29,8 +31,9 @@ from floodsearch.tasks.synthetic import (
     two_gaussians_posterior,
 )
 from floodsearch.tasks.task import Data, Recipe, Split, Task, build_optimizer, build_task, find_task
-from floodsearch.training.progress import Plan
+from floodsearch.training.progress import RunPlan
 from floodsearch.training.randomness import borrowed
+from floodsearch.training.rehearsal import findings
 from floodsearch.training.run import Run
 
 SMALL = {"width": 8, "depth": 1}
@@ -155,7 +158,7 @@ def test_a_run_of_a_task_leaves_the_global_random_state_alone(name):
     task, cpu = build_task(name, SMALL, {}), torch.device("cpu")
     before = torch.get_rng_state()
     with borrowed(cpu):
-        Run(task, Plan(epochs=1), seed=0, level=0.1, device=cpu).advance()
+        Run(task, RunPlan(epochs=1), seed=0, level=0.1, device=cpu).advance()
     assert torch.equal(torch.get_rng_state(), before)
 
 
@@ -441,7 +444,11 @@ def test_a_task_of_the_users_own_trains(write_module):
     assert isinstance(task, Task)
     assert (task.recipe.learning_rate, task.recipe.batch_size) == (0.2, 5)
     run = Run(
-        task, Plan(epochs=8, metric="val_loss", maximize=False), seed=0, level=0.0, device=torch.device("cpu")
+        task,
+        RunPlan(epochs=8, metric="val_loss", maximize=False),
+        seed=0,
+        level=0.0,
+        device=torch.device("cpu"),
     )
     records = list(run)
     assert records[-1].val_loss < records[0].val_loss
@@ -476,7 +483,25 @@ def test_unknown_options_are_refused_by_the_function():
         build_task("two_gaussians", {"depht": 2}, {})
 
 
-def test_every_name_of_the_table_is_found():
-    """Each entry of TASKS leads to a function of that name."""
-    for name in TASKS:
-        assert find_task(name).__name__ == name
+@pytest.mark.parametrize("name", TASKS)
+def test_every_name_of_the_table_is_found(name):
+    """Each entry of TASKS leads to a function of that name, which takes the options that the entry says."""
+    factory = find_task(name)
+    assert factory.__name__ == name
+    assert fields_of(factory) == fields_of(TASKS[name].options)
+
+
+@pytest.mark.parametrize("options", [{}, {"label_noise": 0.2, "batch_norm": True}], ids=str)
+@every_task
+def test_a_task_is_what_its_options_say_before_it_is_built(name, options):
+    """What a study file is checked against, without torch, is what the task is when it is built."""
+    task, fields = build_task(name, options, {}), describe_task(name, options)
+    assert {key: field.default for key, field in fields.recipe.items()} == vars(task.recipe)
+    assert (task.correct is not None) == ("val_accuracy" in fields.metrics)
+
+
+@every_task
+def test_nothing_is_found_wrong_with_a_task(name):
+    """Only tasks of the user's own are rehearsed before a search: those of floodsearch are, here."""
+    task = build_task(name, {}, {})
+    assert findings(task, (0, 1), {task.recipe.batch_size}) == []

@@ -27,11 +27,11 @@ from floodsearch.storage.trial_records import read_measured, read_trials
 from floodsearch.tasks.streams import stream
 from floodsearch.tasks.task import Data, Recipe, Split, Task
 from floodsearch.training.cohort import Cohort
-from floodsearch.training.engine import Loop
-from floodsearch.training.progress import Plan
+from floodsearch.training.progress import RunPlan
 from floodsearch.training.run import evaluate
+from floodsearch.training.sequential import Sequential
 from floodsearch.training.stack import Stack
-from floodsearch.training.trunk import Trunks
+from floodsearch.training.trunk import TrunkPool
 from floodsearch.worker.bracket import Bracket
 from floodsearch.worker.heartbeat import Heart, Leave, Settings
 from floodsearch.worker.loops import Loops
@@ -96,7 +96,7 @@ def check_tests(study, here, tickets):
             result = seed_result(records, study.question, study.spec.training.epochs)
             model = task.model()
             model.load_state_dict(loaded(study, here, ticket, seed))
-            found = evaluate(model, task, task.drawn(seed, CPU).test)
+            found = evaluate(model, task, task.draw(seed, CPU).test)
             recorded = (result.test_loss, result.test_accuracy)
             if keep == "best":
                 recorded = (result.best_test_loss, result.best_test_accuracy)
@@ -149,7 +149,7 @@ class Odd(nn.Module):
         return self.layers(x) * self.scale
 
 
-@pytest.mark.parametrize("engine", [Loop, Stack])
+@pytest.mark.parametrize("engine", [Sequential, Stack])
 @pytest.mark.parametrize("keep", ["last", "best"])
 def test_a_state_dict_is_that_of_the_model(engine, keep, storage_url):
     """Running means are in it, and what the model does not save is not, whatever trains it."""
@@ -163,10 +163,10 @@ def test_a_state_dict_is_that_of_the_model(engine, keep, storage_url):
     recipe = Recipe(batch_size=5, optimizer="sgd", learning_rate=0.3, momentum=0.9)
     task, plan, levels = (
         Task(data=data, model=Odd, recipe=recipe),
-        Plan(epochs=8, keep=keep),
+        RunPlan(epochs=8, keep=keep),
         {0: 0.0, 1: 0.5},
     )
-    trunks = Trunks(engine(task, plan, DEVICE))
+    trunks = TrunkPool(engine(task, plan, DEVICE))
     cohort = Cohort(
         task, plan, levels=levels, seeds=dict.fromkeys(levels, (0, 1)), device=DEVICE, trunks=trunks
     )

@@ -31,7 +31,7 @@ from floodsearch.storage.database import open_database
 from floodsearch.storage.studies import find_study, put_study
 from floodsearch.storage.trial_records import read_measured, read_trials
 from floodsearch.study.trust import token_of, trust_in
-from floodsearch.training.cohort import Step, in_lockstep
+from floodsearch.training.cohort import EpochOutcome, in_lockstep
 from floodsearch.training.devices import devices, find_device
 from floodsearch.worker.heartbeat import Heart, Leave, Settings
 from floodsearch.worker.work import work
@@ -342,7 +342,9 @@ class Hill:
     def advance(self):
         self.epoch += 1
         trained = sum(len(seeds) for seeds in self.seeds.values())
-        return Step({n: [self.record(n, one) for one in self.seeds[n]] for n in self.seeds}, {}, trained)
+        return EpochOutcome(
+            {n: [self.record(n, one) for one in self.seeds[n]] for n in self.seeds}, {}, trained
+        )
 
     def forked(self, member):
         return True

@@ -70,7 +70,8 @@ class FloodCallback(Callback):
         if pl_module.automatic_optimization:
             # `on_before_backward` is given the loss, but cannot replace it, and `backward` has it divided by
             # the micro-batches and scaled for mixed precision. What the strategy returns is the loss as the
-            # module computed it; the module itself, which others look into, stays as it is.
+            # module computed it; the module itself, which others look into, stays as it is. The method is
+            # public, and replaced on this one strategy until the training ends.
             trainer.strategy.training_step = self._flooded(trainer.strategy.training_step)
 
     def _flooded(self, training_step: Any) -> Any:
@@ -163,6 +164,10 @@ def _check(trainer: Trainer, run: LoopRun) -> None:
 
 class _State:
     """The state of a training between two epochs.
+
+    Two of Lightning's insides have no public equal: `_batches_that_stepped`, which loggers count by, and
+    `_combined_loader`, which holds the loaders of `fit`. Both are as in Lightning 2.6; a test says when they
+    move.
 
     Lightning's own checkpoints are made before schedulers that wait for a metric have stepped, and are named
     before `fit`. This one is loaded where the training starts, so that the trainer goes on as if it had never

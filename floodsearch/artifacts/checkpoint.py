@@ -12,7 +12,6 @@ import io
 import logging
 import re
 import time
-from collections import Counter, OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from operator import attrgetter
@@ -23,14 +22,14 @@ from torch import Tensor
 
 from floodsearch.artifacts.files import ROOM, Files
 from floodsearch.artifacts.names import CHECKPOINT, name_of
+from floodsearch.artifacts.trees import MAPPINGS, SEQUENCES
 from floodsearch.records import EpochRecord
 
 KIND = b"floodsearch checkpoint 1\n"
 HEAD = re.compile(re.escape(KIND) + rb"(?P<digest>[0-9a-f]{64})\n(?P<epoch>[0-9]{1,9})\n")
 """How a file begins; the digest is the SHA-256 of all behind it."""
 PLAIN = (bool, int, float, str, bytes, type(None))
-MAPPINGS, SEQUENCES = (dict, OrderedDict, Counter), (list, tuple)
-"""The types that a checkpoint may hold beside tensors; no subclasses, as some numbers of NumPy are."""
+"""What a checkpoint may hold beside tensors; exactly these, as NumPy's numbers are subclasses of some."""
 SECONDS = 60.0
 """The pause between two checkpoints: so much is lost at most when a worker is killed."""
 SHARE = 0.005
@@ -50,11 +49,11 @@ class Pace:
         """Return whether a checkpoint is due."""
         return time.monotonic() >= self._next
 
-    def saved(self, since: float) -> None:
-        """Set when the next one is due.
+    def note_save(self, since: float) -> None:
+        """Note that a checkpoint was saved, and set when the next one is due.
 
         Args:
-            since: when saving the last one began, by `time.monotonic`; it has ended now.
+            since: when saving began, by `time.monotonic`; it has ended now.
         """
         now = time.monotonic()
         self._next = now + max(SECONDS, (now - since) / SHARE)

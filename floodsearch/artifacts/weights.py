@@ -15,9 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from floodsearch.artifacts.checkpoint import MAPPINGS, SEQUENCES, strange
+from floodsearch.artifacts.checkpoint import strange
 from floodsearch.artifacts.files import ROOM, Files
 from floodsearch.artifacts.names import WEIGHTS, weights_name
+from floodsearch.artifacts.trees import map_leaves
 from floodsearch.records import Keep
 
 log = logging.getLogger(__name__)
@@ -45,7 +46,7 @@ class KeptWeights:
             if (found := strange(weights, "weights")) is not None:
                 raise ValueError(f"torch would not load {found}")
             buffer = io.BytesIO()
-            torch.save(_on_cpu(dict(weights)), buffer)
+            torch.save(map_leaves(_on_cpu, dict(weights)), buffer)
             self.files.write(name, buffer.getbuffer(), room=self.room)
             # Also what a worker that died has left unfinished.
             earlier = self.files.names(f"{weights_name(ticket, seed, '*', keep)}*")
@@ -56,12 +57,6 @@ class KeptWeights:
             self._warned = True
 
 
-def _on_cpu(value: Any) -> Any:
-    """Return tensors in nested containers as a machine without their device can load them."""
-    if isinstance(value, Tensor):
-        return value.detach().cpu()
-    if type(value) in MAPPINGS:
-        return type(value)({key: _on_cpu(part) for key, part in value.items()})
-    if type(value) in SEQUENCES:
-        return type(value)(_on_cpu(part) for part in value)
-    return value
+def _on_cpu(one: Any, _: object) -> Any:
+    """Return a tensor as a machine without this device can load it; anything else as it is."""
+    return one.detach().cpu() if isinstance(one, Tensor) else one

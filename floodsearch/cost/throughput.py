@@ -33,7 +33,7 @@ def samples_of(spec: Spec) -> int:
     task = task_of(given(spec), first_choices(spec))
     if task.samples is not None:
         return task.samples
-    return len(task.drawn(spec.training.seeds[0], find_device("cpu")).train.inputs)
+    return len(task.draw(spec.training.seeds[0], find_device("cpu")).train.inputs)
 
 
 def measured(spec: Spec, device: str, at_once: Sequence[int]) -> dict[int, float]:
@@ -52,13 +52,13 @@ def measured(spec: Spec, device: str, at_once: Sequence[int]) -> dict[int, float
     choose_kernels(spec.arithmetic)
     choices, seed = first_choices(spec), spec.training.seeds[0]
     task = task_of(given(spec), choices)
-    task = _short(task, task.drawn(seed, where))
-    samples = len(task.drawn(seed, where).train.inputs)
+    task = _short(task, task.draw(seed, where))
+    samples = len(task.draw(seed, where).train.inputs)
     kind = default_engine(given(spec), where) if spec.training.engine == AUTO else spec.training.engine
     engine = engine_of(kind, task, plan_of(spec, choices, spec.training.epochs), where, seed)
     with borrowed(where):
         return {
-            number: _speed(engine, [engine.start(seed, LEVEL) for _ in range(number)], samples)
+            number: _speed(engine, [engine.new_run(seed, LEVEL) for _ in range(number)], samples)
             for number in at_once
         }
 

@@ -9,7 +9,7 @@ from torch.nn import functional
 PADDING = 4  # pixels on each side
 
 
-def cropped(images: Tensor, generator: torch.Generator, *, mirror: bool) -> Tensor:
+def crop(images: Tensor, generator: torch.Generator, *, mirror: bool) -> Tensor:
     """Return each image shifted by up to four pixels either way, and half of them mirrored.
 
     As torchvision's `RandomCrop(size, padding=4)` and `RandomHorizontalFlip()`: what comes in from outside is
@@ -31,7 +31,7 @@ def cropped(images: Tensor, generator: torch.Generator, *, mirror: bool) -> Tens
     return torch.where(mirrored, crops.flip(3), crops)
 
 
-def normalised(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+def normalise(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
     """Return floats of about mean 0 and deviation 1, to the bit those of torchvision.
 
     As its `ToTensor()` and `Normalize(mean, std)`.

@@ -19,7 +19,7 @@ from typing import ParamSpec
 import torch
 from torch import Tensor, nn
 
-from floodsearch.tasks.augmentation import cropped, normalised
+from floodsearch.tasks.augmentation import crop, normalise
 from floodsearch.tasks.image_sets import SOURCES, Source, load
 from floodsearch.tasks.models import mlp
 from floodsearch.tasks.options import Digits, GreyImages, HouseNumbers, Model, Photographs
@@ -86,8 +86,8 @@ def _images(name: str, options: GreyImages) -> Task:
         resident = load(name, options.data_dir, download=options.download).on(rows.device)
         chosen = resident.images[rows]
         if options.augment and generator is not None:
-            chosen = cropped(chosen, generator, mirror=source.mirrored)
-        return normalised(chosen, resident.mean, resident.std)
+            chosen = crop(chosen, generator, mirror=source.mirrored)
+        return normalise(chosen, resident.mean, resident.std)
 
     return Task(
         data=data,

@@ -217,7 +217,7 @@ class Task:
             raise TaskError(f"model must return a torch.nn.Module, but gave a {type(model).__name__}")
         return model
 
-    def drawn(self, seed: int, device: torch.device) -> Data:
+    def draw(self, seed: int, device: torch.device) -> Data:
         """Return the data of a seed on a device, which fit the recipe and the model.
 
         Raises:

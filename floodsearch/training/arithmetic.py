@@ -26,7 +26,7 @@ def choose_kernels(arithmetic: Arithmetic) -> None:
     torch.backends.cudnn.benchmark = not arithmetic.deterministic
 
 
-def laid_out(model: nn.Module, arithmetic: Arithmetic) -> nn.Module:
+def lay_out(model: nn.Module, arithmetic: Arithmetic) -> nn.Module:
     """Return a model with its weights in the layout of a study."""
     return model.to(memory_format=torch.channels_last) if arithmetic.channels_last else model
 
@@ -48,13 +48,13 @@ class Forward:
             self._call = torch.compile(model, mode=arithmetic.compile, dynamic=False)
 
     def __call__(self, inputs: Tensor) -> Any:
-        """Return the outputs for a batch of inputs (see `computed`)."""
+        """Return the outputs for a batch of inputs (see `compute`)."""
         if self.arithmetic.channels_last and inputs.ndim == 4:
             inputs = inputs.contiguous(memory_format=torch.channels_last)
-        return computed(lambda: self._call(inputs), self.arithmetic, inputs.device)
+        return compute(lambda: self._call(inputs), self.arithmetic, inputs.device)
 
 
-def computed(outputs: Callable[[], Any], arithmetic: Arithmetic, device: torch.device) -> Any:
+def compute(outputs: Callable[[], Any], arithmetic: Arithmetic, device: torch.device) -> Any:
     """Return a model's outputs, computed in a study's precision, as float32: a loss has no coarser scale."""
     if arithmetic.precision != "bf16":
         return outputs()

@@ -24,13 +24,14 @@ from floodsearch.errors import DivergedError, pass_on_ctrl_c
 from floodsearch.flooding.schedules import SCHEDULES
 from floodsearch.records import EpochRecord
 from floodsearch.tasks.task import Task
-from floodsearch.training.engine import AnyRun, Loop, Outcome
-from floodsearch.training.progress import Plan, packed, unpacked
-from floodsearch.training.trunk import Trunk, Trunks, train
+from floodsearch.training.engine import AnyRun, RunOutcome
+from floodsearch.training.progress import RunPlan, pack, unpack
+from floodsearch.training.sequential import Sequential
+from floodsearch.training.trunk import Trunk, TrunkPool, train
 
 
 @dataclass
-class Step:
+class EpochOutcome:
     """What one epoch of a cohort came to.
 
     Attributes:
@@ -51,7 +52,7 @@ Errors = dict[Key, BaseException]
 
 log = logging.getLogger(__name__)
 
-Note = Callable[[Step], bool]
+OnEpoch = Callable[[EpochOutcome], bool]
 """Takes in what was trained, and returns whether to go on."""
 
 
@@ -60,11 +61,11 @@ class Advancing(Protocol):
 
     epoch: int
 
-    def advance(self) -> Step:
+    def advance(self) -> EpochOutcome:
         """Train all members one epoch further."""
 
 
-def in_lockstep(members: Advancing, until: int, note: Note) -> bool:
+def in_lockstep(members: Advancing, until: int, note: OnEpoch) -> bool:
     """Train members up to an epoch, as long as `note` wants more; return whether they have reached it."""
     while members.epoch < until and note(members.advance()):
         pass
@@ -91,12 +92,12 @@ class Cohort:
     def __init__(
         self,
         task: Task,
-        plan: Plan,
+        plan: RunPlan,
         *,
         levels: Mapping[int, float],
         seeds: Mapping[int, Sequence[int]],
         device: torch.device,
-        trunks: Trunks | None = None,
+        trunks: TrunkPool | None = None,
         last: bool = True,
         checkpoint: Callable[[int, int], Checkpoint] | None = None,
     ) -> None:
@@ -104,7 +105,7 @@ class Cohort:
         self.levels = dict(levels)
         self.seeds = {member: tuple(seeds[member]) for member in levels}
         self.epoch = 0
-        self.trunks = Trunks(Loop(task, plan, device)) if trunks is None else trunks
+        self.trunks = TrunkPool(Sequential(task, plan, device)) if trunks is None else trunks
         self.runs: dict[Key, AnyRun] = {}  # those that have left their trunk
         self._left: dict[Key, int] = {}  # in which epoch that was
         # From the first epoch on; of a run that goes on, up to where it was saved.
@@ -123,8 +124,8 @@ class Cohort:
             if saved is None:
                 continue
             try:
-                run, left = self.trunks.engine.start(seed, self.levels[member]), int(saved["left"])
-                run.restore(unpacked(saved["state"]))
+                run, left = self.trunks.engine.new_run(seed, self.levels[member]), int(saved["left"])
+                run.restore(unpack(saved["state"]))
             except Exception as error:  # whatever a model says against weights of another
                 log.warning("%s starts again: %s", name_of(member, seed), error)
                 continue
@@ -139,13 +140,13 @@ class Cohort:
             for (member, seed), run in self.runs.items():
                 shown, left = self._shown[member, seed], self._left[member, seed]
                 if self.checkpoint is not None and run.epoch == len(shown) == self.epoch:
-                    content = {"left": left, "records": rows(shown), "state": packed(run.state())}
+                    content = {"left": left, "records": rows(shown), "state": pack(run.state())}
                     self.checkpoint(member, seed).save({"epoch": self.epoch, **content})
             for seed in sorted({seed for member, seed in self._shown if (member, seed) not in self.runs}):
                 self.trunks.of(seed).save()
         except Exception as error:  # of the disk, or of whatever a user's model holds
             log.warning("no checkpoint: %s", error)
-        self._pace.saved(since)
+        self._pace.note_save(since)
 
     def forked(self, member: int) -> bool:
         """Return whether a member has left the trunk with any of its seeds: its level has begun to matter."""
@@ -164,48 +165,48 @@ class Cohort:
                 of_runs.pop((member, seed), None)
         self.levels.pop(member, None)
 
-    def train(self, until: int, note: Note) -> bool:
+    def train(self, until: int, note: OnEpoch) -> bool:
         """Train all members up to an epoch, saving them when that is due, and when `note` wants no more."""
 
-        def note_and_save(step: Step) -> bool:
-            goes_on = note(step)
+        def note_and_save(result: EpochOutcome) -> bool:
+            goes_on = note(result)
             if not goes_on or self._pace.due():
                 self.save()
             return goes_on
 
         return in_lockstep(self, until, note_and_save)
 
-    def advance(self) -> Step:
+    def advance(self) -> EpochOutcome:
         """Train all members one epoch further."""
-        step = Step(records={member: [] for member in self.levels})
+        result = EpochOutcome(records={member: [] for member in self.levels})
         self.epoch += 1
         errors: Errors = {}
-        self._show_again(step)
+        self._show_again(result)
         if not SCHEDULES[self.plan.schedule].forks:
             self._begin_alone(errors)
-        self._advance_together(step, errors)
+        self._advance_together(result, errors)
         while behind := {key: run for key, run in self.runs.items() if run.epoch < self.epoch}:
             first = min(run.epoch for run in behind.values())
             together = {key: run for key, run in behind.items() if run.epoch == first}
             outcomes = self.trunks.engine.advance(list(together.values()))
-            self._take_in(dict(zip(together, outcomes, strict=True)), step, errors)
+            self._take_in(dict(zip(together, outcomes, strict=True)), result, errors)
         for member, seed in sorted(errors, key=lambda key: key[1]):
-            step.failed.setdefault(member, errors[member, seed])
-        for member in step.failed:
+            result.failed.setdefault(member, errors[member, seed])
+        for member in result.failed:
             self.drop(member)
-            step.records.pop(member, None)
-        for member, records in step.records.items():
+            result.records.pop(member, None)
+        for member, records in result.records.items():
             records.sort(key=lambda record: record.seed)
             for record in records:
                 shown = self._shown[member, record.seed]
                 shown += [record] if len(shown) < self.epoch else []
-        return step
+        return result
 
-    def _show_again(self, step: Step) -> None:
+    def _show_again(self, result: EpochOutcome) -> None:
         """Add the records of runs that were further in their checkpoints."""
         for (member, _), shown in self._shown.items():
             if self.epoch <= len(shown):
-                step.records[member].append(shown[self.epoch - 1])
+                result.records[member].append(shown[self.epoch - 1])
 
     def _begin_alone(self, errors: Errors) -> None:
         """Start members that have no part in a trunk, because their schedule moves the level by itself."""
@@ -214,13 +215,13 @@ class Cohort:
                 if (member, seed) in self.runs:
                     continue
                 try:
-                    self.runs[member, seed] = self.trunks.engine.start(seed, level)
+                    self.runs[member, seed] = self.trunks.engine.new_run(seed, level)
                     self._left[member, seed] = 1
                 except BaseException as error:
                     pass_on_ctrl_c(error)
                     errors[member, seed] = error
 
-    def _advance_together(self, step: Step, errors: Errors) -> None:
+    def _advance_together(self, result: EpochOutcome, errors: Errors) -> None:
         """Train the trunks and what has left them before, and let the members go whose level was crossed."""
         sharing = {}
         for seed in sorted({seed for seeds in self.seeds.values() for seed in seeds}):
@@ -240,10 +241,10 @@ class Cohort:
         }
         on_time = {key: run for key, run in self.runs.items() if run.epoch == self.epoch - 1}
         outcomes = train(self.trunks.engine, due, list(on_time.values()))
-        step.trained += sum(trunk.error is None for trunk in due)
-        self._take_in(dict(zip(on_time, outcomes, strict=True)), step, errors)
+        result.trained += sum(trunk.error is None for trunk in due)
+        self._take_in(dict(zip(on_time, outcomes, strict=True)), result, errors)
         for seed, (trunk, members) in sharing.items():
-            self._leave_trunk(trunk, seed, members, step, errors)
+            self._leave_trunk(trunk, seed, members, result, errors)
 
     def _sharing(self, seed: int, errors: Errors) -> list[int]:
         """Return the members that are still on the trunk of a seed."""
@@ -254,7 +255,7 @@ class Cohort:
         ]
 
     def _leave_trunk(
-        self, trunk: Trunk, seed: int, members: Sequence[int], step: Step, errors: Errors
+        self, trunk: Trunk, seed: int, members: Sequence[int], result: EpochOutcome, errors: Errors
     ) -> None:
         """Fork off the members whose level was crossed in this epoch; the others have the trunk's record."""
         if len(trunk.records) >= self.epoch:
@@ -262,7 +263,7 @@ class Cohort:
             record = trunk.records[self.epoch - 1]
             for member in members:
                 if member not in crossed:
-                    step.records[member].append(replace(record, level=self.levels[member]))
+                    result.records[member].append(replace(record, level=self.levels[member]))
         else:
             # Whether a level was crossed before the loss broke is found by training it by itself.
             crossed = {m for m in members if self.levels[m] > 0 and isinstance(trunk.error, DivergedError)}
@@ -279,15 +280,15 @@ class Cohort:
         if self.last:
             trunk.forget(self.epoch)
 
-    def _take_in(self, outcomes: Mapping[Key, Outcome], step: Step, errors: Errors) -> None:
+    def _take_in(self, outcomes: Mapping[Key, RunOutcome], result: EpochOutcome, errors: Errors) -> None:
         """Take in what an epoch of some runs came to; it may be one that a later fork repeats."""
         for (member, seed), outcome in outcomes.items():
-            step.trained += 1
+            result.trained += 1
             if isinstance(outcome, BaseException):
                 errors[member, seed] = outcome
                 del self.runs[member, seed]
             elif outcome.epoch == self.epoch:
-                step.records[member].append(outcome)
+                result.records[member].append(outcome)
 
     def tested(self, member: int) -> list[EpochRecord]:
         """Return a member's records with test metrics: of its best validation epochs and its last ones."""

@@ -1,4 +1,4 @@
-"""How the runs of a cohort are trained an epoch further: one after the other, or as a stack.
+"""What an engine is: it trains the runs of a cohort an epoch further, one after the other or as a stack.
 
 Which of the two is fixed for a study, because they round differently.
 """
@@ -8,15 +8,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Protocol
 
-import torch
-
-from floodsearch.errors import pass_on_ctrl_c
 from floodsearch.records import EpochRecord, Keep
-from floodsearch.tasks.task import Task
-from floodsearch.training.progress import Plan
-from floodsearch.training.run import Run
 
-Outcome = EpochRecord | BaseException
+RunOutcome = EpochRecord | BaseException
 """What an epoch of a run came to: its record, or why it cannot go on."""
 
 
@@ -51,39 +45,13 @@ class AnyRun(Protocol):
 
 
 class Engine(Protocol):
-    """Starts runs and trains them; an engine trains only those that it started, or their siblings."""
+    """Makes runs and trains them; an engine trains only those that it made, or their siblings."""
 
-    def start(self, seed: int, level: float) -> AnyRun:
+    kind: str
+    """Its name in a checkpoint, from which no other engine may go on."""
+
+    def new_run(self, seed: int, level: float) -> AnyRun:
         """Return a run before its first epoch."""
 
-    def advance(self, runs: Sequence[Any]) -> list[Outcome]:
+    def advance(self, runs: Sequence[Any]) -> list[RunOutcome]:
         """Train each run one epoch further; return an outcome for each."""
-
-
-class Loop:
-    """Trains runs one after the other.
-
-    Args:
-        task: what is trained.
-        plan: how long, and how it is validated.
-        device: where it trains.
-    """
-
-    def __init__(self, task: Task, plan: Plan, device: torch.device) -> None:
-        self.task, self.plan, self.device = task, plan, device
-
-    def start(self, seed: int, level: float) -> Run:
-        """Return a run before its first epoch."""
-        return Run(self.task, self.plan, seed=seed, level=level, device=self.device)
-
-    def advance(self, runs: Sequence[Run]) -> list[Outcome]:
-        """Train each run one epoch further; return an outcome for each."""
-        return [_outcome(run) for run in runs]
-
-
-def _outcome(run: Run) -> Outcome:
-    try:
-        return run.advance()
-    except BaseException as error:  # whatever a user's code does ends this run only
-        pass_on_ctrl_c(error)
-        return error

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from floodsearch.records import EpochRecord, Keep
 from floodsearch.tasks.task import Data, Task
 from floodsearch.training.contract import new_model
-from floodsearch.training.progress import Evaluation, Plan, Progress
-from floodsearch.training.run import copied, evaluate, with_test
+from floodsearch.training.progress import Evaluation, Progress, RunPlan
+from floodsearch.training.run import copy_state, evaluate, with_test
 
 WIDTH = 32
 """Lanes of a stack: two vectors of AVX-512, so that no tensor has a tail."""
@@ -22,7 +22,7 @@ Key = tuple[str, str]
 """A tensor of a lane: what it is, such as `weight` or `exp_avg`, and the name of the parameter or buffer."""
 
 
-class Start:
+class SeedInit:
     """What all runs of a seed begin with: its data, and its initialisation.
 
     Args:
@@ -30,20 +30,20 @@ class Start:
         plan: how long, and how it is validated.
         seed: of the runs.
         device: where they train.
-        splits: training, validation and test split, on the device; drawn by the task if None.
+        data: the three splits, on the device; drawn by the task if None.
     """
 
     def __init__(
         self,
         task: Task,
-        plan: Plan,
+        plan: RunPlan,
         *,
         seed: int,
         device: torch.device,
         data: Data | None = None,
     ) -> None:
         self.task, self.plan, self.seed = task, plan, seed
-        data = data or task.drawn(seed, device)
+        data = data or task.draw(seed, device)
         self.train, self.validation, self.test = data.train, data.validation, data.test
         self.model = new_model(task, seed, device, self.train)  # where weights are put to be tested
         self.weights = {("weight", name): one.detach().clone() for name, one in named(self.model).items()}
@@ -69,13 +69,13 @@ class Start:
 class Lane:
     """A run in a stack, or parked beside it; the counterpart of `Run`, but only a `Stack` trains it."""
 
-    def __init__(self, start: Start, level: float) -> None:
-        self.start = start
-        samples = len(start.validation.inputs)
-        self.progress = Progress(start.plan, seed=start.seed, level=level, samples=samples)
+    def __init__(self, init: SeedInit, level: float) -> None:
+        self.init = init
+        samples = len(init.validation.inputs)
+        self.progress = Progress(init.plan, seed=init.seed, level=level, samples=samples)
         self.best_weights: dict[str, Tensor] = {}
         self.seat: tuple[Lanes, int] | None = None
-        self.parked: Mapping[Key, Tensor] = start.weights  # while it has no seat; what is missing is 0
+        self.parked: Mapping[Key, Tensor] = init.weights  # while it has no seat; what is missing is 0
 
     @property
     def epoch(self) -> int:
@@ -90,7 +90,7 @@ class Lane:
     @property
     def kind(self) -> object:
         """What lanes that are trained together have in common: their epoch, and the shape of their data."""
-        return self.epoch, self.start.shape
+        return self.epoch, self.init.shape
 
     @property
     def index(self) -> int:
@@ -101,7 +101,7 @@ class Lane:
 
     def sibling(self, level: float) -> Lane:
         """Return a new run of the same seed at another level, which shares the data."""
-        return Lane(self.start, level)
+        return Lane(self.init, level)
 
     def tensors(self) -> Mapping[Key, Tensor]:
         """Return its tensors, which training changes."""
@@ -127,7 +127,7 @@ class Lane:
         now, before = {"tensors": dict(self.tensors())}, None
         if into is not None:
             before = {"tensors": into["tensors"]}
-        return {**self.progress.state(), **copied(now, before), "best_weights": self.best_weights}
+        return {**self.progress.state(), **copy_state(now, before), "best_weights": self.best_weights}
 
     def take_up(self, state: dict[str, Any]) -> None:
         """Go on from the `state` of a run at another level, as if it had been trained at this one."""
@@ -145,16 +145,16 @@ class Lane:
         last, best = self.progress.last, self.progress.best
         if last is None or best is None:
             return []
-        of_last = with_test(last, self.start.evaluate(self.weights()))
+        of_last = with_test(last, self.init.evaluate(self.weights()))
         if best.epoch == last.epoch:
             return [of_last]
-        return [with_test(best, self.start.evaluate(self.best_weights)), of_last]
+        return [with_test(best, self.init.evaluate(self.best_weights)), of_last]
 
     def model_weights(self, keep: Keep) -> dict[str, Any]:
         """Return the model's `state_dict`: after the `last` epoch, or of the `best` validation."""
         weights = self.best_weights if keep == "best" else self.weights()
         # Of a model: its names are not those of a lane where parameters are shared or buffers not kept.
-        return copied(self.start.model_of(weights).state_dict(), None)
+        return copy_state(self.init.model_of(weights).state_dict(), None)
 
 
 class Lanes:

@@ -20,7 +20,7 @@ from floodsearch.study.spec import PLAIN, Arithmetic
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
+class RunPlan:
     """What all runs of a study have in common beside their task.
 
     Args:
@@ -43,6 +43,10 @@ class Plan:
     arithmetic: Arithmetic = PLAIN
     keep: Keep = "none"
 
+    def due(self, epoch: int) -> bool:
+        """Return whether a run is validated after an epoch."""
+        return epoch % self.validate_every == 0 or epoch == self.epochs
+
 
 @dataclass(frozen=True)
 class Evaluation:
@@ -64,7 +68,9 @@ def check_counts(correct: float, samples: int) -> None:
 
 
 class Progress:
-    """A run's epochs so far; call `trained`, then `validated` where that is `due`, then `ended` for each.
+    """A run's epochs so far.
+
+    Call `end_training` for each, then `add_validation` where that is `due`, then `end_epoch`.
 
     Args:
         plan: how long the run is, and how it is validated.
@@ -79,7 +85,7 @@ class Progress:
         best: the record of the best validation so far, the first where several are equal.
     """
 
-    def __init__(self, plan: Plan, *, seed: int, level: float, samples: int) -> None:
+    def __init__(self, plan: RunPlan, *, seed: int, level: float, samples: int) -> None:
         self.plan, self.seed = plan, seed
         schedule = SCHEDULES[plan.schedule]
         self._schedule = functools.partial(schedule.step, **plan.settings)
@@ -97,9 +103,11 @@ class Progress:
     @property
     def due(self) -> bool:
         """Whether the epoch that was trained last is validated."""
-        return self.epoch % self.plan.validate_every == 0 or self.epoch == self.plan.epochs
+        return self.plan.due(self.epoch)
 
-    def trained(self, losses: Sequence[float], sizes: Sequence[int], correct: Sequence[float]) -> EpochRecord:
+    def end_training(
+        self, losses: Sequence[float], sizes: Sequence[int], correct: Sequence[float]
+    ) -> EpochRecord:
         """Take in the batches of an epoch and return its record.
 
         Args:
@@ -129,7 +137,7 @@ class Progress:
             flooded=sum(loss < level for loss in losses if level > 0) / len(losses),
         )
 
-    def validated(self, record: EpochRecord, validation: Evaluation, *, step: int) -> EpochRecord:
+    def add_validation(self, record: EpochRecord, validation: Evaluation, *, step: int) -> EpochRecord:
         """Return a record with its validation; if it is the `best` now, its weights are to be kept.
 
         Raises:
@@ -150,7 +158,7 @@ class Progress:
             self.best = record
         return record
 
-    def ended(self, record: EpochRecord) -> EpochRecord:
+    def end_epoch(self, record: EpochRecord) -> EpochRecord:
         """Let the schedule choose the level of the next epoch; return the record of this one."""
         self._schedule_state = self._schedule(self._schedule_state, record)
         self.last = record
@@ -174,14 +182,14 @@ class Progress:
         self.best = None if self.best is None else replace(self.best, level=schedule.level)
 
 
-def packed(state: Mapping[str, Any]) -> dict[str, Any]:
+def pack(state: Mapping[str, Any]) -> dict[str, Any]:
     """Return the state of a run with plain values in the place of our records, as a checkpoint holds it."""
     last, best = (None if state[name] is None else rows([state[name]]) for name in ("last", "best"))
     return {**state, "schedule": asdict(state["schedule"]), "last": last, "best": best}
 
 
-def unpacked(state: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the state of a run from what `packed` made of it.
+def unpack(state: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the state of a run from what `pack` made of it.
 
     Raises:
         Exception: if it is none.

@@ -31,12 +31,12 @@ from floodsearch.errors import DivergedError, TaskError, pass_on_ctrl_c
 from floodsearch.flooding.loss import flood
 from floodsearch.records import EpochRecord
 from floodsearch.tasks.task import Task
-from floodsearch.training.arithmetic import computed
+from floodsearch.training.arithmetic import compute
 from floodsearch.training.batches import batches, chunks, count
 from floodsearch.training.contract import blaming, judged
-from floodsearch.training.engine import Outcome
-from floodsearch.training.lanes import WIDTH, Lane, Lanes, Start
-from floodsearch.training.progress import Evaluation, Plan
+from floodsearch.training.engine import RunOutcome
+from floodsearch.training.lanes import WIDTH, Lane, Lanes, SeedInit
+from floodsearch.training.progress import Evaluation, RunPlan
 from floodsearch.training.run import EVALUATION_BATCH
 
 NARROWEST = 2
@@ -55,24 +55,26 @@ class Stack:
         device: where it trains.
     """
 
-    def __init__(self, task: Task, plan: Plan, device: torch.device) -> None:
+    kind = "Stack"
+
+    def __init__(self, task: Task, plan: RunPlan, device: torch.device) -> None:
         self.task, self.plan, self.device = task, plan, device
         self.model: nn.Module  # of a run that trains, for its structure: its own weights mean nothing
         self.at_once = WIDTH  # lanes whose gradients are computed together
         self._lanes: list[Lanes] = []
-        self._starts: dict[int, Start] = {}
+        self._inits: dict[int, SeedInit] = {}
 
-    def start(self, seed: int, level: float) -> Lane:
+    def new_run(self, seed: int, level: float) -> Lane:
         """Return a run before its first epoch."""
-        if seed not in self._starts:
-            self._starts[seed] = Start(self.task, self.plan, seed=seed, device=self.device)
-        return Lane(self._starts[seed], level)
+        if seed not in self._inits:
+            self._inits[seed] = SeedInit(self.task, self.plan, seed=seed, device=self.device)
+        return Lane(self._inits[seed], level)
 
-    def advance(self, runs: Sequence[Lane]) -> list[Outcome]:
+    def advance(self, runs: Sequence[Lane]) -> list[RunOutcome]:
         """Train each run one epoch further; return an outcome for each."""
-        outcomes: dict[int, Outcome] = {}
+        outcomes: dict[int, RunOutcome] = {}
         for together in _alike(runs):
-            self.model = together[0].start.model
+            self.model = together[0].init.model
             try:
                 for lanes in self._seated(together):
                     outcomes |= {id(lane): outcome for lane, outcome in self._advance(lanes).items()}
@@ -103,16 +105,16 @@ class Stack:
         self._lanes = used + others + spare
         return used
 
-    def _advance(self, lanes: Lanes) -> dict[Lane, Outcome]:
+    def _advance(self, lanes: Lanes) -> dict[Lane, RunOutcome]:
         """Train the runs of a stack an epoch further."""
         here = lanes.here()
         losses, correct, sizes = self._train_epoch(lanes, here[0].epoch + 1)
-        outcomes: dict[Lane, Outcome] = {}
+        outcomes: dict[Lane, RunOutcome] = {}
         for lane in here:
             own, right = ([row[lane.index] for row in rows] for rows in (losses, correct))
             try:
-                with blaming(lane.start.train, "training", first=lane.epoch == 0):
-                    outcomes[lane] = lane.progress.trained(own, sizes, right)
+                with blaming(lane.init.train, "training", first=lane.epoch == 0):
+                    outcomes[lane] = lane.progress.end_training(own, sizes, right)
             except (DivergedError, TaskError) as error:
                 outcomes[lane] = error
         records = {lane: one for lane, one in outcomes.items() if isinstance(one, EpochRecord)}
@@ -132,13 +134,13 @@ class Stack:
         """Return the losses, (batches, WIDTH), how many were correct, likewise, and the batches' sizes."""
         by_seat, recipe = lanes.by_seat(), self.task.recipe
         drawn = {
-            lane.start.seed: batches(
-                lane.start.train, recipe.batch_size, lane.start.seed, epoch, self.task.prepare
+            lane.init.seed: batches(
+                lane.init.train, recipe.batch_size, lane.init.seed, epoch, self.task.prepare
             )
             for lane in by_seat
         }
         levels = torch.tensor([lane.progress.level for lane in by_seat], dtype=torch.float64).to(self.device)
-        steps = count(by_seat[0].start.train, recipe.batch_size)
+        steps = count(by_seat[0].init.train, recipe.batch_size)
         lanes.set_out(recipe.learning_rate_at(epoch), (epoch - 1) * steps)
         self.model.train()
         losses: list[Tensor] = []
@@ -192,7 +194,7 @@ class Stack:
     def _outputs(self, parameters: Mapping[str, Tensor], fixed: Mapping[str, Tensor], inputs: Tensor) -> Any:
         """Return what the model gives for one lane's inputs."""
         weights = dict(parameters), dict(fixed)
-        return computed(
+        return compute(
             lambda: functional_call(self.model, weights, (inputs,)), self.plan.arithmetic, self.device
         )
 
@@ -205,11 +207,11 @@ class Stack:
     def _evaluate(self, lanes: Lanes) -> dict[Lane, Evaluation]:
         """Return how each run does on its validation split, in eval mode."""
         by_seat = lanes.by_seat()
-        parts = {lane.start.seed: chunks(lane.start.validation, CHUNK, self.task.prepare) for lane in by_seat}
+        parts = {lane.init.seed: chunks(lane.init.validation, CHUNK, self.task.prepare) for lane in by_seat}
         self.model.eval()
         loss = torch.zeros(WIDTH, dtype=torch.float64, device=self.device)
         right = torch.zeros(WIDTH, dtype=torch.float64, device=self.device)
-        samples = len(by_seat[0].start.validation.inputs)
+        samples = len(by_seat[0].init.validation.inputs)
         for drawn in zip(*parts.values(), strict=True):
             batch = {seed: (one.inputs, one.labels) for seed, one in zip(parts, drawn, strict=True)}
             one_loss, one_right = self._assess(lanes, *_by_seat(by_seat, batch))
@@ -252,11 +254,11 @@ class Stack:
 def _ended(lane: Lane, record: EpochRecord, validation: Evaluation | None, steps: int) -> EpochRecord:
     """Note the end of an epoch and keep the weights of the best one."""
     if validation is not None:
-        with blaming(lane.start.validation, "validation", first=lane.progress.best is None):
-            record = lane.progress.validated(record, validation, step=steps)
+        with blaming(lane.init.validation, "validation", first=lane.progress.best is None):
+            record = lane.progress.add_validation(record, validation, step=steps)
         if lane.progress.best is record:
             lane.best_weights = lane.weights()
-    return lane.progress.ended(record)
+    return lane.progress.end_epoch(record)
 
 
 def _alike(runs: Iterable[Lane]) -> Iterator[list[Lane]]:
@@ -269,6 +271,6 @@ def _alike(runs: Iterable[Lane]) -> Iterator[list[Lane]]:
 
 def _by_seat(lanes: Sequence[Lane], batch: Mapping[int, tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
     """Return inputs and labels of each lane's seed, both (WIDTH, n, ...)."""
-    inputs = torch.stack([batch[lane.start.seed][0] for lane in lanes])
-    labels = torch.stack([batch[lane.start.seed][1] for lane in lanes])
+    inputs = torch.stack([batch[lane.init.seed][0] for lane in lanes])
+    labels = torch.stack([batch[lane.init.seed][1] for lane in lanes])
     return inputs, labels

@@ -10,8 +10,8 @@ import torch
 from floodsearch.errors import named, pass_on_ctrl_c
 from floodsearch.records import EpochRecord
 from floodsearch.tasks.task import Data, Task, build_optimizer
-from floodsearch.training.lanes import WIDTH, Lane, Start
-from floodsearch.training.progress import Plan
+from floodsearch.training.lanes import WIDTH, Lane, SeedInit
+from floodsearch.training.progress import RunPlan
 from floodsearch.training.run import Run
 from floodsearch.training.stack import CHUNK, Stack
 
@@ -46,8 +46,8 @@ def depends_on_place(task: Task, device: torch.device, seed: int) -> bool:
     is told not to (`defaults.REPRODUCIBLE`), but machines and models differ.
     """
     plan, data = _little(task, device, seed)
-    start = Start(task, plan, seed=seed, device=device, data=data)
-    stack, lanes = Stack(task, plan, device), [Lane(start, 0.0) for _ in range(WIDTH)]
+    init = SeedInit(task, plan, seed=seed, device=device, data=data)
+    stack, lanes = Stack(task, plan, device), [Lane(init, 0.0) for _ in range(WIDTH)]
     for _ in range(plan.epochs):
         first, *others = stack.advance(lanes)
         if isinstance(first, BaseException):
@@ -58,13 +58,13 @@ def depends_on_place(task: Task, device: torch.device, seed: int) -> bool:
     return any(not torch.equal(one[name], weights[name]) for one in elsewhere for name in weights)
 
 
-def _little(task: Task, device: torch.device, seed: int) -> tuple[Plan, Data]:
+def _little(task: Task, device: torch.device, seed: int) -> tuple[RunPlan, Data]:
     """Return two epochs of at most two batches of a task, of all shapes that it has."""
-    drawn, size = task.drawn(seed, device), task.recipe.batch_size
+    drawn, size = task.draw(seed, device), task.recipe.batch_size
     train = drawn.train.first(size + (len(drawn.train.inputs) % size or size))
     validation = drawn.validation.first(CHUNK + len(drawn.validation.inputs) % CHUNK)
     data = Data(train, validation, validation)
-    return Plan(epochs=2, metric="val_loss", maximize=False), data
+    return RunPlan(epochs=2, metric="val_loss", maximize=False), data
 
 
 def _compare(task: Task, device: torch.device, seed: int) -> str | None:
@@ -74,8 +74,8 @@ def _compare(task: Task, device: torch.device, seed: int) -> str | None:
     always = 1 + 2 * abs(expected[0][0].train_loss or 0.0)
     expected.append(list(Run(task, plan, seed=seed, level=always, device=device, data=data)))
     stack = Stack(task, plan, device)
-    start = Start(task, plan, seed=seed, device=device, data=data)
-    lanes = [Lane(start, 0.0), Lane(start, always)]
+    init = SeedInit(task, plan, seed=seed, device=device, data=data)
+    lanes = [Lane(init, 0.0), Lane(init, always)]
     for epoch in range(plan.epochs):
         for records, lane in zip(expected, lanes, strict=True):
             [found] = stack.advance([lane])  # each by itself: what the model keeps beside would mix them up

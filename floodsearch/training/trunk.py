@@ -9,23 +9,24 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
 
 from floodsearch.artifacts.checkpoint import Checkpoint, rows
+from floodsearch.artifacts.trees import leaves
 from floodsearch.errors import pass_on_ctrl_c
 from floodsearch.records import EpochRecord
-from floodsearch.training.engine import AnyRun, Engine, Outcome
-from floodsearch.training.progress import packed, unpacked
+from floodsearch.training.engine import AnyRun, Engine, RunOutcome
+from floodsearch.training.progress import pack, unpack
 
 ROUNDING = 1e-6
 """A level within this share of a batch loss may equal it in single precision. Forking early is exact too."""
 
 State = dict[str, Any]
 
-Kept = Callable[[int, int | None], Checkpoint]
+CheckpointOf = Callable[[int, int | None], Checkpoint]
 """(seed, epoch) to the checkpoint of a trunk as of an epoch of its past, or with None as of its last one."""
 
 log = logging.getLogger(__name__)
@@ -40,7 +41,7 @@ class Trunk:
         room: bytes for the states of its past. Where they do not suffice every second one is let go, and a
             level that forks later repeats the epochs since the state before.
         lowest_level: no lower level ever forks; below it nothing is kept. In the unit of the task's loss.
-        kept: its checkpoints, from which it goes on; None where there is no folder for them.
+        checkpoint_of: its checkpoints, from which it goes on; None where there is no folder for them.
 
     Attributes:
         records: of each epoch trained so far.
@@ -54,10 +55,10 @@ class Trunk:
         *,
         room: int = 0,
         lowest_level: float = 0.0,
-        kept: Kept | None = None,
+        checkpoint_of: CheckpointOf | None = None,
     ) -> None:
-        self.engine, self.run = engine, engine.start(seed, 0.0)
-        self.seed, self.kept = seed, kept
+        self.engine, self.run = engine, engine.new_run(seed, 0.0)
+        self.seed, self.checkpoint_of = seed, checkpoint_of
         self.room, self.lowest_level = room, lowest_level
         self.records: list[EpochRecord] = []
         self.error: BaseException | None = None
@@ -71,26 +72,26 @@ class Trunk:
 
     def _go_on(self) -> None:
         """Go on from the checkpoints, if there are any."""
-        if self.kept is None:
+        if self.checkpoint_of is None:
             return
-        saved = self.kept(self.seed, None).load("epoch", "records", "lowest", "past", "state")
+        saved = self.checkpoint_of(self.seed, None).load("epoch", "records", "lowest", "past", "state")
         if saved is None:
             return
         try:
             records, lowest = saved["records"], list(map(float, saved["lowest"]))
             past = sorted(map(int, saved["past"]))
-            self.run.restore(unpacked(saved["state"]))
+            self.run.restore(unpack(saved["state"]))
             if not len(lowest) == len(records) == self.run.epoch:
                 raise ValueError("its parts are not of one epoch")
         except Exception as error:  # whatever a model says against weights of another
             log.warning("the unflooded run of seed %d starts again: %s", self.seed, error)
-            self.run = self.engine.start(self.seed, 0.0)
+            self.run = self.engine.new_run(self.seed, 0.0)
             return
         self.records, self._lowest, self._saved = records, lowest, len(records)
         for epoch in past if self.room > 0 else ():
-            kept = self.kept(self.seed, epoch).load("state") or {}
+            kept = self.checkpoint_of(self.seed, epoch).load("state") or {}
             with contextlib.suppress(Exception):  # a level that forks there repeats more epochs
-                self._kept[epoch] = unpacked(kept["state"])
+                self._kept[epoch] = unpack(kept["state"])
                 self._on_disk.add(epoch)
         if self._kept:
             self._make_room()
@@ -101,13 +102,13 @@ class Trunk:
         Raises:
             OSError, RuntimeError: if it cannot be written.
         """
-        if self.kept is None or self.error is not None or len(self.records) == self._saved:
+        if self.checkpoint_of is None or self.error is not None or len(self.records) == self._saved:
             return
-        last = self.kept(self.seed, None)
+        last = self.checkpoint_of(self.seed, None)
         if last.epoch() >= len(self.records):
             return  # another worker has come further
         for epoch in self._kept.keys() - self._on_disk:
-            self.kept(self.seed, epoch).save({"epoch": epoch, "state": packed(self._kept[epoch])})
+            self.checkpoint_of(self.seed, epoch).save({"epoch": epoch, "state": pack(self._kept[epoch])})
             self._on_disk.add(epoch)
         last.save(
             {
@@ -115,7 +116,7 @@ class Trunk:
                 "records": rows(self.records),
                 "lowest": self._lowest,
                 "past": sorted(self._kept),
-                "state": packed(self.run.state()),
+                "state": pack(self.run.state()),
             }
         )
         self._saved = len(self.records)
@@ -129,12 +130,14 @@ class Trunk:
     def _keeps(self) -> bool:
         return self.room > 0 and min(self._lowest, default=math.inf) > self.lowest_level
 
-    def _end(self, outcome: Outcome) -> None:
+    def _end(self, outcome: RunOutcome) -> None:
         """Take in what the epoch came to."""
         if isinstance(outcome, BaseException):
             self.error = outcome
-            if self.kept is not None:  # the next one begins anew: it may be what this one went on from
-                self.kept(self.seed, None).remove()
+            if (
+                self.checkpoint_of is not None
+            ):  # the next one begins anew: it may be what this one went on from
+                self.checkpoint_of(self.seed, None).remove()
             return
         keeps, so_far = self._keeps(), min(self._lowest, default=math.inf)
         self.records.append(outcome)
@@ -186,7 +189,7 @@ class Trunk:
         return self._tested
 
 
-def train(engine: Engine, trunks: Mapping[Trunk, bool], others: Sequence[AnyRun] = ()) -> list[Outcome]:
+def train(engine: Engine, trunks: Mapping[Trunk, bool], others: Sequence[AnyRun] = ()) -> list[RunOutcome]:
     """Train trunks one epoch further, and other runs with them.
 
     Args:
@@ -215,27 +218,41 @@ def train(engine: Engine, trunks: Mapping[Trunk, bool], others: Sequence[AnyRun]
     return outcomes[len(ready) :]
 
 
-class Trunks:
+class TrunkPool:
     """The trunks of one engine by seed, made when they are first asked for.
 
     Args:
         engine: what trains them.
         room: bytes for the past of each.
         lowest_level: no lower level ever forks from them.
-        kept: their checkpoints; None where there is no folder for them.
+        checkpoint_of: their checkpoints; None where there is no folder for them.
     """
 
     def __init__(
-        self, engine: Engine, *, room: int = 0, lowest_level: float = 0.0, kept: Kept | None = None
+        self,
+        engine: Engine,
+        *,
+        room: int = 0,
+        lowest_level: float = 0.0,
+        checkpoint_of: CheckpointOf | None = None,
     ) -> None:
-        self.engine, self.room, self.lowest_level, self.kept = engine, room, lowest_level, kept
+        self.engine, self.room, self.lowest_level, self.checkpoint_of = (
+            engine,
+            room,
+            lowest_level,
+            checkpoint_of,
+        )
         self._by_seed: dict[int, Trunk] = {}
 
     def of(self, seed: int) -> Trunk:
         """Return the trunk of a seed."""
         if seed not in self._by_seed:
             self._by_seed[seed] = Trunk(
-                self.engine, seed, room=self.room, lowest_level=self.lowest_level, kept=self.kept
+                self.engine,
+                seed,
+                room=self.room,
+                lowest_level=self.lowest_level,
+                checkpoint_of=self.checkpoint_of,
             )
         return self._by_seed[seed]
 
@@ -252,12 +269,4 @@ class Trunks:
 
 def _size(state: State) -> int:
     """Return the bytes of a state's tensors."""
-    return sum(tensor.nbytes for tensor in _tensors(state))
-
-
-def _tensors(value: object) -> Iterator[Tensor]:
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, Mapping):
-        for part in value.values():
-            yield from _tensors(part)
+    return sum(one.nbytes for one in leaves(state) if isinstance(one, Tensor))

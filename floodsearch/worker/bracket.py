@@ -27,7 +27,7 @@ from floodsearch.storage.notices import warn
 from floodsearch.storage.retry import attempt, persistently
 from floodsearch.storage.studies import StoredStudy
 from floodsearch.study.spec import Budget
-from floodsearch.training.cohort import Step
+from floodsearch.training.cohort import EpochOutcome
 from floodsearch.worker.heartbeat import Heart
 from floodsearch.worker.held import HeldTickets
 from floodsearch.worker.trainers import Group, Members, Trainer
@@ -104,7 +104,7 @@ class Bracket:
         for number in group.levels:
             self.held.recorder.report(number, rungs)  # of recalled runs
 
-        def note(step: Step) -> bool:
+        def note(step: EpochOutcome) -> bool:
             self._note(members, step, rungs)
             return bool(self._alive(group)) and not self._leaving
 
@@ -146,7 +146,7 @@ class Bracket:
         """Return the tickets of a group that are still in this worker's hands, ascending."""
         return sorted(group.levels.keys() & self.held.alive.keys())
 
-    def _note(self, members: Members, step: Step, rungs: Collection[int]) -> None:
+    def _note(self, members: Members, step: EpochOutcome, rungs: Collection[int]) -> None:
         """Take in what was trained, as soon as it is; tickets that are at their end are completed."""
         held, recorder = self.held, self.held.recorder
         self.heart.epochs_run += step.trained

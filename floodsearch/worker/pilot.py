@@ -21,7 +21,7 @@ from floodsearch.storage.notices import warn
 from floodsearch.storage.retry import persistently
 from floodsearch.storage.studies import StoredStudy
 from floodsearch.study.spec import Training
-from floodsearch.training.cohort import Step
+from floodsearch.training.cohort import EpochOutcome
 from floodsearch.usercode.reference import said
 from floodsearch.worker.heartbeat import Heart
 from floodsearch.worker.trainers import Starts
@@ -149,7 +149,7 @@ class _Start:
         """The validation losses."""
         return [record.val_loss for record in self.records if record.val_loss is not None]
 
-    def note(self, step: Step) -> bool:
+    def note(self, step: EpochOutcome) -> bool:
         """Take in what was trained; return whether more is needed.
 
         Raises:

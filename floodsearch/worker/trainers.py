@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from torch.nn.modules.conv import _ConvNd
+from torch import nn
 
 from floodsearch import queue
 from floodsearch.artifacts.checkpoint import Checkpoint, Checkpoints
@@ -28,16 +28,25 @@ from floodsearch.study.levels import AUTO
 from floodsearch.study.spec import Spec
 from floodsearch.study.trust import TrustedSpec
 from floodsearch.tasks.task import Task
-from floodsearch.training.cohort import Cohort, Note
-from floodsearch.training.engine import Engine, Loop
-from floodsearch.training.progress import Plan
+from floodsearch.training.cohort import Cohort, OnEpoch
+from floodsearch.training.engine import Engine
+from floodsearch.training.progress import RunPlan
+from floodsearch.training.sequential import Sequential
 from floodsearch.training.stack import Stack
 from floodsearch.training.stackable import depends_on_place, obstacle
-from floodsearch.training.trunk import Kept, Trunks
+from floodsearch.training.trunk import CheckpointOf, TrunkPool
 
 FEWEST_STACKED = 3
 """Runs from which on a stack pays on a GPU: its step takes as long as 2.6 of single runs, however few of its
 places are taken (an H200, five layers of 500 units)."""
+CONVOLUTIONS = (
+    nn.Conv1d,
+    nn.Conv2d,
+    nn.Conv3d,
+    nn.ConvTranspose1d,
+    nn.ConvTranspose2d,
+    nn.ConvTranspose3d,
+)
 ROOM = 2**30
 """Bytes for the past of all trunks together, from which later cohorts fork."""
 
@@ -47,7 +56,7 @@ log = logging.getLogger(__name__)
 class Members(Protocol):
     """What trains the members of a bracket, named by their tickets: together, or one after the other."""
 
-    def train(self, until: int, note: Note) -> bool:
+    def train(self, until: int, note: OnEpoch) -> bool:
         """Train all members up to an epoch, unless they are there; return whether they are.
 
         `note` takes in each step as soon as it is trained. When it wants no more, training ends where it is.
@@ -126,13 +135,13 @@ class Cohorts:
 
     def __init__(self, device: torch.device, checkpoints: Path | str | None = None) -> None:
         self.device, self.checkpoints = device, checkpoints
-        self._trunks: Trunks | None = None
+        self._trunks: TrunkPool | None = None
         self._of: object = None  # which study, length, recipe and schedule these trunks are of
 
     def __call__(self, group: Group) -> Cohort:
         """Return the cohort of a group, whose runs are saved where there is a place for checkpoints."""
         trunks = self.trunks(group.study, group.beside, group.epochs)
-        of = {"epochs": group.epochs, "beside": dict(group.beside), "engine": type(trunks.engine).__name__}
+        of = {"epochs": group.epochs, "beside": dict(group.beside), "engine": trunks.engine.kind}
         kept, levels = self._checkpoints(group.study, of), group.levels
         return self._cohort(
             group,
@@ -149,7 +158,7 @@ class Cohorts:
     def _cohort(
         self,
         group: Group,
-        trunks: Trunks,
+        trunks: TrunkPool,
         *,
         last: bool,
         checkpoint: Callable[[int, int], Checkpoint] | None = None,
@@ -166,7 +175,7 @@ class Cohorts:
             checkpoint=checkpoint,
         )
 
-    def trunks(self, study: StoredStudy, beside: Mapping[str, Parameter], epochs: int) -> Trunks:
+    def trunks(self, study: StoredStudy, beside: Mapping[str, Parameter], epochs: int) -> TrunkPool:
         """Return the trunks of a recipe: those of the last time, as far as they are the same runs."""
         spec = study.spec
         recipe = {name: value for name, value in beside.items() if name in spec.searched}
@@ -175,8 +184,8 @@ class Cohorts:
         if self._trunks is None or self._of != key:
             room = ROOM // len(spec.training.seeds)
             engine = self._engine(study, beside, epochs)
-            of = {"epochs": epochs, "recipe": recipe, "engine": type(engine).__name__}
-            self._trunks = Trunks(engine, room=room, kept=self._of_trunks(study, of))
+            of = {"epochs": epochs, "recipe": recipe, "engine": engine.kind}
+            self._trunks = TrunkPool(engine, room=room, checkpoint_of=self._of_trunks(study, of))
             self._of = key
         self._trunks.drop_broken()
         if spec.levels.high != AUTO:
@@ -190,7 +199,7 @@ class Cohorts:
         every = Checkpoints(files_at(self.checkpoints).within(study.folder))
         return lambda name, **more: every.of(name, {"study": study.uuid, **of, **more})
 
-    def _of_trunks(self, study: StoredStudy, of: Mapping[str, Any]) -> Kept | None:
+    def _of_trunks(self, study: StoredStudy, of: Mapping[str, Any]) -> CheckpointOf | None:
         every = self._checkpoints(study, of)
         if every is None:
             return None
@@ -212,17 +221,17 @@ class Cohorts:
 def engine_of(
     kind: str,
     task: Task,
-    plan: Plan,
+    plan: RunPlan,
     device: torch.device,
     seed: int,
     say: Callable[[str], None] = log.info,
 ) -> Engine:
     """Return an engine, `loop` or `stack`; runs that cannot be stacked are trained one after the other."""
     if kind == "loop":
-        return Loop(task, plan, device)
+        return Sequential(task, plan, device)
     if (reason := obstacle(task, device, seed)) is not None:
         say(f"runs are trained one after the other, not as a stack: {reason}")
-        return Loop(task, plan, device)
+        return Sequential(task, plan, device)
     log.info("runs are trained as stacks")
     if depends_on_place(task, device, seed):
         say(
@@ -248,7 +257,7 @@ def default_engine(trusted: TrustedSpec, device: torch.device) -> str:
     except BaseException as error:  # of code of the user's own, which fails its tickets with it
         pass_on_ctrl_c(error)
         return "loop"
-    return "loop" if any(isinstance(part, _ConvNd) for part in model.modules()) else "stack"
+    return "loop" if any(isinstance(part, CONVOLUTIONS) for part in model.modules()) else "stack"
 
 
 def first_choices(spec: Spec) -> dict[str, Parameter]:
@@ -256,10 +265,10 @@ def first_choices(spec: Spec) -> dict[str, Parameter]:
     return {name: choices[0] for name, choices in spec.searched.items()}
 
 
-def plan_of(spec: Spec, beside: Mapping[str, Parameter], epochs: int) -> Plan:
+def plan_of(spec: Spec, beside: Mapping[str, Parameter], epochs: int) -> RunPlan:
     """Return the plan of runs of some length, with what is searched beside the level."""
     training = spec.training
-    return Plan(
+    return RunPlan(
         epochs=epochs,
         validate_every=training.validate_every,
         schedule=training.schedule,

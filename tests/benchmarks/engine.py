@@ -30,13 +30,14 @@ import torch
 from floodsearch.defaults import REPRODUCIBLE
 from floodsearch.tasks.synthetic import two_gaussians
 from floodsearch.tasks.task import Data, Split, Task
-from floodsearch.training.engine import Engine, Loop
-from floodsearch.training.progress import Plan
+from floodsearch.training.engine import Engine
+from floodsearch.training.progress import RunPlan
 from floodsearch.training.run import Run
+from floodsearch.training.sequential import Sequential
 from floodsearch.training.stack import Stack
 
 CPU = torch.device("cpu")
-NEVER = Plan(epochs=10**6, validate_every=10**6)
+NEVER = RunPlan(epochs=10**6, validate_every=10**6)
 LEVEL = 0.5
 SHAPES = {"3 x 64": (64, 3), "5 x 500": (500, 5)}
 
@@ -67,7 +68,7 @@ def in_turn(sides: Sequence[Callable[[], object]], repeats: int) -> list[list[fl
 
 def epochs(engine: Engine, runs: int) -> Callable[[], object]:
     """Return what trains so many runs of one seed an epoch further."""
-    some = [engine.start(0, LEVEL) for _ in range(runs)]
+    some = [engine.new_run(0, LEVEL) for _ in range(runs)]
 
     def advance() -> None:
         for outcome in engine.advance(some):
@@ -128,7 +129,7 @@ def measure(threads: int, repeats: int) -> None:
     for shape, (width, depth) in SHAPES.items():
         task = task_of(width, depth)
         for runs in (1, 4, 8, 16, 32, 64):
-            sides = [epochs(kind(task, NEVER, CPU), runs) for kind in (Stack, Loop)]
+            sides = [epochs(kind(task, NEVER, CPU), runs) for kind in (Stack, Sequential)]
             often = max(8, repeats // (runs if width > 100 else 1))
             stack, loop = in_turn(sides, often)
             in_stack, alone = (statistics.median(side) / runs for side in (stack, loop))

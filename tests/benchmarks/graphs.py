@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from floodsearch.flooding.loss import flood
-from floodsearch.tasks.augmentation import PADDING, normalised
+from floodsearch.tasks.augmentation import PADDING, normalise
 from floodsearch.tasks.image_sets import SOURCES
 from floodsearch.tasks.resnet import resnet44
 
@@ -85,7 +85,7 @@ class Net:
         windows = padded.unfold(2, 32, 1).unfold(3, 32, 1).movedim(1, 3)
         crops = windows[self.within, down, right]
         crops = torch.where(self.mirrored[places].view(BATCH, 1, 1, 1), crops.flip(3), crops)
-        inputs = normalised(crops, self.images.mean, self.images.std)
+        inputs = normalise(crops, self.images.mean, self.images.std)
         return inputs.contiguous(memory_format=torch.channels_last), self.images.labels[rows]
 
     def step(self) -> None:

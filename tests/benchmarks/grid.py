@@ -39,10 +39,11 @@ from floodsearch.tasks.synthetic import two_gaussians
 from floodsearch.tasks.task import Task
 from floodsearch.training.arithmetic import choose_kernels
 from floodsearch.training.cohort import Cohort
-from floodsearch.training.engine import Engine, Loop
-from floodsearch.training.progress import Plan
+from floodsearch.training.engine import Engine
+from floodsearch.training.progress import RunPlan
+from floodsearch.training.sequential import Sequential
 from floodsearch.training.stack import Stack
-from floodsearch.training.trunk import Trunks
+from floodsearch.training.trunk import TrunkPool
 from floodsearch.worker.heartbeat import Leave, Settings
 from floodsearch.worker.work import work
 
@@ -75,7 +76,7 @@ def cohort(
     kind: Callable[..., Engine], task: Task, levels: Sequence[float], epochs: int, device: torch.device
 ) -> int:
     """Train levels as a cohort; return the member-epochs."""
-    plan = Plan(epochs=epochs, validate_every=VALIDATE_EVERY)
+    plan = RunPlan(epochs=epochs, validate_every=VALIDATE_EVERY)
     members = dict(enumerate(levels))
     together = Cohort(
         task,
@@ -83,7 +84,7 @@ def cohort(
         levels=members,
         seeds=dict.fromkeys(members, (SEED,)),
         device=device,
-        trunks=Trunks(kind(task, plan, device)),
+        trunks=TrunkPool(kind(task, plan, device)),
     )
     return sum(together.advance().trained for _ in range(epochs))
 
@@ -142,7 +143,7 @@ def main() -> None:
     opponent(task, levels[:1], 20, device)  # warm
     first = timed("one after the other", lambda: opponent(task, levels, epochs, device), device, None)
     sides = {
-        "grid, loop": lambda: cohort(Loop, task, levels, epochs, device),
+        "grid, loop": lambda: cohort(Sequential, task, levels, epochs, device),
         "grid, stack": lambda: cohort(Stack, task, levels, epochs, device),
         "search without halving": lambda: search(
             {**content, "search": {"pruner": "none"}}, device, arguments.threads

@@ -35,13 +35,13 @@ from floodsearch.cost.throughput import samples_of
 from floodsearch.report.text import forecast_text
 from floodsearch.study.reader import read
 from floodsearch.study.spec import PLAIN, Arithmetic
-from floodsearch.tasks.augmentation import cropped, normalised
+from floodsearch.tasks.augmentation import crop, normalise
 from floodsearch.tasks.image_sets import SOURCES
 from floodsearch.tasks.resnet import resnet44
 from floodsearch.tasks.task import Data, Recipe, Split, Task
 from floodsearch.training.arithmetic import choose_kernels
-from floodsearch.training.engine import Loop
-from floodsearch.training.progress import Plan
+from floodsearch.training.progress import RunPlan
+from floodsearch.training.sequential import Sequential
 
 BATCH, LEVEL, SEED = 128, 0.02, 0
 RECIPE = Recipe(batch_size=BATCH, optimizer="sgd", learning_rate=0.1, momentum=0.9)
@@ -141,8 +141,8 @@ def task(device: torch.device, count: int) -> Task:
     def prepare(rows: Tensor, generator: torch.Generator | None) -> Tensor:
         chosen = images[rows]
         if generator is not None:
-            chosen = cropped(chosen, generator, mirror=True)
-        return normalised(chosen, mean, std)
+            chosen = crop(chosen, generator, mirror=True)
+        return normalise(chosen, mean, std)
 
     rows = torch.arange(count)
     few = Split(rows[:BATCH], data.labels[:BATCH])
@@ -159,10 +159,10 @@ def ours(
 ) -> float:
     """Return the images a second of ours, from when all processes are warm on."""
     choose_kernels(arithmetic)
-    engine = Loop(
-        task(device, images), Plan(epochs=10**6, validate_every=10**6, arithmetic=arithmetic), device
+    engine = Sequential(
+        task(device, images), RunPlan(epochs=10**6, validate_every=10**6, arithmetic=arithmetic), device
     )
-    runs = [engine.start(SEED, LEVEL)]
+    runs = [engine.new_run(SEED, LEVEL)]
 
     def epoch() -> None:
         for outcome in engine.advance(runs):

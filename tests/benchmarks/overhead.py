@@ -43,7 +43,7 @@ from floodsearch.storage.studies import put_study
 from floodsearch.study.reader import parse
 from floodsearch.tasks.synthetic import two_gaussians
 from floodsearch.tasks.task import Data, Split, Task
-from floodsearch.training.cohort import Step
+from floodsearch.training.cohort import EpochOutcome
 from floodsearch.worker.heartbeat import Leave, Settings
 from floodsearch.worker.trainers import Cohorts, Group, Members
 from floodsearch.worker.work import work
@@ -139,7 +139,7 @@ class Beside:
     def drop(self, member: int) -> None:
         self.ours.drop(member)
 
-    def advance(self) -> Step:
+    def advance(self) -> EpochOutcome:
         self.watch.lap("between" if self.number else "ticket")
         self.number += 1
         step = self.ours.advance()

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from floodsearch.records import EpochRecord
-from floodsearch.training.cohort import Note, Step, in_lockstep
+from floodsearch.training.cohort import EpochOutcome, OnEpoch, in_lockstep
 from floodsearch.worker.trainers import Group
 
 Array = NDArray[np.float64]
@@ -149,15 +149,15 @@ class Recorded:
         """Train a member no further."""
         self.places.pop(member, None)
 
-    def train(self, until: int, note: Note) -> bool:
+    def train(self, until: int, note: OnEpoch) -> bool:
         """Read the epochs of all members up to one."""
         return in_lockstep(self, until, note)
 
-    def advance(self) -> Step:
+    def advance(self) -> EpochOutcome:
         """Read the next epoch of all members; a trunk counts once for all that have not left it."""
         before = self.epoch
         self.epoch += 1
-        step = Step()
+        step = EpochOutcome()
         trunks = set()
         for member, places in self.places.items():
             step.records[member] = [self._record(place) for place in places]
