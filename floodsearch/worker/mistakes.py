@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from floodsearch.catalog import judge_of
 from floodsearch.records import EpochRecord, Parameter
 from floodsearch.storage.notices import warn
 from floodsearch.storage.studies import StoredStudy
