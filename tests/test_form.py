@@ -46,16 +46,17 @@ INSIDE = {
     "usercode": "reference revision command",
     "artifacts": "files names trees checkpoint weights",
     "answer": "smoothing response gain best",
-    "tasks": "recipe options __init__ streams models tensors task augmentation resnet image_sets synthetic "
-    "images",
-    "study": "spec reader trust",
-    "training": "devices randomness arithmetic batches progress contract run engine sequential lanes stack "
-    "stackable trunk cohort independence rehearsal batch_losses call_order "
-    "report loop_state loop script",
-    "search": "space samplers halving pruners",
-    "storage": "failures urls rows schema optuna_tables trials checks database retry tables studies notices",
+    "tasks": "recipe options __init__ streams models tensors task augmentation resnet image_sets "
+    "synthetic images",
+    "study": "section levels spec trust extend fields messages tables values methods trained reader",
+    "training": "devices randomness arithmetic batches progress contract run engine sequential lanes "
+    "stack stackable trunk cohort independence rehearsal batch_losses call_order report "
+    "loop_state loop script",
+    "search": "space halving history samplers judge pruners plain_optuna __init__ tickets",
+    "storage": "failures urls rows schema optuna_tables trials checks database retry tables studies "
+    "notices trial_records",
     "queue": "ticket brackets wanted filling ownership claims ends judging budget reaper __init__",
-    "worker": "heartbeat trainers loops pilot recorder held bracket work",
+    "worker": "heartbeat trainers pilot recorder held bracket mistakes loop_members loops work",
     "cost": "forecast throughput",
     "report": "text export weights",
     "launchers": "supervision local",
