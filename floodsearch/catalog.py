@@ -20,7 +20,7 @@ from floodsearch.search.pruners import PRUNERS
 from floodsearch.search.samplers import RULES, SAMPLERS, Rule, RuleSampler
 from floodsearch.search.space import Space
 from floodsearch.study.fields import Field, Fields, Known, TaskFields, fields_of
-from floodsearch.study.spec import Choices, Range, Spec
+from floodsearch.study.spec import Choices, Range, Spec, with_chosen
 from floodsearch.study.trust import TrustedSpec
 from floodsearch.tasks import TASKS
 from floodsearch.usercode.command import located, missing_script, script_of
@@ -152,10 +152,7 @@ def task_of(trusted: TrustedSpec, beside: Mapping[str, Any]) -> Task:
     spec = trusted.spec
     if spec.task is None:
         raise ValueError(f"study {spec.name!r} trains the loop {spec.objective!r}, which has no task")
-    searched = spec.searched
-    fixed = {name: value for name, value in spec.training.recipe.items() if name not in searched}
-    chosen = {name: value for name, value in beside.items() if name in searched}
-    return build_task(spec.task, spec.options, {**fixed, **chosen})
+    return build_task(spec.task, spec.options, with_chosen(spec.training.recipe, beside))
 
 
 def find_loop(reference: str) -> Callable[..., object]:
@@ -229,10 +226,7 @@ def code_revision(trusted: TrustedSpec, folders: Sequence[Path] = ()) -> str | N
 
 def loop_settings(trusted: TrustedSpec, beside: Mapping[str, Parameter]) -> dict[str, Setting | None]:
     """Return what a loop of the user's own is handed: all settings, with those that a ticket searches."""
-    spec = trusted.spec
-    every = {**spec.options, **spec.training.recipe}
-    fixed = {name: value for name, value in every.items() if not isinstance(value, Choices)}
-    return fixed | {name: value for name, value in beside.items() if name in spec.searched}
+    return with_chosen(trusted.spec.training_settings, beside)
 
 
 def schedule_settings(spec: Spec, beside: Mapping[str, Parameter]) -> dict[str, Setting]:
@@ -240,9 +234,7 @@ def schedule_settings(spec: Spec, beside: Mapping[str, Parameter]) -> dict[str, 
 
     A baseline searches none of them; its schedule has the defaults, which change nothing at level 0.
     """
-    settings = spec.settings.get(spec.training.schedule, {})
-    fixed = {name: value for name, value in settings.items() if not isinstance(value, Choices | Range)}
-    return fixed | {name: value for name, value in beside.items() if name in spec.searched_settings}
+    return with_chosen(spec.schedule_settings, beside)
 
 
 def sampler_of(spec: Spec) -> BaseSampler:

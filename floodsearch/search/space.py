@@ -11,8 +11,7 @@ import numpy as np
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
 
 from floodsearch.records import Parameter
-from floodsearch.study.levels import AUTO
-from floodsearch.study.spec import Choices, Range, Spec
+from floodsearch.study.spec import Choices, Range, Spec, combinations, exhaustive
 
 RESOLUTION = 1000  # in so many steps a continuous range is told apart when something was proposed before
 
@@ -151,9 +150,9 @@ def tickets(spec: Spec) -> list[dict[str, Parameter] | None]:
 
 def ticket_count(spec: Spec) -> int | None:
     """Return how many tickets a study has, or None if the pilot decides that: with a step and no end."""
-    if spec.levels.high == AUTO and spec.search.sampler == "grid" and spec.levels.count is None:
-        return None
-    return len(tickets(spec.stand_in()))
+    if spec.search.sampler == "grid":
+        return exhaustive(spec.levels, spec.training_settings, spec.schedule_settings)
+    return max(spec.search.trials or 0, combinations(spec.training_settings))
 
 
 def van_der_corput(n: int) -> list[int]:

@@ -10,15 +10,16 @@ import hashlib
 import json
 import math
 from collections.abc import Iterator, Mapping
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeVar
 
 from pydantic import Field, ValidationError
 
 from floodsearch.errors import Problem, StudyFileError
-from floodsearch.records import Keep, Scalar, Setting
+from floodsearch.records import Keep, Parameter, Scalar, Setting
 from floodsearch.study.levels import MOST_LEVELS, Levels
 from floodsearch.study.section import Section
 
+V = TypeVar("V", Setting, Setting | None)
 # Far above any search that makes sense, as is `MOST_LEVELS`.
 MOST_SEEDS, MOST_EPOCHS = 1_000, 1_000_000
 
@@ -94,9 +95,10 @@ class Training(Section):
             )
 
     def report_epochs(self) -> tuple[int, ...]:
-        """Return the rungs: about 25 validated epochs at which a trial reports and may be pruned.
+        """Return the about 25 validated epochs, the last one among them, at which a trial reports a value.
 
-        Each intermediate value is a transaction and is resent to every open dashboard.
+        A rung is one at which the pruner decides: some of these, or all of them, and with halving others too.
+        There are no more, as each report is a transaction and is resent to every open dashboard.
         """
         validated = [*range(self.validate_every, self.epochs, self.validate_every), self.epochs]
         stride = math.ceil(len(validated) / 25)
@@ -188,16 +190,26 @@ class Spec(Section):
         return self.objective or self.command or own_task
 
     @property
+    def training_settings(self) -> dict[str, Choices | Setting | None]:
+        """The options and the recipe: all settings of what is trained, those that are searched among them."""
+        return {**self.options, **self.training.recipe}
+
+    @property
+    def schedule_settings(self) -> dict[str, Choices | Range | Setting]:
+        """The settings of the schedule, those that are searched among them."""
+        return self.settings.get(self.training.schedule, {})
+
+    @property
     def searched(self) -> dict[str, tuple[Scalar, ...]]:
         """What is searched beside the level, of the recipe or of a loop's options, and the choices."""
-        every = {**self.options, **self.training.recipe}
+        every = self.training_settings
         return {name: value.choices for name, value in every.items() if isinstance(value, Choices)}
 
     @property
     def searched_settings(self) -> dict[str, Choices | Range]:
         """The schedule's settings that are searched beside the level; at level 0 they mean nothing."""
-        settings = self.settings.get(self.training.schedule, {})
-        return {name: value for name, value in settings.items() if isinstance(value, Choices | Range)}
+        every = self.schedule_settings
+        return {name: value for name, value in every.items() if isinstance(value, Choices | Range)}
 
     def up_to(self, bound: float) -> Spec:
         """Return the same with levels that cover a bound, where the highest one was left to the pilot."""
@@ -211,6 +223,21 @@ class Spec(Section):
         """Return 16 hex digits that are equal for equal specs."""
         canonical = json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+
+
+def with_chosen(settings: Mapping[str, Choices | Range | V], beside: Mapping[str, Parameter]) -> dict[str, V]:
+    """Return settings with one value each: of those that are searched the one that a ticket has.
+
+    What is searched and no parameter of the ticket is left out: a baseline has no settings of the schedule,
+    whose defaults change nothing at level 0.
+
+    Args:
+        settings: of a spec.
+        beside: parameters of the ticket; those that are not searched in these settings are passed over.
+    """
+    fixed = {name: value for name, value in settings.items() if not isinstance(value, Choices | Range)}
+    searched = settings.keys() - fixed.keys()
+    return {**fixed, **{name: value for name, value in beside.items() if name in searched}}
 
 
 def combinations(settings: Mapping[str, object]) -> int:
