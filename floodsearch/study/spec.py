@@ -1,4 +1,4 @@
-"""What the user asked: a study as checked, complete, immutable values.
+"""A study as the user asked for it: checked, complete, immutable values.
 
 A spec holds every setting, defaults included, so that a stored one says what was done even after a default
 has changed. It knows no tables: names are checked when a study file is read.
@@ -43,10 +43,10 @@ class Range(Section):
     low: float
     high: float
     log: bool = False
-    """Whether its logarithm is what is evenly spread."""
+    """Whether values are spread evenly by their logarithm."""
 
     def problem(self) -> str | None:
-        """Return what is wrong between the fields."""
+        """Return why the two ends are no range, or None."""
         if self.low >= self.high:
             return f"low = {self.low:g} is not below high = {self.high:g}"
         if self.log and self.low <= 0:
@@ -55,14 +55,14 @@ class Range(Section):
 
 
 def default_validate_every(epochs: int) -> int:
-    """Return after how many epochs a run is validated where nothing is said: five, or all of fewer."""
+    """Return the default number of epochs between validations: 5, or all epochs of a shorter run."""
     return min(5, epochs)
 
 
 class Training(Section):
     """How one level is trained. `recipe` holds the fields of the task's recipe.
 
-    `keep` changes nothing of that: it says which weights are kept of the tickets that are completed.
+    `keep` changes no result: it says which weights of completed tickets are kept.
     """
 
     epochs: int = Field(DEFAULT_EPOCHS, ge=1, le=MOST_EPOCHS)
@@ -82,7 +82,7 @@ class Training(Section):
     recipe: dict[str, Choices | Setting] = Field(default_factory=dict)
 
     def problems(self) -> Iterator[Problem]:
-        """Yield what is wrong between the fields."""
+        """Yield a problem for each field that does not go with another, and for seeds out of their bounds."""
         if len(set(self.seeds)) < len(self.seeds):
             yield Problem("training.seeds", f"{list(self.seeds)} holds a seed twice")
         if min(self.seeds) < 0:
@@ -123,7 +123,7 @@ class Arithmetic(Section):
     deterministic: bool = True
 
     def problems(self, engine: str) -> Iterator[Problem]:
-        """Yield what does not go with an engine."""
+        """Yield a problem for each setting that an engine, "loop" or "stack", does not take."""
         if engine == "stack" and self.compile != "off":
             what = f"{self.compile!r} is for training.engine = 'loop', not 'stack'"
             yield Problem("arithmetic.compile", what)
@@ -191,32 +191,32 @@ class Spec(Section):
 
     @property
     def training_settings(self) -> dict[str, Choices | Setting | None]:
-        """The options and the recipe: all settings of what is trained, those that are searched among them."""
+        """The options and the recipe, by name; searched ones are `Choices`."""
         return {**self.options, **self.training.recipe}
 
     @property
     def schedule_settings(self) -> dict[str, Choices | Range | Setting]:
-        """The settings of the schedule, those that are searched among them."""
+        """The settings of the schedule, by name; searched ones are `Choices` or a `Range`."""
         return self.settings.get(self.training.schedule, {})
 
     @property
     def searched(self) -> dict[str, tuple[Scalar, ...]]:
-        """What is searched beside the level, of the recipe or of a loop's options, and the choices."""
+        """The choices of each recipe field or option that is searched beside the level."""
         every = self.training_settings
         return {name: value.choices for name, value in every.items() if isinstance(value, Choices)}
 
     @property
     def searched_settings(self) -> dict[str, Choices | Range]:
-        """The schedule's settings that are searched beside the level; at level 0 they mean nothing."""
+        """The settings of the schedule that are searched beside the level; at level 0 they have no effect."""
         every = self.schedule_settings
         return {name: value for name, value in every.items() if isinstance(value, Choices | Range)}
 
     def up_to(self, bound: float) -> Spec:
-        """Return the same with levels that cover a bound, where the highest one was left to the pilot."""
+        """Return the same study with `levels.up_to` a bound, which the pilot has found."""
         return self.model_copy(update={"levels": self.levels.up_to(bound)})
 
     def stand_in(self) -> Spec:
-        """Return the same with any highest level, where the pilot has to find it, to look at the rest."""
+        """Return the same study with `levels.stand_in()`, to check all else before the pilot has ended."""
         return self.model_copy(update={"levels": self.levels.stand_in()})
 
     def fingerprint(self) -> str:
@@ -226,10 +226,10 @@ class Spec(Section):
 
 
 def with_chosen(settings: Mapping[str, Choices | Range | V], beside: Mapping[str, Parameter]) -> dict[str, V]:
-    """Return settings with one value each: of those that are searched the one that a ticket has.
+    """Return settings with one value each; a searched one has that of a ticket.
 
-    What is searched and no parameter of the ticket is left out: a baseline has no settings of the schedule,
-    whose defaults change nothing at level 0.
+    A searched setting that the ticket has no value for is left out: a baseline, at level 0, has no settings
+    of the schedule, whose defaults have no effect there.
 
     Args:
         settings: of a spec.
@@ -241,7 +241,7 @@ def with_chosen(settings: Mapping[str, Choices | Range | V], beside: Mapping[str
 
 
 def combinations(settings: Mapping[str, object]) -> int:
-    """Return how many combinations of choices some settings have: 1 if none of them is searched."""
+    """Return the number of combinations of all choices among some settings; 1 if there are none."""
     return math.prod(len(value.choices) for value in settings.values() if isinstance(value, Choices))
 
 

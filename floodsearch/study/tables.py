@@ -23,8 +23,8 @@ SECTIONS = ("levels", "training", "arithmetic", "search", "budget")
 OF_TRAINING = Training.model_fields.keys() - {"recipe"}
 """The settings of [training] that are not fields of a recipe, or settings of the user's own."""
 ONE_LEVEL: Mapping[str, float] = {"adaptive": 0.5}
-"""The schedules that find the level in each run, and up to which one by default: `levels.high`, which is
-all that such a study has of [levels]. The bound of `adaptive` is that of its source."""
+"""The default of `levels.high` for each schedule that finds the level in each run, which has no other level.
+The bound of `adaptive` is that of its source."""
 
 
 def value_in(raw: Raw, table: str, key: str, default: object = None) -> Any:
@@ -39,7 +39,7 @@ def trains_own_code(raw: Raw) -> bool:
 
 
 def recipe_in(raw: Raw) -> dict[str, Any]:
-    """Return what [training] has beside its own settings: fields of a recipe, or the user's own."""
+    """Return the keys of [training] that are not its own settings: fields of a recipe, or the user's own."""
     table = raw.get("training", {})
     return {key: table[key] for key in table if key not in OF_TRAINING} if isinstance(table, dict) else {}
 
@@ -59,7 +59,7 @@ def levels_of(raw: Raw) -> tuple[Levels | None, Problems]:
 def training_of(raw: Raw) -> tuple[Training | None, Problems]:
     """Read the settings of [training] itself; the recipe is left empty.
 
-    A count of seeds out of its bounds, which `seed_count_problems` tells, is as none.
+    A count of seeds out of its bounds is taken as the default; its problem is in `seed_count_problems`.
     """
     table = raw.get("training", {})
     if isinstance(table, dict):
@@ -74,7 +74,7 @@ def training_of(raw: Raw) -> tuple[Training | None, Problems]:
 
 
 def seed_count_problems(raw: Raw) -> Problems:
-    """Return what is wrong with seeds that are given as a count."""
+    """Return the problem of seeds given as a count that is out of its bounds; none for other seeds."""
     count = _seed_count(raw)
     if count is None or 1 <= count <= MOST_SEEDS:
         return []
@@ -83,7 +83,7 @@ def seed_count_problems(raw: Raw) -> Problems:
 
 
 def _seed_count(raw: Raw) -> int | None:
-    """Return the number of seeds where the file has one; None for a list, and what is neither."""
+    """Return the seeds of the file if they are given as a count, else None."""
     seeds = value_in(raw, "training", "seeds")
     return seeds if isinstance(seeds, int) and not isinstance(seeds, bool) else None
 
@@ -118,7 +118,7 @@ def search_of(raw: Raw) -> tuple[Search | None, Problems]:
 
 
 def _direction_problems(metric: str, table: Raw) -> Problems:
-    """Return what is wrong with the direction given for a metric that has one."""
+    """Return the problem of a given direction that is not the one of a metric of `DIRECTIONS`."""
     right = DIRECTIONS[metric]
     wanted = table.get("direction", right)
     if wanted == right:
@@ -127,7 +127,7 @@ def _direction_problems(metric: str, table: Raw) -> Problems:
 
 
 def _own_metric_problems(metric: str, table: Raw) -> Iterator[Problem]:
-    """Yield what is wrong with a metric that the user's own code reports under any name."""
+    """Yield the problems of a metric of the user's own: of its name, and of a missing direction."""
     if not metric.isidentifier():
         has = f"{metric!r} cannot be reported: write a name as in run.report(name=...)"
         yield Problem("search.metric", has)
@@ -137,7 +137,7 @@ def _own_metric_problems(metric: str, table: Raw) -> Iterator[Problem]:
 
 
 def with_metric(search: Search, raw: Raw, metrics: Collection[str]) -> Search:
-    """Return [search] with the first metric of a task where the file names none that the task has not.
+    """Return [search] with the task's first metric, if the file gives none and the task lacks the default.
 
     Args:
         search: as it was read.
