@@ -23,9 +23,10 @@ def revision_of(file: Path) -> str:
         files differ from it; else a hash of the file. Modules imported from elsewhere are not covered.
     """
     head = _git(file, "rev-parse", "HEAD")
-    if head is None or _git(file, "ls-files", "--error-unmatch", file.name) is None:
+    known = head is not None and _git(file, "ls-files", "--error-unmatch", file.name) is not None
+    changed = _git(file, "diff", "HEAD", "--binary", "--no-ext-diff", "--no-textconv") if known else None
+    if head is None or changed is None:
         return f"sha256 {_hash(file.read_bytes())}"
-    changed = _git(file, "diff", "HEAD", "--binary", "--no-ext-diff", "--no-textconv")
     commit = head.decode().strip()[:DIGITS]
     return f"{commit} dirty {_hash(changed)}" if changed else commit
 
