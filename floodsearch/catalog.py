@@ -20,7 +20,7 @@ from floodsearch.search.pruners import PRUNERS
 from floodsearch.search.samplers import SAMPLERS, Rule
 from floodsearch.search.space import Space
 from floodsearch.study.fields import Field, Fields, Known, TaskFields, fields_of
-from floodsearch.study.spec import Choices, Range, Spec, Training
+from floodsearch.study.spec import Choices, Range, Spec, Training, with_chosen
 from floodsearch.study.trust import TrustedSpec
 from floodsearch.tasks import TASKS
 from floodsearch.tasks.options import METRICS
@@ -190,10 +190,7 @@ def task_of(trusted: TrustedSpec, beside: Mapping[str, Any]) -> Task:
     spec = trusted.spec
     if spec.task is None:
         raise ValueError(f"study {spec.name!r} trains the loop {spec.objective!r}, which has no task")
-    searched = spec.searched
-    fixed = {name: value for name, value in spec.training.recipe.items() if name not in searched}
-    chosen = {name: value for name, value in beside.items() if name in searched}
-    return build_task(spec.task, spec.options, {**fixed, **chosen})
+    return build_task(spec.task, spec.options, with_chosen(spec.training.recipe, beside))
 
 
 def find_loop(reference: str) -> Callable[..., object]:
@@ -267,10 +264,7 @@ def code_revision(trusted: TrustedSpec, folders: Sequence[Path] = ()) -> str | N
 
 def loop_settings(trusted: TrustedSpec, beside: Mapping[str, Parameter]) -> dict[str, Setting | None]:
     """Return what a loop of the user's own is handed: all settings, with those that a ticket searches."""
-    spec = trusted.spec
-    every = {**spec.options, **spec.training.recipe}
-    fixed = {name: value for name, value in every.items() if not isinstance(value, Choices)}
-    return fixed | {name: value for name, value in beside.items() if name in spec.searched}
+    return with_chosen(trusted.spec.training_settings, beside)
 
 
 def schedule_settings(spec: Spec, beside: Mapping[str, Parameter]) -> dict[str, Setting]:
@@ -278,9 +272,7 @@ def schedule_settings(spec: Spec, beside: Mapping[str, Parameter]) -> dict[str, 
 
     A baseline searches none of them; its schedule has the defaults, which change nothing at level 0.
     """
-    settings = spec.settings.get(spec.training.schedule, {})
-    fixed = {name: value for name, value in settings.items() if not isinstance(value, Choices | Range)}
-    return fixed | {name: value for name, value in beside.items() if name in spec.searched_settings}
+    return with_chosen(spec.schedule_settings, beside)
 
 
 def rule_of(spec: Spec) -> Rule | None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import os
+import shutil
 import subprocess
 
 import pytest
@@ -60,6 +62,22 @@ def test_without_git_a_file_is_told_by_its_content(tmp_path, monkeypatch):
     path = tmp_path / "train.py"
     path.write_text("1")
     monkeypatch.setenv("PATH", "")
+    assert revision_of(path).startswith("sha256 ")
+
+
+def test_where_git_gives_no_differences_a_file_is_told_by_its_content(tmp_path, monkeypatch):
+    """A `git diff` that fails or takes too long does not make changed code look like its commit."""
+    git(tmp_path, "init", "-q")
+    path = tmp_path / "train.py"
+    path.write_text("1")
+    git(tmp_path, "add", ".")
+    git(tmp_path, "commit", "-qm", "first")
+    path.write_text("2")
+    fake = tmp_path / "bin" / "git"
+    fake.parent.mkdir()
+    fake.write_text(f'#!/bin/sh\n[ "$1" = diff ] && exit 1\nexec {shutil.which("git")} "$@"\n')
+    fake.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{fake.parent}:{os.environ['PATH']}")
     assert revision_of(path).startswith("sha256 ")
 
 

@@ -12,10 +12,11 @@ from hypothesis import strategies as st
 
 from floodsearch.catalog import known
 from floodsearch.errors import StudyFileError
+from floodsearch.search.space import ticket_count, tickets
 from floodsearch.study.extend import differences
 from floodsearch.study.levels import Levels
 from floodsearch.study.reader import parse
-from floodsearch.study.spec import Spec, Training, from_json
+from floodsearch.study.spec import Choices, Range, Spec, Training, from_json, with_chosen
 from tests.conftest import TINY, merged
 
 KNOWN = known()
@@ -147,6 +148,43 @@ def test_a_step_that_is_no_float_beside_the_lowest_level_is_taken():
     """As floats 0.3 + 0.6 is less than 0.9, and the step seems larger than the range."""
     loaded = spec(levels={"low": 0.3, "high": "auto", "count": None, "step": 0.6})
     assert loaded.levels.stand_in().grid() == (0.0, 0.3, 0.9)
+
+
+# --- tickets ---------------------------------------------------------------------------------------------
+
+BACKWARD = {"training": {"schedule": "backward"}, "backward": {"until_epoch": {"choices": [2, 4]}}}
+DECAY = {"training": {"weight_decay": {"choices": [0.0, 1e-4, 1e-3]}}}
+
+
+@pytest.mark.parametrize(
+    "levels", [{}, {"low": 0.1}, {"high": "auto"}, {"count": None, "step": 0.2}], ids=str
+)
+@pytest.mark.parametrize("beside", [{}, BACKWARD, DECAY, merged(BACKWARD, DECAY)], ids=str)
+def test_tickets_are_as_many_as_their_list_is_long(levels, beside):
+    """Where each level and choice is a ticket, a sampler has one for each of them if no number is given."""
+    grid = spec(**beside, levels=levels)
+    sampled = spec(**beside, levels=levels, search={"sampler": "random"})
+    for one in (grid, sampled):
+        assert ticket_count(one) == len(tickets(one.stand_in()))
+    assert sampled.search.trials == ticket_count(sampled) == ticket_count(grid)
+
+
+def test_tickets_are_not_counted_before_the_pilot_has_ended_their_levels():
+    """A step gives as many levels as there are below the highest one, which the pilot finds."""
+    assert ticket_count(spec(levels={"high": "auto", "count": None, "step": 0.1})) is None
+    assert ticket_count(spec(levels={"high": "auto", "count": None}, search={"sampler": "random"})) == 51
+
+
+def test_a_ticket_has_one_value_of_each_setting():
+    """What is searched has the ticket's value, or is left out; the rest stays as it is."""
+    settings = {"a": 1, "b": Choices(choices=(1, 2)), "c": Range(low=0.0, high=1.0), "d": None}
+    assert with_chosen(settings, {"level": 0.1, "b": 2, "c": 0.5, "a": 3}) == {
+        "a": 1,
+        "d": None,
+        "b": 2,
+        "c": 0.5,
+    }
+    assert with_chosen(settings, {}) == {"a": 1, "d": None}
 
 
 # --- the stored form -------------------------------------------------------------------------------------
@@ -332,30 +370,30 @@ def test_another_schedule_or_search_of_it_is_a_difference(changed, line):
     assert line in differences(spec(**SCHEDULED), spec(**merged(SCHEDULED, changed)))
 
 
-# --- rungs -----------------------------------------------------------------------------------------------
+# --- report epochs ---------------------------------------------------------------------------------------
 
 
 @repeatable
 @given(epochs=st.integers(1, 2000), validate_every=st.integers(1, 60))
 def test_a_trial_reports_at_about_25_validated_epochs(epochs, validate_every):
-    """The rungs ascend, are validated epochs, end with the last epoch, and are 26 at the most."""
+    """They ascend, are validated epochs, end with the last epoch, and are 26 at the most."""
     assume(validate_every <= epochs)
-    rungs = Training(epochs=epochs, validate_every=validate_every).report_epochs()
+    reported = Training(epochs=epochs, validate_every=validate_every).report_epochs()
     validated = {*range(validate_every, epochs + 1, validate_every), epochs}
-    assert list(rungs) == sorted(set(rungs))
-    assert rungs[-1] == epochs
-    assert set(rungs) <= validated
-    assert min(len(validated), 13) <= len(rungs) <= 26  # the largest stride skips every second of 26
+    assert list(reported) == sorted(set(reported))
+    assert reported[-1] == epochs
+    assert set(reported) <= validated
+    assert min(len(validated), 13) <= len(reported) <= 26  # the largest stride skips every second of 26
 
 
 @pytest.mark.parametrize(
     ("epochs", "validate_every", "expected"), [(500, 5, 25), (500, 1, 25), (100, 5, 20), (500, 20, 25)]
 )
-def test_the_usual_lengths_give_25_rungs(epochs, validate_every, expected):
+def test_the_usual_lengths_give_25_reports(epochs, validate_every, expected):
     """The paper's 500 epochs report 25 times, however often they are validated; shorter runs every time."""
     assert len(Training(epochs=epochs, validate_every=validate_every).report_epochs()) == expected
 
 
-def test_every_validation_is_a_rung_in_a_short_run():
+def test_every_validation_is_reported_in_a_short_run():
     """A run with few validations reports them all."""
     assert Training(epochs=11, validate_every=2).report_epochs() == (2, 4, 6, 8, 10, 11)

@@ -5,8 +5,7 @@ from __future__ import annotations
 from floodsearch.records import Parameter
 from floodsearch.search.samplers import SAMPLERS
 from floodsearch.search.space import Space
-from floodsearch.study.levels import AUTO
-from floodsearch.study.spec import Spec
+from floodsearch.study.spec import Spec, combinations, exhaustive
 
 
 def tickets(spec: Spec) -> list[dict[str, Parameter] | None]:
@@ -35,10 +34,9 @@ def tickets(spec: Spec) -> list[dict[str, Parameter] | None]:
 
 def ticket_count(spec: Spec) -> int | None:
     """Return how many tickets a study has, or None if the pilot decides that: with a step and no end."""
-    fixed = SAMPLERS[spec.search.sampler].fixed
-    if fixed and spec.levels.high == AUTO and spec.levels.count is None:
-        return None
-    return len(tickets(spec.stand_in()))
+    if SAMPLERS[spec.search.sampler].fixed:
+        return exhaustive(spec.levels, spec.training_settings, spec.schedule_settings)
+    return max(spec.search.trials or 0, combinations(spec.training_settings))
 
 
 def van_der_corput(n: int) -> list[int]:

@@ -10,7 +10,7 @@ from floodsearch.study.spec import Spec, default_validate_every
 
 
 def differences(stored: Spec, wanted: Spec) -> list[str]:
-    """Return what stands in the way of continuing `stored` as `wanted`, one line each.
+    """Return the settings that forbid continuing `stored` as `wanted`, each a line with both values.
 
     Growing the budget is no difference: more trials, more seeds after the ones there are, more epochs, and
     any change of `[budget]`. Nor is `keep`, which changes no result: it holds for what is completed later.

@@ -1,6 +1,6 @@
-"""What a study file may say beside the tables of `spec`: the valid names, and the settings of each.
+"""The names that a study file may use, and the settings that come with each.
 
-Whoever reads a file hands this in as a `Known`, so that reading one needs no tables and no torch.
+Whoever reads a file hands them in as a `Known`, so that reading one imports no tasks and no torch.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ Fields = Mapping[str, Field]
 
 @dataclass(frozen=True)
 class TaskFields:
-    """What a study file may say about a task."""
+    """The settings that a study file may give a task, and the metrics that its training reports."""
 
     options: Fields
     recipe: Fields
@@ -36,7 +36,7 @@ class TaskFields:
     metrics: Collection[str]
     """The metrics that its training reports."""
     build: Callable[[Mapping[str, Any]], Iterator[Problem]]
-    """Try these recipe values on the task and yield what it says against them."""
+    """Build the task with each of these recipe values; yield a problem for each that it refuses."""
 
 
 @dataclass(frozen=True)
@@ -45,9 +45,9 @@ class Known:
 
     tasks: Collection[str]
     describe_task: Callable[[str, Mapping[str, Any]], TaskFields]
-    """Return what a task takes beside these options; raises TaskError if it cannot be imported or built."""
+    """Describe a task of some name, built with these options; raises TaskError if that fails."""
     rehearse: Callable[[str, Mapping[str, Any], Mapping[str, Any], Sequence[int]], Iterator[Problem]]
-    """Try a task of the user's own with options, recipe and seeds; yield what is wrong with it."""
+    """Train a little of a task of the user's own, given options, recipe and seeds; yield its problems."""
     find_loop: Callable[[str], object]
     """Import a training loop of the user's own; raises TaskError where that fails."""
     find_program: Callable[[str], object]
@@ -65,7 +65,7 @@ class Known:
     """The schedules that find the level in each run, and up to which one by default: `levels.high`, which is
     all that such a study has of [levels]."""
     check_settings: Callable[[Spec], Iterator[Problem]]
-    """Try the settings of sampler, pruner and schedule and yield what these say against them."""
+    """Call sampler, pruner and schedule with their settings; yield a problem for each that they refuse."""
 
     @property
     def with_settings(self) -> dict[str, Fields]:

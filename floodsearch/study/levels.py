@@ -22,7 +22,7 @@ AUTO: Literal["auto"] = "auto"
 
 
 def _level_or_auto(value: object) -> float | Literal["auto"]:
-    """Return a level above 0, or "auto" (one message for both, where a union would give two)."""
+    """Return a level above 0, or "auto"; one function, as a union of types would give two messages."""
     if value == AUTO:
         return AUTO
     if isinstance(value, int | float) and not isinstance(value, bool) and 0 < value <= sys.float_info.max:
@@ -39,7 +39,7 @@ class Levels(Section):
     step: float | None = Field(None, gt=0)
 
     def problems(self) -> Iterator[Problem]:
-        """Yield what is wrong between the fields."""
+        """Yield a problem for each two fields that do not go together."""
         if self.count is not None and self.step is not None:
             yield Problem("levels.step", "given together with levels.count; keep one of the two")
         if self.high == AUTO:
@@ -85,7 +85,10 @@ class Levels(Section):
         return self.model_copy(update={"high": float(low + width)})
 
     def stand_in(self) -> Levels:
-        """Return the same with any highest level, where the pilot has to find it, to look at the rest."""
+        """Return these levels, with some highest one if the pilot has yet to find it, to check all else.
+
+        That is one step above the lowest level; without a step as far above it as it is from 0, at least 1.
+        """
         if self.high != AUTO:
             return self
         if self.step is None:
@@ -129,7 +132,7 @@ class Levels(Section):
 
 
 def _decimal(level: float) -> Decimal:
-    """Return the decimal that somebody has typed: in binary, 0.3 - 0.1 is less than 0.2."""
+    """Return a level as the decimal that it is written as: as floats, 0.3 - 0.1 is less than 0.2."""
     return Decimal(str(level))
 
 
@@ -139,7 +142,7 @@ def _two_digits(number: Decimal) -> Decimal:
 
 
 def _ill_stepped(low: float, high: float, step: float) -> str | None:
-    """Return what is wrong with a step between two levels; with one as wide as the range it has one step."""
+    """Return why a step does not fit between two levels, or None; it may be as wide as their distance."""
     width = _decimal(high) - _decimal(low)
     if _decimal(step) > width:
         return f"{step:g} is larger than the range, {width:g} wide"

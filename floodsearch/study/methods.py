@@ -81,7 +81,7 @@ def with_trials(
     settings: Mapping[str, Any],
     fixed: Collection[str],
 ) -> tuple[Search, Problems]:
-    """Check that the sampler, what is searched and the number of trials fit each other; return that number.
+    """Return [search] with its number of trials, and the problems of that number with all that is searched.
 
     Args:
         search: as it was read; the number of trials may be missing.
@@ -108,7 +108,7 @@ def with_trials(
 def _grid_problems(
     search: Search, levels: Levels, settings: Mapping[str, Any], size: int | None
 ) -> Iterator[Problem]:
-    """Yield what has no place in a grid: a range of levels or settings, and a number of trials.
+    """Yield a problem for each range of levels or settings, and for a number of trials: a grid has none.
 
     Args:
         search: as it was read.

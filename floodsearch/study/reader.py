@@ -30,7 +30,7 @@ NOT_AVAILABLE: Mapping[str, str] = {
     "search.sampler = policy": "use 'heuristic', 'tpe' or 'gp'",
     "policy": "remove the table",
 }
-"""What the design has and this version has not: refused by name, never ignored."""
+"""Features that are planned and not there yet: refused by name, never ignored."""
 
 
 def read(path: Path, known: Known) -> Spec:
@@ -70,7 +70,7 @@ def parse(raw: Raw, known: Known, *, source: str = "study") -> Spec:
 
 
 def _spec(raw: Raw, known: Known) -> tuple[Spec | None, Problems]:
-    """Return the spec, None if it cannot be had, and the problems in the order in which they are told.
+    """Return the spec, or None if it cannot be built, and all problems in the order in which they are listed.
 
     A table with a problem hides nothing in the others: what needs it goes on with what is left.
     """
@@ -112,7 +112,7 @@ def _spec(raw: Raw, known: Known) -> tuple[Spec | None, Problems]:
 
 
 def _available(raw: Raw) -> tuple[Raw, Problems]:
-    """Return a file without what this version has not, so that the rest can be checked, and what that is."""
+    """Return a file without the features of `NOT_AVAILABLE`, and a problem for each that it used."""
     problems: Problems = []
     for entry, remedy in NOT_AVAILABLE.items():
         key, _, value = entry.partition(" = ")
@@ -127,18 +127,18 @@ def _available(raw: Raw) -> tuple[Raw, Problems]:
 
 
 def _unknown_tables(raw: Raw, known: Known) -> Problems:
-    """Return which tables and keys of the whole file are none that it may have."""
+    """Return a problem for each table and key of the whole file that is none of the valid ones."""
     valid = {"name", *TRAINED, "options", *SECTIONS, *known.with_settings}
     return [unknown_key(key, key, valid) for key in sorted(raw.keys() - valid)]
 
 
 def _whole(raw: Raw, sections: Mapping[str, Any], **more: Mapping[str, Any]) -> tuple[Spec | None, Problems]:
-    """Return the spec that sections make, and what is wrong with the name and with what is trained.
+    """Return the spec built of its sections, or None, and the problems of its name and its task.
 
     Args:
         raw: content of the study file.
-        sections: those that it has; None is one whose problems are told already.
-        more: what else was checked, by field of the spec.
+        sections: by field of the spec; None is one whose problems are listed already.
+        more: other fields of the spec, which were checked before.
     """
     keys = {key: raw[key] for key in ("name", *TRAINED) if key in raw}
     given = {key: section for key, section in sections.items() if section is not None}

@@ -1,4 +1,4 @@
-"""What the user asked: a study as checked, complete, immutable values.
+"""A study as the user asked for it: checked, complete, immutable values.
 
 A spec holds every setting, defaults included, so that a stored one says what was done even after a default
 has changed. It knows no tables: names are checked when a study file is read.
@@ -10,15 +10,16 @@ import hashlib
 import json
 import math
 from collections.abc import Iterator, Mapping
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeVar
 
 from pydantic import Field, ValidationError
 
 from floodsearch.errors import Problem, StudyFileError
-from floodsearch.records import Keep, Scalar, Setting
+from floodsearch.records import Keep, Parameter, Scalar, Setting
 from floodsearch.study.levels import MOST_LEVELS, Levels
 from floodsearch.study.section import Section
 
+V = TypeVar("V", Setting, Setting | None)
 # Far above any search that makes sense, as is `MOST_LEVELS`.
 MOST_SEEDS, MOST_EPOCHS = 1_000, 1_000_000
 
@@ -42,10 +43,10 @@ class Range(Section):
     low: float
     high: float
     log: bool = False
-    """Whether its logarithm is what is evenly spread."""
+    """Whether values are spread evenly by their logarithm."""
 
     def problem(self) -> str | None:
-        """Return what is wrong between the fields."""
+        """Return why the two ends are no range, or None."""
         if self.low >= self.high:
             return f"low = {self.low:g} is not below high = {self.high:g}"
         if self.log and self.low <= 0:
@@ -54,14 +55,14 @@ class Range(Section):
 
 
 def default_validate_every(epochs: int) -> int:
-    """Return after how many epochs a run is validated where nothing is said: five, or all of fewer."""
+    """Return the default number of epochs between validations: 5, or all epochs of a shorter run."""
     return min(5, epochs)
 
 
 class Training(Section):
     """How one level is trained. `recipe` holds the fields of the task's recipe.
 
-    `keep` changes nothing of that: it says which weights are kept of the tickets that are completed.
+    `keep` changes no result: it says which weights of completed tickets are kept.
     """
 
     epochs: int = Field(DEFAULT_EPOCHS, ge=1, le=MOST_EPOCHS)
@@ -81,7 +82,7 @@ class Training(Section):
     recipe: dict[str, Choices | Setting] = Field(default_factory=dict)
 
     def problems(self) -> Iterator[Problem]:
-        """Yield what is wrong between the fields."""
+        """Yield a problem for each field that does not go with another, and for seeds out of their bounds."""
         if len(set(self.seeds)) < len(self.seeds):
             yield Problem("training.seeds", f"{list(self.seeds)} holds a seed twice")
         if min(self.seeds) < 0:
@@ -94,9 +95,10 @@ class Training(Section):
             )
 
     def report_epochs(self) -> tuple[int, ...]:
-        """Return the rungs: about 25 validated epochs at which a trial reports and may be pruned.
+        """Return the about 25 validated epochs, the last one among them, at which a trial reports a value.
 
-        Each intermediate value is a transaction and is resent to every open dashboard.
+        A rung is one at which the pruner decides: some of these, or all of them, and with halving others too.
+        There are no more, as each report is a transaction and is resent to every open dashboard.
         """
         validated = [*range(self.validate_every, self.epochs, self.validate_every), self.epochs]
         stride = math.ceil(len(validated) / 25)
@@ -121,7 +123,7 @@ class Arithmetic(Section):
     deterministic: bool = True
 
     def problems(self, engine: str) -> Iterator[Problem]:
-        """Yield what does not go with an engine."""
+        """Yield a problem for each setting that an engine, "loop" or "stack", does not take."""
         if engine == "stack" and self.compile != "off":
             what = f"{self.compile!r} is for training.engine = 'loop', not 'stack'"
             yield Problem("arithmetic.compile", what)
@@ -188,23 +190,33 @@ class Spec(Section):
         return self.objective or self.command or own_task
 
     @property
+    def training_settings(self) -> dict[str, Choices | Setting | None]:
+        """The options and the recipe, by name; searched ones are `Choices`."""
+        return {**self.options, **self.training.recipe}
+
+    @property
+    def schedule_settings(self) -> dict[str, Choices | Range | Setting]:
+        """The settings of the schedule, by name; searched ones are `Choices` or a `Range`."""
+        return self.settings.get(self.training.schedule, {})
+
+    @property
     def searched(self) -> dict[str, tuple[Scalar, ...]]:
-        """What is searched beside the level, of the recipe or of a loop's options, and the choices."""
-        every = {**self.options, **self.training.recipe}
+        """The choices of each recipe field or option that is searched beside the level."""
+        every = self.training_settings
         return {name: value.choices for name, value in every.items() if isinstance(value, Choices)}
 
     @property
     def searched_settings(self) -> dict[str, Choices | Range]:
-        """The schedule's settings that are searched beside the level; at level 0 they mean nothing."""
-        settings = self.settings.get(self.training.schedule, {})
-        return {name: value for name, value in settings.items() if isinstance(value, Choices | Range)}
+        """The settings of the schedule that are searched beside the level; at level 0 they have no effect."""
+        every = self.schedule_settings
+        return {name: value for name, value in every.items() if isinstance(value, Choices | Range)}
 
     def up_to(self, bound: float) -> Spec:
-        """Return the same with levels that cover a bound, where the highest one was left to the pilot."""
+        """Return the same study with `levels.up_to` a bound, which the pilot has found."""
         return self.model_copy(update={"levels": self.levels.up_to(bound)})
 
     def stand_in(self) -> Spec:
-        """Return the same with any highest level, where the pilot has to find it, to look at the rest."""
+        """Return the same study with `levels.stand_in()`, to check all else before the pilot has ended."""
         return self.model_copy(update={"levels": self.levels.stand_in()})
 
     def fingerprint(self) -> str:
@@ -213,8 +225,23 @@ class Spec(Section):
         return hashlib.sha256(canonical.encode()).hexdigest()[:16]
 
 
+def with_chosen(settings: Mapping[str, Choices | Range | V], beside: Mapping[str, Parameter]) -> dict[str, V]:
+    """Return settings with one value each; a searched one has that of a ticket.
+
+    A searched setting that the ticket has no value for is left out: a baseline, at level 0, has no settings
+    of the schedule, whose defaults have no effect there.
+
+    Args:
+        settings: of a spec.
+        beside: parameters of the ticket; those that are not searched in these settings are passed over.
+    """
+    fixed = {name: value for name, value in settings.items() if not isinstance(value, Choices | Range)}
+    searched = settings.keys() - fixed.keys()
+    return {**fixed, **{name: value for name, value in beside.items() if name in searched}}
+
+
 def combinations(settings: Mapping[str, object]) -> int:
-    """Return how many combinations of choices some settings have: 1 if none of them is searched."""
+    """Return the number of combinations of all choices among some settings; 1 if there are none."""
     return math.prod(len(value.choices) for value in settings.values() if isinstance(value, Choices))
 
 

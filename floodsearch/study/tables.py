@@ -36,7 +36,7 @@ def trains_own_code(raw: Raw) -> bool:
 
 
 def recipe_in(raw: Raw) -> dict[str, Any]:
-    """Return what [training] has beside its own settings: fields of a recipe, or the user's own."""
+    """Return the keys of [training] that are not its own settings: fields of a recipe, or the user's own."""
     table = raw.get("training", {})
     return {key: table[key] for key in table if key not in OF_TRAINING} if isinstance(table, dict) else {}
 
@@ -61,7 +61,7 @@ def levels_of(raw: Raw, highest: Mapping[str, float]) -> tuple[Levels | None, Pr
 def training_of(raw: Raw) -> tuple[Training | None, Problems]:
     """Read the settings of [training] itself; the recipe is left empty.
 
-    A count of seeds out of its bounds, which `seed_count_problems` tells, is as none.
+    A count of seeds out of its bounds is taken as the default; its problem is in `seed_count_problems`.
     """
     table = raw.get("training", {})
     if isinstance(table, dict):
@@ -76,7 +76,7 @@ def training_of(raw: Raw) -> tuple[Training | None, Problems]:
 
 
 def seed_count_problems(raw: Raw) -> Problems:
-    """Return what is wrong with seeds that are given as a count."""
+    """Return the problem of seeds given as a count that is out of its bounds; none for other seeds."""
     count = _seed_count(raw)
     if count is None or 1 <= count <= MOST_SEEDS:
         return []
@@ -85,7 +85,7 @@ def seed_count_problems(raw: Raw) -> Problems:
 
 
 def _seed_count(raw: Raw) -> int | None:
-    """Return the number of seeds where the file has one; None for a list, and what is neither."""
+    """Return the seeds of the file if they are given as a count, else None."""
     seeds = value_in(raw, "training", "seeds")
     return seeds if isinstance(seeds, int) and not isinstance(seeds, bool) else None
 
@@ -120,7 +120,7 @@ def search_of(raw: Raw) -> tuple[Search | None, Problems]:
 
 
 def _direction_problems(metric: str, table: Raw) -> Problems:
-    """Return what is wrong with the direction given for a metric that has one."""
+    """Return the problem of a given direction that is not the one of a metric of `DIRECTIONS`."""
     right = DIRECTIONS[metric]
     wanted = table.get("direction", right)
     if wanted == right:
@@ -129,7 +129,7 @@ def _direction_problems(metric: str, table: Raw) -> Problems:
 
 
 def _own_metric_problems(metric: str, table: Raw) -> Iterator[Problem]:
-    """Yield what is wrong with a metric that the user's own code reports under any name."""
+    """Yield the problems of a metric of the user's own: of its name, and of a missing direction."""
     if not metric.isidentifier():
         has = f"{metric!r} cannot be reported: write a name as in run.report(name=...)"
         yield Problem("search.metric", has)
@@ -139,7 +139,7 @@ def _own_metric_problems(metric: str, table: Raw) -> Iterator[Problem]:
 
 
 def with_metric(search: Search, raw: Raw, metrics: Collection[str]) -> Search:
-    """Return [search] with the first metric of a task where the file names none that the task has not.
+    """Return [search] with the task's first metric, if the file gives none and the task lacks the default.
 
     Args:
         search: as it was read.

@@ -1,4 +1,4 @@
-"""What a study trains: a task, or instead of it a training loop or a command of the user's own."""
+"""The task that a study trains, or instead of it a training loop or a command of the user's own."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from floodsearch.study.values import ANYTHING, own_values, values_of
 from floodsearch.usercode.command import PLACEHOLDERS, placeholders
 
 TRAINED = ("task", "objective", "command")
-"""The keys of what a study trains; a file has one of them."""
+"""The keys of which a file has one."""
 
 
 @dataclass(frozen=True)
 class Trained:
-    """The settings of what a study trains, with their defaults as far as these are known."""
+    """The settings of a task, loop or command; a task's with their defaults, if it could be described."""
 
     options: dict[str, Any]
     recipe: dict[str, Any]
@@ -30,7 +30,7 @@ class Trained:
 
 
 def trained_of(raw: Raw, known: Known, seeds: Sequence[int]) -> tuple[Trained, Problems]:
-    """Check what is trained, [options] and what [training] has beside its own settings.
+    """Check the task, loop or command of a file with its settings in [options] and [training].
 
     Args:
         raw: content of the study file.
@@ -73,7 +73,7 @@ def _task(raw: Raw, known: Known, seeds: Sequence[int]) -> tuple[Trained, Proble
 
 
 def _with_fields(task: str, given: Trained, fields: TaskFields, known: Known) -> tuple[Trained, Problems]:
-    """Check options and recipe against what a task takes; return both with their defaults.
+    """Check options and recipe against the fields of a task; return both with their defaults.
 
     Args:
         task: a name that can be described.
@@ -97,7 +97,7 @@ def _with_fields(task: str, given: Trained, fields: TaskFields, known: Known) ->
 
 
 def _metric_problems(raw: Raw, metrics: Collection[str]) -> Iterator[Problem]:
-    """Yield that a task does not report the metric that is searched."""
+    """Yield the problem of a task that does not report the metric that the file names."""
     metric = value_in(raw, "search", "metric")
     if isinstance(metric, str) and metric in DIRECTIONS and metric not in metrics:
         yield Problem("search.metric", f"this task has no {metric!r}; use {', '.join(metrics)}")
@@ -109,7 +109,7 @@ def _metric_problems(raw: Raw, metrics: Collection[str]) -> Iterator[Problem]:
 def _own_code(raw: Raw, known: Known) -> tuple[Trained, Problems]:
     """Check a training loop or command of the user's own; options and recipe may have any names.
 
-    Both are what the loop is handed as its settings, or what the command has placeholders for.
+    A loop is handed both as its settings; a command has a placeholder for each.
     """
     options, no_options = _options(raw)
     recipe = recipe_in(raw)
@@ -126,7 +126,7 @@ def _own_code(raw: Raw, known: Known) -> tuple[Trained, Problems]:
 
 
 def _code_problems(raw: Raw, known: Known, settings: Collection[str]) -> Iterator[Problem]:
-    """Yield what is wrong with the loop or the command itself."""
+    """Yield the problems of the loop or the command itself."""
     given = [key for key in TRAINED if key in raw]
     if len(given) > 1:
         yield Problem(given[-1], f"given together with {given[0]}; keep one of them")
@@ -137,7 +137,7 @@ def _code_problems(raw: Raw, known: Known, settings: Collection[str]) -> Iterato
 
 
 def _objective_problems(reference: object, known: Known) -> Iterator[Problem]:
-    """Yield what is wrong with the reference of a training loop."""
+    """Yield the problem of a training loop that is no reference, or cannot be imported."""
     if not isinstance(reference, str):
         return  # said when the whole is built
     if not all(reference.partition(":")):
@@ -150,7 +150,7 @@ def _objective_problems(reference: object, known: Known) -> Iterator[Problem]:
 
 
 def _command_problems(raw: Raw, known: Known, settings: Collection[str]) -> Iterator[Problem]:
-    """Yield what is wrong with a command: it has a place for all that it must be told, and for nothing else.
+    """Yield the problems of a command that lacks a needed placeholder or program, or has another placeholder.
 
     Args:
         raw: content of the study file.
@@ -183,7 +183,7 @@ def _command_problems(raw: Raw, known: Known, settings: Collection[str]) -> Iter
 
 
 def _problems_of_tasks_settings(raw: Raw, known: Known) -> Iterator[Problem]:
-    """Yield which settings of tasks have no use where code of the user's own is trained."""
+    """Yield a problem for each setting that only a task has, given for code of the user's own."""
     schedule = value_in(raw, "training", "schedule")
     if schedule is not None and schedule not in known.steady:
         has = f"{schedule!r}, but in a loop of your own the level is constant in this version; remove it"
@@ -195,7 +195,7 @@ def _problems_of_tasks_settings(raw: Raw, known: Known) -> Iterator[Problem]:
 
 
 def _name_problems(options: Mapping[str, Any], recipe: Mapping[str, Any]) -> Iterator[Problem]:
-    """Yield which of the user's own names look like a slip in [training], or are in both tables."""
+    """Yield a problem for each name of the user's own that looks misspelt, or is in both tables."""
     for name in recipe:
         if close := difflib.get_close_matches(name, OF_TRAINING, n=1, cutoff=0.8):
             has = f"unknown key, did you mean {close[0]!r}? A setting of your own goes into [options]"

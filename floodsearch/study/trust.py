@@ -1,9 +1,9 @@
-"""What a person lets this machine run: code of the user's own, with its arguments.
+"""Trust: the code, with its arguments, that a person lets this machine run.
 
 Whoever can write to the database can change what a study names, at any moment. So nothing that a stored spec
 names is imported, started or looked for, unless a person has given exactly this on this machine: by a study
-file, or by a token that such a file gives. What resolves code takes a `TrustedSpec`, and only this module
-makes one.
+file, or by a token that such a file gives. Functions that resolve code take a `TrustedSpec`, and only this
+module makes one.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from floodsearch.study.spec import Spec
 
 DIGITS = 32
 COMMAND = "command"
-"""Stands for a command in its token: the digest says which."""
+"""The reference of every command in its token; the digest says which command it is."""
 TOKEN = re.compile(rf"[^\s@]+@[0-9a-f]{{{DIGITS}}}")
 
 
 def token_of(spec: Spec) -> str | None:
-    """Return what a person says to trust a study's code with its arguments, `module:function@digest`.
+    """Return the token `module:function@digest` with which a person trusts a study's code and arguments.
 
     None where there is nothing to trust: a built-in task that reads no folder but the usual one.
     """
@@ -36,18 +36,18 @@ def token_of(spec: Spec) -> str | None:
 
 
 def _with_places(spec: Spec) -> str | None:
-    """Return the name of a built-in task that is to read a folder of somebody's choice, or download to it."""
+    """Return the name of a built-in task whose `data_dir` is not the default one; else None."""
     return spec.task if spec.options.get("data_dir", DATA_DIR) != DATA_DIR else None
 
 
 def _digest(spec: Spec) -> str:
-    """Return the first half of the SHA-256 of all that decides what is run with which arguments."""
+    """Return the first half of the SHA-256 of a study's code and arguments, in hex digits."""
     canonical = json.dumps(_asked(spec), sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()[:DIGITS]
 
 
 def _asked(spec: Spec) -> dict[str, Any]:
-    """Return all that a study's code is, and is handed."""
+    """Return the names of a study's code and all its arguments, as JSON has them."""
     whole = spec.model_dump(mode="json")
     names = ("task", "objective", "command", "options")
     return {**{name: whole[name] for name in names}, "recipe": whole["training"]["recipe"]}
@@ -55,22 +55,22 @@ def _asked(spec: Spec) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class TrustedSpec:
-    """A spec whose code may be resolved and run here, as it was when that was found out."""
+    """A spec whose code may be resolved and run here; a spec changed later is another one."""
 
     spec: Spec
 
 
 @dataclass(frozen=True)
 class Trusts:
-    """The tokens of what may be run; none by default."""
+    """The tokens of the code that may be run; none by default."""
 
     tokens: frozenset[str] = frozenset()
 
     def allow(self, spec: Spec) -> TrustedSpec:
-        """Return a spec, from wherever it is, as one whose code may be run.
+        """Return a spec, wherever it comes from, as one whose code may be run.
 
         Raises:
-            UntrustedError: if nobody has trusted that, with what it is and the token that would.
+            UntrustedError: if no token covers it; the error shows the code and the token that would.
         """
         token = token_of(spec)
         if token is not None and token not in self.tokens:
@@ -79,11 +79,11 @@ class Trusts:
 
 
 NOTHING = Trusts()
-"""What is trusted where nobody said anything: built-in tasks."""
+"""Trust in built-in tasks alone, which need no token."""
 
 
 def given(spec: Spec) -> TrustedSpec:
-    """Return a spec that a person gave on this machine, never one from a database."""
+    """Return as trusted a spec that a person gave on this machine; never call it with one from a database."""
     return trust_in(spec).allow(spec)
 
 
@@ -110,7 +110,7 @@ def trust_by(tokens: Iterable[str]) -> Trusts:
 
 
 def _shown(spec: Spec) -> str:
-    """Return what a spec wants to run, whole, in one line of plain ASCII."""
+    """Return a spec's code and all its arguments in one line of plain ASCII."""
     return ", ".join(
         f"{name} {_ascii(value)}" for name, value in _asked(spec).items() if value not in (None, {})
     )
@@ -121,5 +121,5 @@ def _ascii(value: object) -> str:
 
 
 def _quoted(token: str) -> str:
-    """Return a token as a shell takes it; one that no terminal should see is escaped, and thus refused."""
+    """Return a token quoted for a shell; one with control characters is escaped, which makes it invalid."""
     return shlex.quote(token if token.isascii() and token.isprintable() else _ascii(token))

@@ -1,4 +1,4 @@
-"""Tables of settings that the study file's own models do not know: checked against the fields there are."""
+"""Tables of settings that belong to a task, sampler, pruner or schedule, checked against its fields."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def own_values(key: str, table: Mapping[str, Any]) -> tuple[dict[str, Any], Prob
 
 
 def _choices(where: str, table: Mapping[str, Any], field: Field) -> tuple[Any, Problems]:
-    """Return the choices of a searched setting, or its default if they are none."""
+    """Return the choices of a searched setting, or its default if the table is no choices."""
     searched, problems = built(where, Choices, table)
     if searched is None:
         return field.default, problems

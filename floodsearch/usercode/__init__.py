@@ -1,1 +1,1 @@
-"""Code of the user's own: found by its name, run as a command, and in which revision."""
+"""Code of the user's own: imported by its name, run as a command, and its revision."""

@@ -1,4 +1,4 @@
-"""A command of the user's own, with placeholders: what is run instead of a shell's line."""
+"""A command of the user's own with placeholders, split and filled in without a shell."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from pathlib import Path
 from floodsearch.records import Setting
 
 PLACEHOLDERS = ("level", "seed", "epochs", "device")
-"""Beside the study's own settings."""
+"""The placeholders of every command; a study's settings are others."""
 INTERPRETER = re.compile(r"(python|pypy)[0-9.]*|(ba|da|z|k)?sh|Rscript|julia|perl|ruby|node|torchrun")
 SCRIPTS = (".py", ".sh", ".R", ".r", ".jl", ".pl", ".rb", ".js")
-"""How the files end that an interpreter is given."""
+"""The endings of files that are scripts of an interpreter."""
 
 
 def placeholders(command: str) -> list[str]:
@@ -39,22 +39,22 @@ def placeholders(command: str) -> list[str]:
 
 
 def filled(command: str, values: Mapping[str, Setting | None]) -> list[str]:
-    """Return the words of a command with values in the place of their names; no shell sees them.
+    """Return the words of a command with values in place of their placeholders; no shell sees them.
 
-    A list is written with commas, and what is true or false in small letters.
+    A list is written with commas, and true and false in small letters.
     """
     texts = {name: _text(value) for name, value in values.items()}
     return [word.format_map(texts) for word in shlex.split(command)]
 
 
 def located(words: Sequence[str], folders: Sequence[Path]) -> list[str]:
-    """Return the words of a command in which relative paths are those of files that are there.
+    """Return the words of a command with the relative paths of files found in some folders made absolute.
 
     Args:
         words: a program and its arguments. A path is a word of its own, or follows the `=` of an option; as
             the program it has a slash, since other names are looked up on the PATH.
-        folders: where to look, the first one first. What is in none of them stays as it is, and so does what
-            is found in the current folder, in which the command runs.
+        folders: where to look, the first one first. A path that is in none of them stays as it is, as does
+            one that is found in the current folder, in which the command runs.
     """
     program, *arguments = words
     return [
@@ -67,7 +67,7 @@ def located(words: Sequence[str], folders: Sequence[Path]) -> list[str]:
 
 
 def _option(word: str) -> tuple[str, str, str]:
-    """Return what of an argument may be a path as the last part of three, which are the whole."""
+    """Return an argument as option, equals sign and value, of which the first two may be empty."""
     return word.partition("=") if word.startswith("-") and "=" in word else ("", "", word)
 
 
@@ -79,7 +79,7 @@ def _located(path: str, folders: Sequence[Path]) -> str:
 
 
 def missing_script(words: Sequence[str]) -> str | None:
-    """Return the script that the interpreter of a located command is given, if that is not there."""
+    """Return the script that a located command gives its interpreter, if there is no such file; else None."""
     program, *arguments = words
     if "-c" in arguments or not _interprets(program):
         return None

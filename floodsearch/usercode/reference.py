@@ -1,4 +1,4 @@
-"""Code of the user's own: where it lies, and imported by the name that a study file gives it."""
+"""Code of the user's own: the folders it is imported from, and the function behind a reference."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from floodsearch.errors import MistakeError, NestedError, TaskError, named, pass
 from floodsearch.process import nesting
 
 FOLDERS = "FLOODSEARCH_FOLDERS"
-"""The environment variable in which a launch tells its workers where the user's code lies, as JSON."""
+"""The environment variable with the folders of the user's code, a JSON list, from a launch to its workers."""
 PYTHONS = {*sys.stdlib_module_names, "test"}
 """The names of Python's own modules."""
 
 
 def beside(study: Path) -> tuple[Path, ...]:
-    """Return where the code that a study file names lies: beside it, beside what it links to, or here."""
+    """Return the folders of a study file and of the file it links to, and the current one, each once."""
     found = (study.absolute().parent, Path(os.path.realpath(study)).parent, Path.cwd())
     return tuple(dict.fromkeys(found))
 
 
 def own_folders() -> tuple[Path, ...]:
-    """Return the folders from which this process imports, but those of Python and of installed packages."""
+    """Return the import folders of this process except those of Python and of installed packages."""
     others = {*_library(), *site.getsitepackages(), site.getusersitepackages()}
     return tuple(Path(folder).absolute() for folder in sys.path if folder and folder not in others)
 
@@ -56,7 +56,7 @@ def find_code(reference: str, wanted: str) -> Callable[..., Any]:
 
     Args:
         reference: names it.
-        wanted: what it must be, for the message.
+        wanted: kind of function, for the message.
 
     Raises:
         TaskError: if it cannot be imported, saying which import failed, or is not callable.
@@ -93,7 +93,7 @@ def find_code(reference: str, wanted: str) -> Callable[..., Any]:
 
 
 def file_of(reference: str) -> Path | None:
-    """Return the file of the module that `package.module:name` names; None if it has none."""
+    """Return the file of the module in a reference `package.module:name`; None if it has no file."""
     try:
         with nesting.importing(reference):  # looking for a module imports the packages that it is in
             spec = find_spec(reference.partition(":")[0])
@@ -111,7 +111,7 @@ FOREIGN = (
 
 
 def said(error: BaseException) -> str:
-    """Return an error in a line: its kind, its own words, and where in the user's own code it came from."""
+    """Return an error in one line: its type, its message, and the last line of the user's own code in it."""
     if isinstance(error, TaskError | MistakeError):  # our own words, which say what to change
         return str(error)
     told = named(error)

@@ -1,4 +1,4 @@
-"""Which version of the user's own code trains: a result belongs to it as it does to a seed."""
+"""The revision of the user's own code: a result belongs to it as it does to a seed."""
 
 from __future__ import annotations
 
@@ -8,24 +8,25 @@ import subprocess
 from pathlib import Path
 
 SECONDS = 10.0
-"""How long git may take; a repository that is slower is told by the file alone."""
+"""How long git may take, in seconds; after that only the file itself is hashed."""
 DIGITS = 12
 
 
 def revision_of(file: Path) -> str:
-    """Return what tells the code of a file from other versions of it.
+    """Return the revision of a file, a text that differs between any two versions of it.
 
     Args:
         file: the module or script that is trained.
 
     Returns:
-        In a git repository that knows the file its commit, and "dirty" with a hash of all differences where
-        its files differ from it; else a hash of the file. Of what is imported from elsewhere it says nothing.
+        In a git repository that knows the file its commit, with "dirty" and a hash of all differences if its
+        files differ from it; else a hash of the file. Modules imported from elsewhere are not covered.
     """
     head = _git(file, "rev-parse", "HEAD")
-    if head is None or _git(file, "ls-files", "--error-unmatch", file.name) is None:
+    known = head is not None and _git(file, "ls-files", "--error-unmatch", file.name) is not None
+    changed = _git(file, "diff", "HEAD", "--binary", "--no-ext-diff", "--no-textconv") if known else None
+    if head is None or changed is None:
         return f"sha256 {_hash(file.read_bytes())}"
-    changed = _git(file, "diff", "HEAD", "--binary", "--no-ext-diff", "--no-textconv")
     commit = head.decode().strip()[:DIGITS]
     return f"{commit} dirty {_hash(changed)}" if changed else commit
 
@@ -35,7 +36,7 @@ def _hash(content: bytes) -> str:
 
 
 def _git(file: Path, *arguments: str) -> bytes | None:
-    """Return what git prints in a file's folder; None where it fails, or is not there."""
+    """Return the output of git in a file's folder; None if git fails or is not installed."""
     try:
         done = subprocess.run(  # noqa: S603 - fixed arguments and no shell
             ["git", *arguments],  # noqa: S607 - whichever git its user has
