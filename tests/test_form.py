@@ -32,7 +32,7 @@ def words(text: str) -> list[str]:
 
 
 ORDER = words("""
-    errors records defaults
+    errors records findings defaults
     process flooding usercode artifacts answer
     tasks study training search storage catalog
     queue worker cost queries
@@ -84,7 +84,7 @@ THIRD_PARTIES = {
 """What else each package may import."""
 
 LIGHT = words("""
-    errors records defaults process.nesting flooding.schedules usercode.reference usercode.command
+    errors records findings defaults process.nesting flooding.schedules usercode.reference usercode.command
     artifacts.files answer.best study.spec study.reader study.trust
     search.space search.samplers search.pruners
     storage.database storage.studies storage.tables storage.trials storage.trial_records

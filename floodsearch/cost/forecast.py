@@ -10,8 +10,9 @@ from typing import NamedTuple
 from floodsearch.answer.best import latest
 from floodsearch.catalog import pruner_of
 from floodsearch.errors import UsageError
+from floodsearch.findings import StudyStage
 from floodsearch.queue import brackets, portions
-from floodsearch.records import StudyStage, TrialRecord, WorkerRecord
+from floodsearch.records import TrialRecord, WorkerRecord
 from floodsearch.search.pruners import HalvingPruner
 from floodsearch.search.space import Space, ticket_count, tickets
 from floodsearch.storage.studies import StoredStudy
