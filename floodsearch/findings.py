@@ -146,10 +146,10 @@ class BestLevel:
     stopped: str | None
     """Why no ticket is handed out any more, and what to do about it; None while one may be."""
     changed: str | None = None
-    """What somebody changed of the study as a whole, and how to set it right; None if nothing."""
+    """A sentence on how somebody changed the study by hand, and the repair; None if nobody did."""
 
     warnings: tuple[str, ...] = ()
-    """What its workers have warned of, each once."""
+    """The warnings of its workers, each once, oldest first."""
 
     @property
     def failed(self) -> bool:
@@ -159,7 +159,7 @@ class BestLevel:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TicketNote:
-    """What is to be said of a ticket that did not simply complete."""
+    """A ticket that did not simply complete: it was pruned, diverged or failed, or was taken up again."""
 
     ticket: int
     level: float | None
@@ -175,27 +175,27 @@ class TicketNote:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StudyStage:
-    """What a study trains now: runs on their way from one decision of the pruner to the next."""
+    """The part of a search that is trained now: runs between one decision of the pruner and the next."""
 
     after: int
     """The epoch behind which it begins, of the tickets that are the least far."""
     until: int
     """The epoch with which it ends."""
     tickets: int
-    """Those in training, level 0 among them."""
+    """How many tickets are in training, level 0 among them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerStatus:
-    """What a worker that is alive does now."""
+    """A worker that is alive, and what it trains."""
 
     worker: int
     host: str
     device: str
     levels: tuple[float, ...]
-    """Of the tickets in its hands, ascending; empty while it waits, or finds the range of levels."""
+    """The levels of the tickets in its hands, ascending; empty while it waits, or finds their range."""
     seeds: int | None
-    """Of each of these tickets; None while it has none."""
+    """How many seeds each of these tickets has; None while it has none."""
     epochs_run: int
     seconds: float
     """Since it began."""
@@ -205,7 +205,7 @@ class WorkerStatus:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StudyStatus:
-    """Where a study stands."""
+    """The progress of a study: its tickets, workers, epochs and the best so far."""
 
     name: str
     metric: str
@@ -213,7 +213,7 @@ class StudyStatus:
     workers: int
     """Workers alive now."""
     best_level: float | None
-    """Of the single ticket with the best value: quick to tell, and luckier than the answer."""
+    """The level of the single ticket with the best value: quick to tell, and luckier than the answer."""
     best_value: float | None
     answer: float | None
     """The level that `best` answers with; None where it was not asked for, as it reads the curves."""
@@ -231,12 +231,12 @@ class StudyStatus:
     stopped: str | None
     """Why no ticket is handed out any more, or None."""
     revisions: tuple[str, ...] = ()
-    """Of the user's own code, all with which its tickets were trained; several may not be comparable."""
+    """All revisions of the user's own code that trained its tickets; results of several may not compare."""
     interruptions: Mapping[str, int] = field(default_factory=dict)
     """How often trials were `lost`, ended by an `error` or `by hand`, `handed back`, or `out of memory`, each
     as often as it was."""
     epochs_expected: int | None = None
-    """What was run, and what is still to be run by the pruner's plan; None until the pilot has ended."""
+    """Member-epochs run, and still to be run by the pruner's plan; None until the pilot has ended."""
     stage: StudyStage | None = None
     """None while nothing is in training."""
     crew: tuple[WorkerStatus, ...] = ()
@@ -244,6 +244,6 @@ class StudyStatus:
     notes: tuple[TicketNote, ...] = ()
     """One for each ticket that was pruned, diverged or failed, or was taken up more than once."""
     changed: str | None = None
-    """What somebody changed of the study as a whole, and how to set it right; None if nothing."""
+    """A sentence on how somebody changed the study by hand, and the repair; None if nobody did."""
     warnings: tuple[str, ...] = ()
-    """What its workers have warned of, each once."""
+    """The warnings of its workers, each once, oldest first."""

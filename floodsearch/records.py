@@ -134,7 +134,7 @@ class TrialRecord:
     attempt: int = 1
     worker: int | None = None
     revision: str | None = None
-    """Of the user's own code that trained it; None for a built-in task, and until it was taken up."""
+    """The revision of the user's own code that trained it; None for a built-in task and before that."""
     cause: str | None = None
     """Why it did not complete: `pruned`, `diverged`, `lost`, `error`, or ended or changed `by hand`."""
     reason: str | None = None
@@ -185,7 +185,7 @@ class Decision:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pilot:
-    """What the start of the unflooded runs told about a study whose highest level was not given."""
+    """The findings of the pilot, the start of the unflooded runs, where no highest level was given."""
 
     epochs: int
     """Member-epochs that it trained, of all seeds; the unflooded runs go on from there."""
@@ -196,7 +196,7 @@ class Pilot:
     high: float
     """The highest level of the study: at the bound, or so little below that its levels are short numbers."""
     seconds_per_epoch: float
-    """Of one run, validations included."""
+    """How long an epoch of one run takes, validations included."""
     device: str
 
 
