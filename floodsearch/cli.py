@@ -52,8 +52,9 @@ if TYPE_CHECKING:
 
     from floodsearch.artifacts.files import Files
     from floodsearch.cost.forecast import Stage, Timed
+    from floodsearch.findings import StudyStatus
     from floodsearch.launchers.local import Launch
-    from floodsearch.records import Pilot, StudyStatus
+    from floodsearch.records import Pilot
     from floodsearch.storage.database import Database
     from floodsearch.storage.studies import StoredStudy
     from floodsearch.study.spec import Spec

@@ -10,16 +10,8 @@ from floodsearch.answer.best import best_level, best_of, comparable, count, late
 from floodsearch.cost.forecast import current_stage, epochs_a_second, epochs_left
 from floodsearch.defaults import STORAGE
 from floodsearch.errors import NoAnswerError
-from floodsearch.records import (
-    BY_HAND,
-    BestLevel,
-    MeasuredTrial,
-    StudyStatus,
-    TicketNote,
-    TrialRecord,
-    WorkerRecord,
-    WorkerStatus,
-)
+from floodsearch.findings import BestLevel, StudyStatus, TicketNote, WorkerStatus
+from floodsearch.records import BY_HAND, MeasuredTrial, TrialRecord, WorkerRecord
 from floodsearch.search.tickets import ticket_count
 from floodsearch.storage import tables
 from floodsearch.storage.database import open_database

@@ -30,7 +30,8 @@ from floodsearch.answer.best import (
 )
 from floodsearch.answer.smoothing import smooth
 from floodsearch.errors import NoAnswerError
-from floodsearch.records import BestLevel, EpochRecord, MeasuredTrial, SeedResult, TicketCounts
+from floodsearch.findings import BestLevel, TicketCounts
+from floodsearch.records import EpochRecord, MeasuredTrial, SeedResult
 
 QUESTION = Question(study="tiny", metric="val_accuracy", maximize=True, window=0.2)
 LOSS_QUESTION = Question(study="tiny", metric="val_loss", maximize=False, window=0.2)

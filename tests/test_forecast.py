@@ -10,7 +10,8 @@ from floodsearch.catalog import known
 from floodsearch.cost import throughput as speed
 from floodsearch.cost.forecast import Stage, current_stage, plan, speeds_of, timed
 from floodsearch.errors import UsageError
-from floodsearch.records import StudyStage, TrialRecord
+from floodsearch.findings import StudyStage
+from floodsearch.records import TrialRecord
 from floodsearch.search.tickets import ticket_count
 from floodsearch.study.reader import read
 from floodsearch.study.spec import Arithmetic

@@ -32,7 +32,7 @@ def words(text: str) -> list[str]:
 
 
 ORDER = words("""
-    errors records defaults
+    errors records findings defaults
     process flooding usercode artifacts answer
     tasks study training search storage catalog
     queue worker cost queries

@@ -15,8 +15,9 @@ import pytest
 
 from floodsearch import queue
 from floodsearch.catalog import known
+from floodsearch.findings import BestLevel
 from floodsearch.queries import answer
-from floodsearch.records import BestLevel, EpochRecord
+from floodsearch.records import EpochRecord
 from floodsearch.report.export import as_csv, curve_rows
 from floodsearch.storage.database import open_database
 from floodsearch.storage.studies import put_study

@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 
 from floodsearch import queue
+from floodsearch.findings import StudyStatus, TicketCounts, TicketNote
 from floodsearch.process import terminal
 from floodsearch.process.terminal import LogFormatter, escaped, indented, one_line
-from floodsearch.records import StudyStatus, TicketCounts, TicketNote
 from floodsearch.report.text import failures_text, notes_text, progress_text, status_text
 from floodsearch.storage.database import open_database
 from floodsearch.storage.studies import put_study

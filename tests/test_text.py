@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from floodsearch.records import (
+from floodsearch.findings import (
     Baseline,
     BestLevel,
     Combination,

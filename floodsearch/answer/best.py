@@ -19,20 +19,8 @@ from floodsearch.answer.gain import Gain, gain_over_zero
 from floodsearch.answer.response import Landscape, landscape
 from floodsearch.answer.smoothing import CONFIDENCE, ROUNDING, student
 from floodsearch.errors import NoAnswerError
-from floodsearch.records import (
-    BY_HAND,
-    Baseline,
-    BestLevel,
-    Combination,
-    EarlyStopping,
-    EpochRecord,
-    MeasuredTrial,
-    SeedResult,
-    TicketCounts,
-    TrialRecord,
-    Verdict,
-    field_of,
-)
+from floodsearch.findings import Baseline, BestLevel, Combination, EarlyStopping, TicketCounts, Verdict
+from floodsearch.records import BY_HAND, EpochRecord, MeasuredTrial, SeedResult, TrialRecord, field_of
 
 Trial = TypeVar("Trial", bound=TrialRecord)
 

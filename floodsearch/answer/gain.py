@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from scipy import special
 
 from floodsearch.answer.smoothing import Array, peak, smooth, student
-from floodsearch.records import Verdict
+from floodsearch.findings import Verdict
 
 LEVEL = 0.9
 """Coverage of the interval of the gain, two-sided."""

@@ -10,8 +10,9 @@ from typing import NamedTuple
 from floodsearch.answer.best import latest
 from floodsearch.catalog import judge_of
 from floodsearch.errors import UsageError
+from floodsearch.findings import StudyStage
 from floodsearch.queue import bracket_of, portions
-from floodsearch.records import StudyStage, TrialRecord, WorkerRecord
+from floodsearch.records import TrialRecord, WorkerRecord
 from floodsearch.search.samplers import SAMPLERS
 from floodsearch.search.space import Space
 from floodsearch.search.tickets import ticket_count, tickets

@@ -25,10 +25,11 @@ from floodsearch.artifacts.files import Folder, check_place, expanded
 from floodsearch.catalog import known
 from floodsearch.defaults import CHECKPOINTS, LOGS, STORAGE
 from floodsearch.errors import UsageError, WorkersFailedError
+from floodsearch.findings import BestLevel, StudyStatus
 from floodsearch.launchers.supervision import Death, Patience, last_line, memory_kills
 from floodsearch.process.nesting import refuse
 from floodsearch.queries import answer, status
-from floodsearch.records import BestLevel, StudyStatus, WorkerRecord
+from floodsearch.records import WorkerRecord
 from floodsearch.search.tickets import ticket_count
 from floodsearch.storage import tables
 from floodsearch.storage.database import open_database

@@ -7,19 +7,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from floodsearch.cost.forecast import Timed
+from floodsearch.findings import BestLevel, Combination, StudyStatus, TicketCounts, TicketNote, WorkerStatus
 from floodsearch.process.terminal import one_line
-from floodsearch.records import (
-    BY_HAND,
-    BestLevel,
-    Combination,
-    Keep,
-    Parameter,
-    Pilot,
-    StudyStatus,
-    TicketCounts,
-    TicketNote,
-    WorkerStatus,
-)
+from floodsearch.records import BY_HAND, Keep, Parameter, Pilot
 from floodsearch.study.spec import Spec
 
 ENDED = ("pruned", "failed")

@@ -9,7 +9,8 @@ from floodsearch.artifacts.files import files_at
 from floodsearch.artifacts.names import weights_name
 from floodsearch.artifacts.weights import KeptWeights
 from floodsearch.errors import UsageError
-from floodsearch.records import BestLevel, TrialRecord
+from floodsearch.findings import BestLevel
+from floodsearch.records import TrialRecord
 from floodsearch.storage import tables
 from floodsearch.storage.studies import StoredStudy
 from floodsearch.storage.trial_records import read_trials

@@ -85,7 +85,7 @@ def claim(
     most: int = 1,
     fits: int | None = None,
 ) -> list[int]:
-    """Let the first waiting tickets of a study run, signed by a worker; return their trials.
+    """Claim the first waiting tickets of a study for a worker; return Optuna's ids of their trials.
 
     A ticket that belongs to a bracket is claimed with all that wait of its bracket, however many there are.
     SQLite's BEGIN IMMEDIATE lets one process in at a time; PostgreSQL skips what another is claiming.
@@ -150,7 +150,7 @@ def running(connection: Connection, study_id: int) -> list[RunningTrial]:
 
 
 def signed(connection: Connection, study_id: int, worker: int) -> list[int]:
-    """Return the running trials of a study that a worker signed, in the order of their numbers."""
+    """Return Optuna's ids of the running trials of a study that a worker signed, by trial number."""
     found = (
         select(TRIAL.c.trial_id)
         .join(ATTRIBUTE, ATTRIBUTE.c.trial_id == TRIAL.c.trial_id)
@@ -162,7 +162,7 @@ def signed(connection: Connection, study_id: int, worker: int) -> list[int]:
 
 
 def _waiting(study_id: int, attribute: Attribute) -> Select[Any]:
-    """Return the query for the waiting trials that have an attribute, in the order of their numbers."""
+    """Return a query that locks the waiting trials with an attribute and gives their ids, by trial number."""
     return (
         select(TRIAL.c.trial_id)
         .join(ATTRIBUTE, ATTRIBUTE.c.trial_id == TRIAL.c.trial_id)
@@ -193,7 +193,7 @@ def cause(connection: Connection, trial_id: int) -> Any:
 
 
 def sharing(connection: Connection, key: str, uuid: str) -> dict[int, str]:
-    """Return the studies that have a uuid under a key of their attributes, names by Optuna's ids.
+    """Return the names of the studies whose attribute of a key holds a uuid, by Optuna's ids of them.
 
     More than one have the same after somebody copied a study, as a dashboard does to rename it.
     """
@@ -272,7 +272,7 @@ def finish(connection: Connection, trial_id: int, state: TrialState, value: floa
 
 
 def put_back(connection: Connection, trial_id: int, counter: Attribute) -> None:
-    """Let a locked trial wait again, nobody's, and count that.
+    """Put a locked trial back into the queue, without a worker, and raise the counter of why.
 
     What it has reported stays, and is reported again: a worker may not delete rows.
     """
@@ -285,7 +285,7 @@ def put_back(connection: Connection, trial_id: int, counter: Attribute) -> None:
 
 
 def forgive(connection: Connection, study_id: int) -> None:
-    """Let the errors of a study's tickets no longer count: each has all its attempts again."""
+    """Mark the errors of a study's tickets as forgiven, so that each ticket has all its attempts again."""
     failed = select(TRIAL.c.trial_id).where(TRIAL.c.study_id == study_id, TRIAL.c.state == TrialState.FAIL)
     errors = (ATTRIBUTE.c.key == Attribute.CAUSE.value) & (ATTRIBUTE.c.value_json == json.dumps("error"))
     forgiven = update(ATTRIBUTE).where(errors, ATTRIBUTE.c.trial_id.in_(failed))
@@ -293,7 +293,13 @@ def forgive(connection: Connection, study_id: int) -> None:
 
 
 def resize(connection: Connection, study_id: int, size: Mapping[Attribute, int]) -> None:
-    """Give all waiting tickets of a study another size; one that is taken in this moment keeps its own."""
+    """Set attributes of all waiting tickets of a study; one that is being taken at this moment keeps its own.
+
+    Args:
+        connection: in a transaction that may write.
+        study_id: Optuna's id of the study.
+        size: how many epochs and seeds a ticket has.
+    """
     waiting = select(TRIAL.c.trial_id).where(
         TRIAL.c.study_id == study_id, TRIAL.c.state == TrialState.WAITING
     )
@@ -304,7 +310,7 @@ def resize(connection: Connection, study_id: int, size: Mapping[Attribute, int])
 
 
 def _now() -> datetime:
-    """Return the time as Optuna stores it: UTC, without a zone."""
+    """Return the present time as Optuna stores it: UTC, without a zone."""
     return datetime.now(UTC).replace(tzinfo=None)
 
 

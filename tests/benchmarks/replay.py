@@ -35,8 +35,8 @@ import optuna
 from floodsearch import queue
 from floodsearch.answer.smoothing import smooth
 from floodsearch.catalog import known
+from floodsearch.findings import BestLevel
 from floodsearch.queries import answer
-from floodsearch.records import BestLevel
 from floodsearch.storage.database import open_database
 from floodsearch.storage.studies import put_study
 from floodsearch.study.reader import parse
