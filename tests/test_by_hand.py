@@ -192,7 +192,7 @@ def test_a_trial_that_was_deleted_is_queued_again_under_a_number_of_its_own(stud
     for table in ("trial_params", "trial_user_attributes", "trials"):
         change(study, f"DELETE FROM {table} WHERE trial_id = 1")
     assert queue.fill(study) == 1
-    numbers = [one.number for one in read_trials(anew(study))]
+    numbers = [one.trial for one in read_trials(anew(study))]
     assert sorted(set(numbers)) == sorted(numbers)
     finish(study)
     assert levels(study) == [0.0, 0.25, 0.5]

@@ -155,7 +155,7 @@ def test_a_level_that_flooded_on_an_added_seed_did_flood():
     grown = [
         trial(0, 0.0, [*PLAIN, 0.7]),
         never(1, 0.1),
-        flooded(1, 0.1, [*PLAIN, 0.6], number=5),
+        flooded(1, 0.1, [*PLAIN, 0.6], trial=5),
         flooded(2, 0.2, [*PLAIN, 0.5]),
     ]
     best = answer(grown)

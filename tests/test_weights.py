@@ -460,7 +460,7 @@ def test_what_cannot_be_copied_is_one_clear_line(make_loops, here, tmp_path, mon
     study = make_loops(HILL.format(model="model=model", best=0.6))
     work(study, here, LeaveRequest())
     found, out = answer(study), tmp_path / "out"
-    trial = next(one for one in read_trials(study) if one.number == found.trial)
+    trial = next(one for one in read_trials(study) if one.trial == found.trial)
 
     def refused(**changes):
         given = {"study": study, "best": found, "checkpoints": here.checkpoints, "out": out, **changes}
