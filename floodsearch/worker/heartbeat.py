@@ -28,6 +28,15 @@ class Heartbeat:
     """The thread that beats for a worker, counts its epochs, watches the study and reaps the dead.
 
     It survives every error of the storage: a worker whose database is away for a while is not dead.
+
+    Args:
+        study: whose tickets the worker trains.
+        worker: its id.
+        settings: how often it beats, and how long others may be silent.
+        leave: told when the study is stopped or deleted.
+        epochs_run: member-epochs that the worker has trained.
+        training: the tickets in its hands.
+        lease: the name and the holder of one that lasts as long as this worker lives.
     """
 
     study: StoredStudy
@@ -37,7 +46,6 @@ class Heartbeat:
     epochs_run: int = 0
     training: tuple[int, ...] = ()
     lease: tuple[str, str] | None = None
-    """The name and the holder of a lease that lasts as long as this worker lives."""
     _stopped: bool = False
     _wake: threading.Event = field(default_factory=threading.Event)
 
@@ -58,6 +66,7 @@ class Heartbeat:
         attempt(self.beat, leaving=True)
 
     def _run(self) -> None:
+        """Beat until the worker is done, and look at the study and at other workers when that is due."""
         reaper = Reaper(self.study, uuid.uuid4().hex, grace_seconds=self.settings.grace_seconds)
         due = time.monotonic() + self.settings.beat_seconds
         # Often enough to see a silence of a grace soon after it is full.

@@ -19,7 +19,16 @@ SECONDS_TO_END = 2.0
 
 
 class LeaveRequest:
-    """A reason to leave, given by a signal, the study, or the end of `launch`; the first one stays."""
+    """A reason to leave, given by a signal, the study, or the end of `launch`; the first one stays.
+
+    Attributes:
+        reason: why the worker is to leave; None until it is.
+        wanted: set from then on.
+        signal: the number of the first one that came.
+        abandoned: whether the process that started this worker is gone.
+        error: why nothing can be trained any more, if that is the reason.
+        overdue: called when the grace after a signal is over; None while there is nothing to hand back.
+    """
 
     def __init__(self) -> None:
         self.reason: str | None = None
@@ -27,7 +36,6 @@ class LeaveRequest:
         self.signal: int | None = None
         self.abandoned = False
         self.error: FloodsearchError | None = None
-        """Why nothing can be trained any more, if that is the reason."""
         self.overdue: Callable[[], None] | None = None
 
     @property
@@ -71,6 +79,12 @@ class LeaveRequest:
         threading.Thread(target=self._obey, args=[arrivals, grace], name="leave", daemon=True).start()
 
     def _obey(self, arrivals: SimpleQueue[tuple[str, int]], grace: float) -> None:
+        """Ask to leave at the first signal, and end the process at the second; never returns.
+
+        Args:
+            arrivals: the way in which each signal came, and its number.
+            grace: seconds to leave in.
+        """
         heard: Counter[str] = Counter()
         while True:
             way, number = arrivals.get()

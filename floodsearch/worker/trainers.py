@@ -190,6 +190,7 @@ class CohortTrainer:
         return lambda name, **more: every.of(name, {"study": study.uuid, **of, **more})
 
     def _of_trunks(self, study: StoredStudy, of: Mapping[str, Any]) -> Kept | None:
+        """Return (seed, epoch) to the checkpoint of a trunk; None without a place for checkpoints."""
         every = self._checkpoints(study, of)
         if every is None:
             return None
@@ -201,6 +202,7 @@ class CohortTrainer:
         return kept
 
     def _engine(self, study: StoredStudy, beside: Mapping[str, Parameter], epochs: int) -> Engine:
+        """Return the engine of a study's runs; what it says of itself is a warning of the study."""
         spec = study.spec
         kind = study.engine or default_engine(study.trusted, self.device)
         task, plan = task_of(study.trusted, beside), plan_of(spec, beside, epochs)

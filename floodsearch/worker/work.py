@@ -141,6 +141,7 @@ def _compare(revision: str | None, study: StoredStudy) -> None:
 
 
 def _closed(study: StoredStudy) -> str | None:
+    """Return why no ticket is handed out any more, as of now; None while one may be."""
     return queue.closed(study, tables.read_workers(study.database, study.uuid))
 
 
