@@ -17,9 +17,10 @@ from floodsearch.training.independence import Comparison
 from floodsearch.training.loop import LoopRun
 from floodsearch.training.randomness import seed_everything
 from floodsearch.training.script import Script
-from floodsearch.worker.heartbeat import Leave, Settings
+from floodsearch.worker.leave import LeaveRequest
 from floodsearch.worker.loop_members import LoopMembers
 from floodsearch.worker.mistakes import MistakeFinder, Seen
+from floodsearch.worker.settings import WorkerSettings
 from floodsearch.worker.trainers import Group, plan_of
 
 Loop = Callable[[LoopRun], object]
@@ -41,7 +42,9 @@ class Loops:
         TaskError: if the function cannot be imported, or the command's program is not there.
     """
 
-    def __init__(self, trusted: TrustedSpec, device: torch.device, settings: Settings, leave: Leave) -> None:
+    def __init__(
+        self, trusted: TrustedSpec, device: torch.device, settings: WorkerSettings, leave: LeaveRequest
+    ) -> None:
         spec = trusted.spec
         self.starts_again = spec.command is not None
         if spec.command is not None:
