@@ -41,12 +41,15 @@ def decisions_by_name(tree: ast.Module) -> Iterator[str]:
     """Yield the conditions of a file that ask for an entry by its name, or for its class."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Compare):
-            named = {one.value for one in ast.walk(node) if isinstance(one, ast.Constant)} & ENTRIES
-            if named and re.search("pruner|sampler|schedule", ast.unparse(node)):
-                yield ast.unparse(node)
-        elif isinstance(node, ast.Call) and ast.unparse(node.func) == "isinstance":
-            if re.search("Judge|Halving|Pruner|Sampler|Schedule", ast.unparse(node)):
-                yield ast.unparse(node)
+            of = "pruner|sampler|schedule"
+            named = not ENTRIES.isdisjoint(
+                one.value for one in ast.walk(node) if isinstance(one, ast.Constant)
+            )
+        else:
+            of = "Judge|Halving|Pruner|Sampler|Schedule"
+            named = isinstance(node, ast.Call) and ast.unparse(node.func) == "isinstance"
+        if named and re.search(of, ast.unparse(node)):
+            yield ast.unparse(node)
 
 
 def test_no_name_of_an_entry_decides():
