@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import ast
+import re
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+import floodsearch
 from floodsearch import queue
 from floodsearch.answer.best import latest
 from floodsearch.catalog import known
@@ -30,6 +34,45 @@ from tests.conftest import TINY, merged
 
 on_sqlite = pytest.mark.parametrize("storage_url", ["sqlite"], indirect=True)
 HERE = WorkerSettings(device="cpu", threads=1)
+
+
+ENTRIES = {*PRUNERS, *SAMPLERS, *SCHEDULES}
+
+
+def decisions_by_name(tree: ast.Module) -> Iterator[str]:
+    """Yield the conditions of a file that ask for an entry by its name, or for its class."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Compare):
+            of = "pruner|sampler|schedule"
+            named = not ENTRIES.isdisjoint(
+                one.value for one in ast.walk(node) if isinstance(one, ast.Constant)
+            )
+        else:
+            of = "Judge|Halving|Pruner|Sampler|Schedule"
+            named = isinstance(node, ast.Call) and ast.unparse(node.func) == "isinstance"
+        if named and re.search(of, ast.unparse(node)):
+            yield ast.unparse(node)
+
+
+def test_no_name_of_an_entry_decides():
+    """What is asked of a pruner, sampler or schedule is asked of its entry."""
+    files = sorted(Path(floodsearch.__file__).parent.rglob("*.py"))
+    trees = {path: ast.parse(path.read_text(encoding="utf-8")) for path in files}
+    assert {path: found for path, tree in trees.items() if (found := list(decisions_by_name(tree)))} == {}
+
+
+@pytest.mark.parametrize(
+    "condition",
+    [
+        "spec.search.pruner == 'halving'",
+        "sampler in ('tpe', 'gp')",
+        "schedule != 'constant'",
+        "isinstance(judge, (Halving, OptunaJudge))",
+    ],
+)
+def test_a_decision_by_name_is_found(condition):
+    """The test above sees the ways in which a name or a class can be asked for."""
+    assert list(decisions_by_name(ast.parse(condition))) == [condition]
 
 
 def read(**changes: Any) -> Spec:

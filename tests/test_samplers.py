@@ -16,9 +16,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from optuna.trial import TrialState
 
+import floodsearch.search as offered
 from floodsearch.catalog import known, rule_of, schedule_settings
 from floodsearch.records import Attribute, Parameter
-from floodsearch.search.history import Tried, at_the_end
+from floodsearch.search import samplers
+from floodsearch.search.history import Tried, at_the_end, tried_in
 from floodsearch.search.plain_optuna import RuleSampler
 from floodsearch.search.samplers import SAMPLERS, heuristic
 from floodsearch.search.space import RESOLUTION, Space
@@ -331,6 +333,82 @@ def test_a_rule_finds_the_top_of_a_noisy_quadratic(rule, space, place):
         running.tell(trial, 1 - ((trial.params["level"] - top) / width) ** 2 + rng.uniform(-noise, noise))
     reached = (1 - 0.01 ** (1 / n)) / 2
     assert abs(running.study.best_params["level"] - top) / width <= math.sqrt(reached**2 + 2 * noise)
+
+
+def test_plain_optuna_finds_its_names_in_one_place():
+    """What a study of plain Optuna needs of ours is offered by `floodsearch.search`, and shown by `dir`."""
+    for name in offered.__all__:
+        assert getattr(offered, name) is not None
+        assert name in dir(offered)
+    assert {name for name, one in RULES.items() if getattr(offered, name) is one} == set(RULES)
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = offered.nothing
+
+
+# --- a proposal ------------------------------------------------------------------------------------------
+
+
+@every_rule
+@every_space
+def test_a_proposal_needs_no_study(rule, space):
+    """From records alone it is what plain Optuna is proposed, whose trials tell the same."""
+    running, seen = search(rule, space, seed=2), []
+    for number in range(4):
+        wanted = samplers.propose(RULES[rule], space, seen, seed=2, ticket=number)
+        trial = running.ask()
+        assert trial.params == wanted
+        score = math.sin(5 * trial.params["level"])
+        running.tell(trial, score)
+        seen.append(tried(number, score=score, **wanted))
+
+
+@every_rule
+def test_a_proposal_that_was_tried_moves_to_the_nearest_new_one(rule):
+    """Whatever a rule wants, no level of a grid is proposed twice while one is left; then what it wants."""
+    space, seen = SPACES["grid"], []
+    for number in range(7):
+        found = samplers.propose(RULES[rule], space, seen, seed=0, ticket=number)
+        assert found["level"] not in {one.level for one in seen} or number == 6
+        seen.append(tried(number, found["level"], 0.5))
+    assert {one.level for one in seen[:6]} == set(space.grid)
+
+
+def test_trials_that_tell_nothing_are_no_history():
+    """Failed ones, those of other parameters and those without a level are left out.
+
+    What trains has no score, what diverged has no reports either, and to minimize turns the sign.
+    """
+    space = SPACES["choices"]
+    distributions = space.distributions()
+
+    def trial(state: TrialState, parameters: dict[str, Parameter], **more: Any) -> optuna.trial.FrozenTrial:
+        of = {
+            name: distributions.get(name, optuna.distributions.FloatDistribution(0, 1)) for name in parameters
+        }
+        return optuna.create_trial(state=state, params=parameters, distributions=of, **more)
+
+    sound: dict[str, Parameter] = {"level": 0.2, "weight_decay": 0.1}
+    done = {"user_attrs": {Attribute.TICKET: 7, Attribute.CAUSE: "complete"}}
+    found = tried_in(
+        [
+            trial(TrialState.COMPLETE, sound, value=0.25, intermediate_values={2: 0.5, 4: math.nan}, **done),
+            trial(TrialState.FAIL, sound),
+            trial(TrialState.COMPLETE, {"level": 0.2, "weight_decay": 0.1, "dropout": 0.5}, value=1.0),
+            trial(TrialState.COMPLETE, {"weight_decay": 0.1}, value=1.0),
+            trial(TrialState.COMPLETE, sound, value=1.0, user_attrs={Attribute.TICKET: 3}),  # told by hand
+            trial(TrialState.RUNNING, sound, intermediate_values={2: 0.5}),
+            trial(TrialState.PRUNED, sound, intermediate_values={2: 9.0}, user_attrs={"cause": "diverged"}),
+        ],
+        space,
+        maximize=False,
+    )
+    assert [(one.score, dict(one.rungs)) for one in found] == [
+        (-0.25, {2: -0.5}),
+        (None, {2: -0.5}),
+        (None, {}),
+    ]
+    assert found[0].ticket == 7
+    assert {(one.level, *one.beside.values()) for one in found} == {(0.2, 0.1)}
 
 
 # --- what was pruned -------------------------------------------------------------------------------------

@@ -30,7 +30,10 @@ class Tried:
     """The recent mean of the metric at each epoch that it reported; larger is better."""
 
     def counts_for(self, beside: Mapping[str, Parameter]) -> bool:
-        """Return whether it is a level of these parameters: of all, or their baseline, which has fewer."""
+        """Return whether a level was tried with these parameters beside it: with all, or as their baseline.
+
+        Level 0 has none of the schedule's settings, and is the baseline of all of them.
+        """
         return self.beside.items() <= beside.items()
 
 
