@@ -50,7 +50,7 @@ INSIDE = {
     "images",
     "study": "spec reader trust",
     "training": "devices randomness arithmetic batches progress contract run engine sequential lanes stack "
-    "stackable trunk cohort independence rehearsal batch_losses call_order "
+    "stackable trunk forks cohort independence rehearsal batch_losses call_order "
     "report loop_state loop script",
     "search": "space samplers halving pruners",
     "storage": "failures urls rows schema trials database retry tables studies notices",

@@ -22,7 +22,7 @@ from floodsearch.training.batches import chunks
 from floodsearch.training.randomness import seed_global
 
 _weights: dict[int, StorageWeakRef] = {}
-"""The memory of all trainable weights that `new_model` gave and that is still somebody's."""
+"""The memory of all trainable weights that `new_model` gave and that are still in use, by its address."""
 
 
 def new_model(task: Task, seed: int, device: torch.device, train: Split) -> nn.Module:

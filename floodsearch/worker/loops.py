@@ -64,7 +64,7 @@ class Loops:
         return self._members(study, levels, seeds, tickets[0].beside, tickets[0].epochs)
 
     def unflooded(self, study: StoredStudy, seed: int) -> LoopMembers:
-        """Return what trains the run of a seed at level 0; the first ticket goes on from its checkpoint."""
+        """Return the run of a seed at level 0, as member 0; the first ticket goes on from its checkpoint."""
         return self._members(
             study, {0: 0.0}, {0: [seed]}, first_choices(study.spec), study.spec.training.epochs
         )
