@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from floodsearch.errors import TaskError
 from floodsearch.tasks.task import IGNORED, Data, Split, Task, class_correct
 from floodsearch.training.batches import batches, chunks
-from floodsearch.training.contract import check_outputs, judged, mean_loss, new_model
+from floodsearch.training.contract import check_outputs, loss_and_correct, mean_loss, new_model
 from floodsearch.training.progress import check_counts
 from floodsearch.training.randomness import borrowed
 from floodsearch.usercode.reference import said
@@ -282,7 +282,7 @@ class _Rehearsal:
     def _assessed(self, model: nn.Module, split: Split) -> Tensor:
         """Return the loss of a few samples, whose metric must fit, too."""
         [batch] = chunks(split, len(split.inputs), self.task.prepare)
-        loss, right = judged(self.task, model.eval()(batch.inputs), batch.labels)
+        loss, right = loss_and_correct(self.task, model.eval()(batch.inputs), batch.labels)
         if right is not None:
             check_counts(float(right), len(batch.labels))
         return loss

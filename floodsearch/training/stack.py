@@ -33,7 +33,7 @@ from floodsearch.records import EpochRecord
 from floodsearch.tasks.task import Task
 from floodsearch.training.arithmetic import compute
 from floodsearch.training.batches import batches, chunks, count
-from floodsearch.training.contract import blaming, judged
+from floodsearch.training.contract import blaming, loss_and_correct
 from floodsearch.training.engine import RunOutcome
 from floodsearch.training.lanes import WIDTH, Lane, Lanes, SeedInit
 from floodsearch.training.progress import Evaluation, RunPlan
@@ -190,7 +190,7 @@ class Stack:
         level: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Return the flooded loss of one lane's batch, the plain one, and how many are correct, each ()."""
-        loss, right = _judged(self.task, self._outputs(parameters, fixed, inputs), labels)
+        loss, right = _loss_and_correct(self.task, self._outputs(parameters, fixed, inputs), labels)
         return flood(loss, level.to(loss.dtype)), loss, right
 
     def _outputs(self, parameters: Mapping[str, Tensor], fixed: Mapping[str, Tensor], inputs: Tensor) -> Any:
@@ -222,7 +222,7 @@ class Stack:
         """Return the mean losses of a batch, (WIDTH,), and how many are correct, (WIDTH,)."""
 
         def assess(parameters: Any, fixed: Any, inputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-            return _judged(self.task, self._outputs(parameters, fixed, inputs), labels)
+            return _loss_and_correct(self.task, self._outputs(parameters, fixed, inputs), labels)
 
         def part_of(part: slice) -> tuple[Tensor, ...]:
             parameters = {name: one[part] for name, one in lanes.parameters.items()}
@@ -273,8 +273,8 @@ def _by_seat(lanes: Sequence[Lane], batch: Mapping[int, tuple[Tensor, Tensor]]) 
     return inputs, labels
 
 
-def _judged(task: Task, outputs: Any, labels: Tensor) -> tuple[Tensor, Tensor]:
+def _loss_and_correct(task: Task, outputs: Any, labels: Tensor) -> tuple[Tensor, Tensor]:
     """Return the loss of one lane's batch, and how many are correct, each ()."""
-    loss, right = judged(task, outputs, labels)
+    loss, right = loss_and_correct(task, outputs, labels)
     # A function under `vmap` has to return a tensor in each place.
     return loss, torch.zeros((), device=labels.device) if right is None else right
