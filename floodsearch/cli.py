@@ -472,10 +472,10 @@ def _timed(spec: Spec, stages: list[Stage] | None, speed: str | None, measure: s
     if stages is None:
         raise UsageError("the time is not known before the pilot has found the levels; give levels.count")
     os.environ.setdefault(*REPRODUCIBLE)  # as workers do
-    from floodsearch.cost.throughput import measured, samples_of
+    from floodsearch.cost.throughput import measure_speeds, samples_of
 
     if measure is not None:
-        speeds = measured(spec, measure, sorted({at_once(spec, stage) for stage in stages}))
+        speeds = measure_speeds(spec, measure, sorted({at_once(spec, stage) for stage in stages}))
     else:
         speeds = speeds_of(str(speed))
     return timed(spec, stages, samples_of(spec), speeds)

@@ -101,14 +101,14 @@ def test_a_speed_is_measured_by_training(engine: str, make_spec, monkeypatch) ->
     spec = make_spec(training={"engine": engine, "batch_size": 10}).model_copy(
         update={"arithmetic": Arithmetic()}
     )
-    found = speed.measured(spec, "cpu", [1, 3])
+    found = speed.measure_speeds(spec, "cpu", [1, 3])
     assert list(found) == [1, 3]
     assert min(found.values()) > 0
 
 
 def test_a_device_that_does_not_exist_is_refused_with_those_that_do(make_spec) -> None:
     with pytest.raises(UsageError, match=r"'cuda:99' does not exist; this machine has .*cpu"):
-        speed.measured(make_spec(), "cuda:99", [1])
+        speed.measure_speeds(make_spec(), "cuda:99", [1])
 
 
 def running(*tickets, epochs=100, state="running"):

@@ -94,7 +94,7 @@ class FloodTrainer(Trainer):
         return (loss, outputs) if return_outputs else loss
 
     def _share(self, inputs: dict[str, Any], num_items: Tensor | int | None) -> Tensor | None:
-        """Return what the trainer multiplies the mean loss of a micro-batch with; None if nothing."""
+        """Return the factor by which the trainer scales the mean loss of a micro-batch; None if by none."""
         scaled = getattr(self, "loss_is_scaled_for_ga", None)  # older versions have it not
         if scaled is None:  # as `training_step` decides it
             scaled = self.model_accepts_loss_kwargs or self.compute_loss_func is not None

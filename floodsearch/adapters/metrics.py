@@ -15,7 +15,7 @@ EVALUATED = ("val_accuracy", "val_loss", "test_accuracy", "test_loss")
 def pick(
     run: LoopRun, logged: Mapping[str, Any], name_of: Callable[[str], str], named: Mapping[str, str]
 ) -> dict[str, Any]:
-    """Return what a run is to report of what its trainer has logged in an epoch with an evaluation.
+    """Return the numbers that a run reports, by the study's names, of those that its trainer has logged.
 
     Args:
         run: before it has reported the epoch.

@@ -36,7 +36,7 @@ def samples_of(spec: Spec) -> int:
     return len(task.draw(spec.training.seeds[0], find_device("cpu")).train.inputs)
 
 
-def measured(spec: Spec, device: str, at_once: Sequence[int]) -> dict[int, float]:
+def measure_speeds(spec: Spec, device: str, at_once: Sequence[int]) -> dict[int, float]:
     """Return training samples a second of all runs together, by how many train at once.
 
     Args:

@@ -104,7 +104,7 @@ class Data:
 
     @classmethod
     def of(cls, found: Any) -> Data:
-        """Return what a task's `data` gave: as it is, or three splits in a tuple or by their names.
+        """Return the three splits that a task's `data` gave, also as a tuple or by their names.
 
         Raises:
             ValueError: if it is something else.

@@ -84,7 +84,7 @@ class CallOrder:
         self._at = _At.PAUSED if pauses else _At.BETWEEN
 
     def early_return(self, epoch: int, length: int) -> LoopError:
-        """Return what is wrong with a function that ended by itself after an epoch of so many."""
+        """Return the error of a function that returned by itself after `epoch` of `length` epochs."""
         if not self.begun:
             return LoopError("the loop returned before its first epoch; write: for epoch in run.epochs()")
         return LoopError(

@@ -18,14 +18,14 @@ from typing import Any, Protocol
 
 import torch
 
-from floodsearch.artifacts.checkpoint import Checkpoint, Pace, rows
-from floodsearch.artifacts.names import name_of
+from floodsearch.artifacts.checkpoint import Checkpoint, Pace
 from floodsearch.errors import DivergedError, pass_on_ctrl_c
 from floodsearch.flooding.schedules import SCHEDULES
 from floodsearch.records import EpochRecord
 from floodsearch.tasks.task import Task
 from floodsearch.training.engine import AnyRun, RunOutcome
-from floodsearch.training.progress import RunPlan, pack, unpack
+from floodsearch.training.forks import Errors, Forks, Key
+from floodsearch.training.progress import RunPlan
 from floodsearch.training.sequential import Sequential
 from floodsearch.training.trunk import Trunk, TrunkPool, train
 
@@ -44,11 +44,6 @@ class EpochOutcome:
     failed: dict[int, BaseException] = field(default_factory=dict)
     trained: int = 0
 
-
-Key = tuple[int, int]
-"""A run: (member, seed)."""
-Errors = dict[Key, BaseException]
-"""What the runs of an epoch raised."""
 
 log = logging.getLogger(__name__)
 
@@ -101,56 +96,39 @@ class Cohort:
         last: bool = True,
         checkpoint: Callable[[int, int], Checkpoint] | None = None,
     ) -> None:
-        self.plan, self.last, self.checkpoint = plan, last, checkpoint
+        self.plan, self.last = plan, last
         self.levels = dict(levels)
         self.seeds = {member: tuple(seeds[member]) for member in levels}
         self.epoch = 0
         self.trunks = TrunkPool(Sequential(task, plan, device)) if trunks is None else trunks
-        self.runs: dict[Key, AnyRun] = {}  # those that have left their trunk
-        self._left: dict[Key, int] = {}  # in which epoch that was
-        # From the first epoch on; of a run that goes on, up to where it was saved.
-        self._shown: dict[Key, list[EpochRecord]] = {
-            (member, seed): [] for member, seeds in self.seeds.items() for seed in seeds
-        }
+        self.forks = Forks(
+            ((member, seed) for member, seeds in self.seeds.items() for seed in seeds), checkpoint
+        )
+        self.forks.go_on(self.trunks.engine, self.levels)
         self._pace = Pace()
-        self._go_on()
-
-    def _go_on(self) -> None:
-        """Take up the runs that have a checkpoint."""
-        if self.checkpoint is None:
-            return
-        for member, seed in self._shown:
-            saved = self.checkpoint(member, seed).load("epoch", "records", "left", "state")
-            if saved is None:
-                continue
-            try:
-                run, left = self.trunks.engine.new_run(seed, self.levels[member]), int(saved["left"])
-                run.restore(unpack(saved["state"]))
-            except Exception as error:  # whatever a model says against weights of another
-                log.warning("%s starts again: %s", name_of(member, seed), error)
-                continue
-            self.runs[member, seed], self._left[member, seed] = run, left
-            self._shown[member, seed] = saved["records"]
 
     def save(self) -> None:
-        """Save what another process needs to go on from here; where that fails, less can be taken up."""
+        """Save all that another process needs to go on from here; where that fails, it trains more again."""
         since = time.monotonic()
         try:
             # Trunks last: a run without a file forks again, if its trunk is not beyond that.
-            for (member, seed), run in self.runs.items():
-                shown, left = self._shown[member, seed], self._left[member, seed]
-                if self.checkpoint is not None and run.epoch == len(shown) == self.epoch:
-                    content = {"left": left, "records": rows(shown), "state": pack(run.state())}
-                    self.checkpoint(member, seed).save({"epoch": self.epoch, **content})
-            for seed in sorted({seed for member, seed in self._shown if (member, seed) not in self.runs}):
+            self.forks.save(self.epoch)
+            for seed in sorted(
+                {seed for member, seed in self.forks.shown if (member, seed) not in self.runs}
+            ):
                 self.trunks.of(seed).save()
         except Exception as error:  # of the disk, or of whatever a user's model holds
             log.warning("no checkpoint: %s", error)
         self._pace.note_save(since)
 
+    @property
+    def runs(self) -> dict[Key, AnyRun]:
+        """The runs that have left their trunk."""
+        return self.forks.runs
+
     def forked(self, member: int) -> bool:
         """Return whether a member has left the trunk with any of its seeds: its level has begun to matter."""
-        return any(self._left.get((member, seed), math.inf) <= self.epoch for seed in self.seeds[member])
+        return any(self.forks.left.get((member, seed), math.inf) <= self.epoch for seed in self.seeds[member])
 
     def lowest(self, member: int, seed: int) -> float | None:
         """Return the lowest loss of a batch of a run that has not flooded; None if that is not known here."""
@@ -161,8 +139,7 @@ class Cohort:
     def drop(self, member: int) -> None:
         """Train a member no further and free its memory."""
         for seed in self.seeds.pop(member, ()):
-            for of_runs in (self.runs, self._left, self._shown):
-                of_runs.pop((member, seed), None)
+            self.forks.drop((member, seed))
         self.levels.pop(member, None)
 
     def train(self, until: int, note: OnEpoch) -> bool:
@@ -180,11 +157,14 @@ class Cohort:
         """Train all members one epoch further."""
         result = EpochOutcome(records={member: [] for member in self.levels})
         self.epoch += 1
-        errors: Errors = {}
-        self._show_again(result)
-        if not SCHEDULES[self.plan.schedule].forks:
-            self._begin_alone(errors)
+        for member, record in self.forks.shown_in(self.epoch):
+            result.records[member].append(record)
+        # A schedule that moves the level by itself has no part in a trunk.
+        apart = not SCHEDULES[self.plan.schedule].forks
+        errors = self.forks.begin_all(self.trunks.engine, self.levels) if apart else {}
         self._advance_together(result, errors)
+        # A fork may begin epochs ago, where its trunk was last kept. Those that are furthest behind train
+        # first, so that each epoch that several repeat is trained for all of them together.
         while behind := {key: run for key, run in self.runs.items() if run.epoch < self.epoch}:
             first = min(run.epoch for run in behind.values())
             together = {key: run for key, run in behind.items() if run.epoch == first}
@@ -198,28 +178,8 @@ class Cohort:
         for member, records in result.records.items():
             records.sort(key=lambda record: record.seed)
             for record in records:
-                shown = self._shown[member, record.seed]
-                shown += [record] if len(shown) < self.epoch else []
+                self.forks.show((member, record.seed), record)
         return result
-
-    def _show_again(self, result: EpochOutcome) -> None:
-        """Add the records of runs that were further in their checkpoints."""
-        for (member, _), shown in self._shown.items():
-            if self.epoch <= len(shown):
-                result.records[member].append(shown[self.epoch - 1])
-
-    def _begin_alone(self, errors: Errors) -> None:
-        """Start members that have no part in a trunk, because their schedule moves the level by itself."""
-        for member, level in self.levels.items():
-            for seed in self.seeds[member] if level > 0 else ():
-                if (member, seed) in self.runs:
-                    continue
-                try:
-                    self.runs[member, seed] = self.trunks.engine.new_run(seed, level)
-                    self._left[member, seed] = 1
-                except BaseException as error:
-                    pass_on_ctrl_c(error)
-                    errors[member, seed] = error
 
     def _advance_together(self, result: EpochOutcome, errors: Errors) -> None:
         """Train the trunks and what has left them before, and let the members go whose level was crossed."""
@@ -272,8 +232,8 @@ class Cohort:
             }
         for member in sorted(crossed):
             try:
-                self.runs[member, seed] = trunk.fork(self.epoch, self.levels[member])
-                self._left[member, seed] = self.epoch
+                fork = trunk.fork(self.epoch, self.levels[member])
+                self.forks.add((member, seed), fork, self.epoch)
             except BaseException as error:  # not every model can be made a second time
                 pass_on_ctrl_c(error)
                 errors[member, seed] = error
@@ -293,14 +253,12 @@ class Cohort:
     def tested(self, member: int) -> list[EpochRecord]:
         """Return a member's records with test metrics: of its best validation epochs and its last ones."""
         found: list[EpochRecord] = []
-        level = self.levels[member]
-        of_trunk: dict[str, Any] = {"level": level}
         for seed in self.seeds[member]:
-            run = self.runs.get((member, seed))
-            if run is not None:
+            if (run := self.runs.get((member, seed))) is not None:
                 found += run.tested()
             else:
-                found += [replace(record, **of_trunk) for record in self.trunks.of(seed).tested()]
+                of_trunk = self.trunks.of(seed).tested()
+                found += [replace(record, level=self.levels[member]) for record in of_trunk]
         return found
 
     def weights(self, member: int, seed: int) -> dict[str, Any] | None:

@@ -22,7 +22,7 @@ from floodsearch.training.batches import chunks
 from floodsearch.training.randomness import seed_global
 
 _weights: dict[int, StorageWeakRef] = {}
-"""The memory of all trainable weights that `new_model` gave and that is still somebody's."""
+"""The memory of all trainable weights that `new_model` gave and that are still in use, by its address."""
 
 
 def new_model(task: Task, seed: int, device: torch.device, train: Split) -> nn.Module:
@@ -77,7 +77,7 @@ def _without_size(model: nn.Module) -> list[str]:
     return [name for name, one in chain(model.named_parameters(), model.named_buffers()) if is_lazy(one)]
 
 
-def judged(task: Task, outputs: Any, labels: Tensor) -> tuple[Tensor, Tensor | None]:
+def loss_and_correct(task: Task, outputs: Any, labels: Tensor) -> tuple[Tensor, Tensor | None]:
     """Return the mean loss of a batch, (), and how many are correct, (); None where a task does not tell.
 
     Raises:

@@ -106,7 +106,7 @@ class Comparison:
         self._groups: dict[tuple[Hashable, int], dict[RunKey, _Begun]] = {}
 
     def note(self, key: RunKey, shown: Shown) -> Finding | None:
-        """Take in an epoch of a run; return what it shows together with an earlier run."""
+        """Take in an epoch of a run; return what is wrong with it beside an earlier run, or None."""
         runs = self._group(key)
         if shown.record.epoch == 1:
             runs[key] = self._begin(key, runs)
@@ -136,6 +136,7 @@ class Comparison:
 
     @staticmethod
     def _begin(key: RunKey, runs: dict[RunKey, _Begun]) -> _Begun:
+        # Of complete runs only the first of each level and the lowest of each seed are compared with later.
         for other in [other for other, run in runs.items() if run.epoch == other.epochs and not run.first]:
             del runs[other]
         others = [other for other in runs if other != key]
@@ -205,7 +206,7 @@ def numbers(shown: Shown) -> set[float]:
 
 
 def weight(shared: set[float]) -> int:
-    """Return how much it says that two runs share these numbers: two for each of many digits, else one."""
+    """Return the weight of numbers that two runs share, as proof: two for each of many digits, else one."""
     return sum(1 if _is_coarse(number) else 2 for number in shared)
 
 

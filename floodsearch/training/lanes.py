@@ -55,12 +55,12 @@ class SeedInit:
         return tuple(tensor.shape for part in parts for tensor in (part.inputs, part.labels))
 
     def evaluate(self, weights: Mapping[str, Tensor]) -> Evaluation:
-        """Return how the model does with some weights on the test split."""
+        """Return loss and accuracies of the model with these weights on the test split."""
         return evaluate(self.model_of(weights), self.task, self.test, self.plan.arithmetic)
 
     @torch.no_grad()
     def model_of(self, weights: Mapping[str, Tensor]) -> nn.Module:
-        """Return the model with some weights, until it is given others."""
+        """Return the seed's one model with these weights in it; the next call puts others there."""
         for name, tensor in named(self.model).items():
             tensor.copy_(weights[name])
         return self.model
@@ -89,7 +89,7 @@ class Lane:
 
     @property
     def kind(self) -> object:
-        """What lanes that are trained together have in common: their epoch, and the shape of their data."""
+        """The epoch and the shapes of the data: lanes for which these are equal can share a stack."""
         return self.epoch, self.init.shape
 
     @property
@@ -111,7 +111,7 @@ class Lane:
         return {key: tensor[index] for key, tensor in lanes.tensors.items()}
 
     def weights(self) -> dict[str, Tensor]:
-        """Return a copy of its parameters and buffers."""
+        """Return a copy of its parameters and buffers, by name."""
         return {name: tensor.clone() for (what, name), tensor in self.tensors().items() if what == "weight"}
 
     def park(self) -> None:
@@ -161,7 +161,9 @@ class Lanes:
     """`WIDTH` seats for runs whose tensors lie side by side, with one optimizer over all of them."""
 
     def __init__(self, model: nn.Module, task: Task) -> None:
-        self.seats: list[weakref.ref[Lane] | None] = [None] * WIDTH  # whom nobody refers to needs no seat
+        self.seats: list[weakref.ref[Lane] | None] = [
+            None
+        ] * WIDTH  # weak: a run that its cohort let go frees its seat
         trainable = {name for name, one in model.named_parameters() if one.requires_grad}
         weights = {name: _zeros_of(one) for name, one in named(model).items()}
         self.parameters = {name: nn.Parameter(one) for name, one in weights.items() if name in trainable}
@@ -197,7 +199,7 @@ class Lanes:
             if key in lane.parked:
                 tensor[index].copy_(lane.parked[key])
             else:
-                tensor[index].zero_()
+                tensor[index].zero_()  # of the optimizer, before the first step of the lane
         lane.parked, lane.seat = {}, (self, index)
         self.seats[index] = weakref.ref(lane)
 
@@ -209,7 +211,10 @@ class Lanes:
             count.fill_(steps)
 
     def by_seat(self) -> list[Lane]:
-        """Return whose data each seat is given; on free seats, somebody's."""
+        """Return for each seat the lane whose batches it computes: on a free seat, that of another lane.
+
+        A stack is always `WIDTH` wide; what a free seat comes to is not read.
+        """
         anybody = self.here()[0]
         return [(seat and seat()) or anybody for seat in self.seats]
 
@@ -219,5 +224,5 @@ def _zeros_of(tensor: Tensor) -> Tensor:
 
 
 def named(model: nn.Module) -> dict[str, Tensor]:
-    """Return the parameters and buffers of a model."""
+    """Return the parameters and buffers of a model, by name."""
     return {**dict(model.named_parameters()), **dict(model.named_buffers())}

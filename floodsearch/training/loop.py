@@ -217,7 +217,7 @@ class LoopRun:
         self.goes_on = False
 
     def outcome(self, raised: BaseException | None) -> BaseException | None:
-        """Return what was wrong when the function had ended, perhaps by what it `raised`, or None."""
+        """Return the error of a function that ended, `raised` by it or caught in it; None if it did well."""
         if self._calls.error is not None or raised is not None:
             return self._calls.error or raised
         asked_to = self._calls.paused or not (self.goes_on and self.wanted)

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from floodsearch.errors import TaskError
 from floodsearch.tasks.task import IGNORED, Data, Split, Task, class_correct
 from floodsearch.training.batches import batches, chunks
-from floodsearch.training.contract import check_outputs, judged, mean_loss, new_model
+from floodsearch.training.contract import check_outputs, loss_and_correct, mean_loss, new_model
 from floodsearch.training.progress import check_counts
 from floodsearch.training.randomness import borrowed
 from floodsearch.usercode.reference import said
@@ -44,7 +44,7 @@ log = logging.getLogger("floodsearch")
 
 
 def findings(task: Task, seeds: Sequence[int], sizes: Collection[int]) -> list[str]:
-    """Return what is wrong with a task, a line each.
+    """Return the mistakes that are found in a task, a line each.
 
     Args:
         task: of the user's own.
@@ -58,11 +58,42 @@ def findings(task: Task, seeds: Sequence[int], sizes: Collection[int]) -> list[s
             rehearsal.play()
         except (RuntimeError, TypeError) as error:  # of tensors of a kind that is not known here
             log.warning("the task is not rehearsed to its end, which may be right: %s", said(error))
-    return list(dict.fromkeys(rehearsal.found))
+    return list(dict.fromkeys(rehearsal.findings.found))
 
 
 class _EndedError(Exception):
     """What comes next makes no sense after what was found."""
+
+
+class _Findings:
+    """What was found so far, a line each.
+
+    Attributes:
+        found: in the order of the rehearsal.
+    """
+
+    def __init__(self) -> None:
+        self.found: list[str] = []
+
+    def add(self, finding: str) -> None:
+        """Note a finding after which the rehearsal goes on."""
+        self.found.append(finding)
+
+    def end(self, finding: str) -> None:
+        """Note a finding after which nothing else can be rehearsed."""
+        self.found.append(finding)
+        raise _EndedError
+
+    @contextmanager
+    def telling(self, what: str, more: str = "") -> Iterator[None]:
+        """Note what the user's own code raises, and end there."""
+        try:
+            yield
+        except (Exception, SystemExit) as error:  # it may do anything
+            words = said(error)
+            if any(name in words.lower() for name in ("cuda", "nvidia")):
+                raise _EndedError from error  # it needs the GPU on which it will be trained
+            self.end(words if isinstance(error, TaskError) else f"{what}: {words}{more}")
 
 
 class _Rehearsal:
@@ -70,7 +101,7 @@ class _Rehearsal:
 
     def __init__(self, task: Task, seeds: Sequence[int], sizes: Collection[int]) -> None:
         self.task, self.seeds, self.sizes = task, seeds, sorted(sizes)
-        self.found: list[str] = []
+        self.findings = _Findings()
 
     def play(self) -> None:
         """Rehearse the data, the model, a step of training, and the evaluation."""
@@ -81,7 +112,7 @@ class _Rehearsal:
         most = MOST_WORK // sum(one.numel() for one in model.parameters())
         inputs, labels = self._batch(data.train, max(FEW, min(self.task.recipe.batch_size, most)))
         outputs = self._outputs(model, inputs)
-        self._look_at_metric(outputs, labels)
+        _look_at_metric(self.task, outputs, labels, self.findings)
         self._take_step(model, other, self._loss(outputs, labels))
         self._take_rest(other, data.train)
         self._evaluate(other, data)
@@ -89,26 +120,10 @@ class _Rehearsal:
             data = self._draw(seed)
             self._evaluate(self._models(seed, data.train)[0], data)
 
-    def _end(self, finding: str) -> None:
-        """Note a finding after which nothing else can be rehearsed."""
-        self.found.append(finding)
-        raise _EndedError
-
-    @contextmanager
-    def _telling(self, what: str, more: str = "") -> Iterator[None]:
-        """Note what the user's own code raises, and end there."""
-        try:
-            yield
-        except (Exception, SystemExit) as error:  # it may do anything
-            words = said(error)
-            if any(name in words.lower() for name in ("cuda", "nvidia")):
-                raise _EndedError from error  # it needs the GPU on which it will be trained
-            self._end(words if isinstance(error, TaskError) else f"{what}: {words}{more}")
-
     # --- data ---
 
     def _draw(self, seed: int) -> Data:
-        with self._telling(f"data({seed}) fails"):
+        with self.findings.telling(f"data({seed}) fails"):
             return Data.of(self.task.data(seed)).to(CPU)
 
     def _draw_twice(self, seed: int) -> tuple[Data, bool]:
@@ -120,7 +135,7 @@ class _Rehearsal:
             before = [one.clone() for one in _tensors(data)]
             after = (*_tensors(self._draw(seed)), *_tensors(data))
             if not all(_equal(*pair) for pair in zip(2 * before, after, strict=True)):
-                self.found.append(
+                self.findings.add(
                     f"data({seed}) gives other samples the second time; draw all that is random from the "
                     "seed, as by torch.Generator().manual_seed(seed), and change nothing in place that lasts"
                 )
@@ -130,14 +145,14 @@ class _Rehearsal:
         """Look for what lets no level be told from another, and for batches that are too large."""
         each, labels = len(data.validation.inputs), data.train.labels
         if (samples := each * len(self.seeds)) < FEWEST:
-            self.found.append(
+            self.findings.add(
                 f"the validation data of all seeds are {samples} samples, {each} a seed; one of them moves "
                 f"the accuracy by {1 / samples:.2f}, so no levels can be told apart: have {FEWEST} or more"
             )
         if self.task.correct is not None and bool((labels == labels[:1]).all()):
-            self.found.append(f"all training labels are {labels[0].tolist()}; there is nothing to learn")
+            self.findings.add(f"all training labels are {labels[0].tolist()}; there is nothing to learn")
         for size in self.sizes:
-            with suppress(_EndedError), self._telling("batch_size"):
+            with suppress(_EndedError), self.findings.telling("batch_size"):
                 self.task.with_recipe({"batch_size": size}).check_size(data)
 
     def _look_for_broken(self, model: nn.Module, data: Data) -> None:
@@ -149,7 +164,7 @@ class _Rehearsal:
             with suppress(Exception):  # what else is wrong is found out without them
                 loss = float(self._assessed(model, split.of(broken.nonzero()[:FEW, 0])))
             if not math.isfinite(loss):
-                self.found.append(
+                self.findings.add(
                     f"{int(broken.sum())} of {len(broken)} samples of the {name} data hold NaN or infinite "
                     "numbers; remove or fill them"
                 )
@@ -160,28 +175,28 @@ class _Rehearsal:
 
     def _models(self, seed: int, train: Split) -> tuple[nn.Module, nn.Module]:
         """Return two new models of a seed."""
-        with self._telling("model() fails"):
+        with self.findings.telling("model() fails"):
             model, other = (new_model(self.task, seed, CPU, train) for _ in range(2))
         weights, others = model.state_dict(), other.state_dict()
         if weights.keys() != others.keys() or not all(_equal(weights[key], others[key]) for key in weights):
-            self.found.append(
+            self.findings.add(
                 "model gives other weights the second time; draw them from torch's global generator, which "
                 "is that of the seed"
             )
         parameters = list(model.parameters())
         if not any(one.requires_grad for one in parameters):
             why = "all of its parameters are frozen" if parameters else "it has no parameters"
-            self._end(f"the model cannot be trained: {why}")
+            self.findings.end(f"the model cannot be trained: {why}")
         return model, other
 
     def _batch(self, split: Split, size: int) -> tuple[Tensor, Tensor]:
-        with self._telling("prepare fails"):
+        with self.findings.telling("prepare fails"):
             return next(iter(batches(split, size, self.seeds[0], 1, self.task.prepare)))
 
     def _outputs(self, model: nn.Module, inputs: Tensor) -> Any:
-        """Return what the model gives in training."""
+        """Return the outputs of the model for a batch, in training mode."""
         kind, hint = _kind(inputs), _types(inputs, model)
-        with self._telling(f"the model cannot take inputs of {kind}", hint):
+        with self.findings.telling(f"the model cannot take inputs of {kind}", hint):
             return model.train()(inputs)
 
     def _take_rest(self, model: nn.Module, train: Split) -> None:
@@ -192,41 +207,21 @@ class _Rehearsal:
                 continue
             inputs, _ = self._batch(train.first(rest), rest)
             few = f"the last batch of an epoch has {rest} of {size} samples, and the model cannot take it"
-            with self._telling(few, "; choose another batch_size"):
+            with self.findings.telling(few, "; choose another batch_size"):
                 model.train()(inputs)
 
     # --- loss and metric ---
 
-    def _look_at_metric(self, outputs: Any, labels: Tensor) -> None:
-        """Look for outputs and labels that the default metric cannot compare."""
-        if self.task.correct is not None:
-            with self._telling("outputs"):
-                check_outputs(outputs)
-        if self.task.correct is not class_correct:
-            return
-        one_of = "the default correct compares the largest of several outputs with a class number"
-        if outputs.ndim < 2 or outputs.shape[1] == 1:
-            self._end(
-                f"{one_of}, but outputs are {_kind(outputs)}; give correct=binary_correct for one logit, or "
-                'correct=None for a regression, and metric = "val_loss" in [search]'
-            )
-        if labels.ndim > 1 and labels.shape[1] > 1:
-            self._end(f"{one_of}, but labels are {_kind(labels)}; give a correct with (n,) booleans")
-        if labels.is_floating_point() and bool((labels != labels.round()).any()):
-            self._end(
-                f'{one_of}, but labels are fractions; give correct=None, and metric = "val_loss" in [search]'
-            )
-
     def _loss(self, outputs: Any, labels: Tensor) -> Tensor:
         """Return the loss of the first batch, which must be a mean that has a gradient."""
         kept = outputs.detach().clone() if isinstance(outputs, Tensor) else outputs
-        with self._telling(f"loss({_kind(outputs)}, {_kind(labels)}) fails", _hint(outputs, labels)):
+        with self.findings.telling(f"loss({_kind(outputs)}, {_kind(labels)}) fails", _hint(outputs, labels)):
             loss = mean_loss(self.task, outputs, labels.clone())
         value = float(loss.detach())
         if not math.isfinite(value):
             ignored = bool((labels == IGNORED).all())
             why = "all labels are -100, which cross_entropy ignores" if ignored else "look at its formula"
-            self._end(f"the loss of the first batch is {value}; {why}")
+            self.findings.end(f"the loss of the first batch is {value}; {why}")
         if value < 0:
             log.warning(
                 "the loss of the first batch is %.4g: where it is negative all levels lie above it, and "
@@ -234,63 +229,84 @@ class _Rehearsal:
                 value,
             )
         if not loss.requires_grad:
-            self._end("the loss has no gradient; is it detached, or made of numbers?")
+            self.findings.end("the loss has no gradient; is it detached, or made of numbers?")
         if isinstance(kept, Tensor) and len(kept) == len(labels):
             with suppress(Exception):  # a loss may need a whole batch
-                self.found.extend(_not_mean(self.task, kept, labels))
+                self.findings.found.extend(_not_mean(self.task, kept, labels))
         return loss
 
     def _take_step(self, model: nn.Module, other: nn.Module, loss: Tensor) -> None:
         """Take a step, which must change this model and no other."""
         before, others = ([p.detach().clone() for p in each.parameters()] for each in (model, other))
-        with self._telling("optimizer fails"):
+        with self.findings.telling("optimizer fails"):
             optimizer = self.task.optimizer(model.parameters(), self.task.recipe)
         if not isinstance(optimizer, torch.optim.Optimizer):
             gave = type(optimizer).__name__
-            self._end(f"optimizer must return a torch.optim.Optimizer, but gave a {gave}")
+            self.findings.end(f"optimizer must return a torch.optim.Optimizer, but gave a {gave}")
         closure = inspect.signature(optimizer.step).parameters.get("closure")
         if closure is not None and closure.default is closure.empty:
-            self._end(
+            self.findings.end(
                 f"{type(optimizer).__name__} evaluates the loss several times a step, by a closure, which a "
                 "flooded step has not; take one that needs none"
             )
         optimizer.zero_grad(set_to_none=True)
-        with self._telling("the gradient of the loss fails"):
+        with self.findings.telling("the gradient of the loss fails"):
             loss.backward()
         if not any(one.grad is not None and bool(one.grad.any()) for one in model.parameters()):
-            self._end("the loss does not depend on the weights: its gradient is 0")
-        with self._telling("the step of the optimizer fails"):
+            self.findings.end("the loss does not depend on the weights: its gradient is 0")
+        with self.findings.telling("the step of the optimizer fails"):
             optimizer.step()
         if all(map(_equal, before, model.parameters())):
-            self.found.append(
+            self.findings.add(
                 "a step of the optimizer changes no weight; is it given the parameters that it is handed, "
                 f"and is a loss of {float(loss.detach()):.3g} on the scale that is meant?"
             )
         if not all(map(_equal, others, other.parameters())):
-            self.found.append("training one model changes another; make all of its layers anew")
+            self.findings.add("training one model changes another; make all of its layers anew")
 
     # --- evaluation ---
 
     def _evaluate(self, model: nn.Module, data: Data) -> None:
         """Evaluate some samples of each split: the first ones, and those with extreme labels."""
-        with self._telling("evaluation fails"):
+        with self.findings.telling("evaluation fails"):
             self.task.check_classes(data)
         for name, split in data.named():
             few = split.of(_odd_ones(split))
             kind = f"{_kind(few.inputs)} and {_kind(few.labels)}, {_range(split.labels)}"
-            with self._telling(f"evaluation on the {name} data fails", f"; they are {kind}"):
+            with self.findings.telling(f"evaluation on the {name} data fails", f"; they are {kind}"):
                 loss = self._assessed(model, few)
             if not loss.isfinite() and not bool(few.broken.any()):
-                self.found.append(f"the loss on the {name} data is {float(loss)}; they are {kind}")
+                self.findings.add(f"the loss on the {name} data is {float(loss)}; they are {kind}")
 
     @torch.no_grad()
     def _assessed(self, model: nn.Module, split: Split) -> Tensor:
         """Return the loss of a few samples, whose metric must fit, too."""
         [batch] = chunks(split, len(split.inputs), self.task.prepare)
-        loss, right = judged(self.task, model.eval()(batch.inputs), batch.labels)
+        loss, right = loss_and_correct(self.task, model.eval()(batch.inputs), batch.labels)
         if right is not None:
             check_counts(float(right), len(batch.labels))
         return loss
+
+
+def _look_at_metric(task: Task, outputs: Any, labels: Tensor, findings: _Findings) -> None:
+    """Look for outputs and labels that the default metric cannot compare."""
+    if task.correct is not None:
+        with findings.telling("outputs"):
+            check_outputs(outputs)
+    if task.correct is not class_correct:
+        return
+    one_of = "the default correct compares the largest of several outputs with a class number"
+    if outputs.ndim < 2 or outputs.shape[1] == 1:
+        findings.end(
+            f"{one_of}, but outputs are {_kind(outputs)}; give correct=binary_correct for one logit, or "
+            'correct=None for a regression, and metric = "val_loss" in [search]'
+        )
+    if labels.ndim > 1 and labels.shape[1] > 1:
+        findings.end(f"{one_of}, but labels are {_kind(labels)}; give a correct with (n,) booleans")
+    if labels.is_floating_point() and bool((labels != labels.round()).any()):
+        findings.end(
+            f'{one_of}, but labels are fractions; give correct=None, and metric = "val_loss" in [search]'
+        )
 
 
 def _not_mean(task: Task, outputs: Tensor, labels: Tensor) -> Iterator[str]:
@@ -345,7 +361,7 @@ def _range(labels: Tensor) -> str:
 
 
 def _types(inputs: Tensor, model: nn.Module) -> str:
-    """Return what to change where inputs are of another type than the weights."""
+    """Return the end of a message: how to give inputs the type of the weights; "" where they have it."""
     weights = next(model.parameters()).dtype
     if inputs.dtype == weights:
         return ""
@@ -355,7 +371,7 @@ def _types(inputs: Tensor, model: nn.Module) -> str:
 
 
 def _hint(outputs: Any, labels: Tensor) -> str:
-    """Return what usually mends a loss that does not take some outputs and labels."""
+    """Return the end of a message: what usually mends a loss that fails on such outputs and labels."""
     if not isinstance(outputs, Tensor):
         return "; wrap the model in a module that returns what the loss takes"
     if outputs.ndim < 2 or outputs.shape[1] == 1:

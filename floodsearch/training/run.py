@@ -21,7 +21,7 @@ from floodsearch.tasks.streams import stream_seed
 from floodsearch.tasks.task import Data, Split, Task
 from floodsearch.training.arithmetic import Forward, lay_out
 from floodsearch.training.batches import batches, chunks, count
-from floodsearch.training.contract import blaming, count_correct, judged, new_model
+from floodsearch.training.contract import blaming, count_correct, loss_and_correct, new_model
 from floodsearch.training.progress import Evaluation, Progress, RunPlan, check_counts
 from floodsearch.training.randomness import seed_global
 
@@ -132,7 +132,7 @@ class Run:
         for step, (inputs, labels) in enumerate(prepared, steps_before):
             # Seeding each step makes a run independent of whatever else trains in this process.
             seed_global(self.dropout_seed + step, self.device)
-            loss, right = judged(self.task, self.forward(inputs), labels)
+            loss, right = loss_and_correct(self.task, self.forward(inputs), labels)
             self.optimizer.zero_grad(set_to_none=True)
             flood(loss, level).backward()
             self.optimizer.step()
@@ -254,7 +254,7 @@ def evaluate(model: nn.Module, task: Task, split: Split, arithmetic: Arithmetic 
         outputs = forward(part.inputs)
         if task.correct is not None and part.clean_labels is not None:
             clean += float(count_correct(task.correct, outputs.clone(), part.clean_labels))
-        mean, right = judged(task, outputs, part.labels)
+        mean, right = loss_and_correct(task, outputs, part.labels)
         loss += float(mean) * len(part.inputs)
         correct += 0.0 if right is None else float(right)
     n = len(split.inputs)

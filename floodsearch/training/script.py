@@ -201,7 +201,7 @@ def _epoch(told: object) -> int | None:
 
 
 def _reports(line: bytes, known: Set[str]) -> Iterator[dict[str, Any]]:
-    """Yield what a line reports: each JSON object with an epoch; nothing if it is other output.
+    """Yield each JSON object with an epoch that a line of output holds; nothing if it is other output.
 
     Behind other text, such as what a logger or a progress bar puts before, it has to be of numbers that are
     `known`: a script may print its settings, too.

@@ -33,7 +33,7 @@ from floodsearch.records import EpochRecord
 from floodsearch.tasks.task import Task
 from floodsearch.training.arithmetic import compute
 from floodsearch.training.batches import batches, chunks, count
-from floodsearch.training.contract import blaming, judged
+from floodsearch.training.contract import blaming, loss_and_correct
 from floodsearch.training.engine import RunOutcome
 from floodsearch.training.lanes import WIDTH, Lane, Lanes, SeedInit
 from floodsearch.training.progress import Evaluation, RunPlan
@@ -84,7 +84,8 @@ class Stack:
         return [outcomes[id(run)] for run in runs]
 
     def _seated(self, together: Sequence[Lane]) -> list[Lanes]:
-        """Give each of some lanes a seat, on as few stacks as can be, where nobody else is; return these."""
+        """Give each of some lanes a seat on as few stacks as they fill, without others; return the stacks."""
+        # Lanes that train at another time make room, and so do chosen ones on stacks that are not needed.
         chosen = set(map(id, together))
         used = [lanes for lanes in self._lanes if any(id(lane) in chosen for lane in lanes.here())]
         for lane in (lane for lanes in used for lane in lanes.here() if id(lane) not in chosen):
@@ -100,6 +101,7 @@ class Stack:
         for lane in [lane for lane in together if lane.seat is None]:
             lanes, index = next(seats)
             lanes.take_in(lane, index)
+        # One empty stack is kept for later; the memory of the others is given back.
         spare = [lanes for lanes in self._lanes if not lanes.here() and lanes not in used][:1]
         others = [lanes for lanes in self._lanes if lanes.here() and lanes not in used]
         self._lanes = used + others + spare
@@ -188,24 +190,19 @@ class Stack:
         level: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Return the flooded loss of one lane's batch, the plain one, and how many are correct, each ()."""
-        loss, right = self._judged(self._outputs(parameters, fixed, inputs), labels)
+        loss, right = _loss_and_correct(self.task, self._outputs(parameters, fixed, inputs), labels)
         return flood(loss, level.to(loss.dtype)), loss, right
 
     def _outputs(self, parameters: Mapping[str, Tensor], fixed: Mapping[str, Tensor], inputs: Tensor) -> Any:
-        """Return what the model gives for one lane's inputs."""
+        """Return the outputs of the model for one lane's inputs, with its parameters and fixed tensors."""
         weights = dict(parameters), dict(fixed)
         return compute(
             lambda: functional_call(self.model, weights, (inputs,)), self.plan.arithmetic, self.device
         )
 
-    def _judged(self, outputs: Any, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the loss of one lane's batch, and how many are correct, each ()."""
-        loss, right = judged(self.task, outputs, labels)
-        return loss, torch.zeros((), device=self.device) if right is None else right
-
     @torch.no_grad()
     def _evaluate(self, lanes: Lanes) -> dict[Lane, Evaluation]:
-        """Return how each run does on its validation split, in eval mode."""
+        """Return the loss and accuracy of each run on its validation split, in eval mode."""
         by_seat = lanes.by_seat()
         parts = {lane.init.seed: chunks(lane.init.validation, CHUNK, self.task.prepare) for lane in by_seat}
         self.model.eval()
@@ -225,7 +222,7 @@ class Stack:
         """Return the mean losses of a batch, (WIDTH,), and how many are correct, (WIDTH,)."""
 
         def assess(parameters: Any, fixed: Any, inputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-            return self._judged(self._outputs(parameters, fixed, inputs), labels)
+            return _loss_and_correct(self.task, self._outputs(parameters, fixed, inputs), labels)
 
         def part_of(part: slice) -> tuple[Tensor, ...]:
             parameters = {name: one[part] for name, one in lanes.parameters.items()}
@@ -274,3 +271,10 @@ def _by_seat(lanes: Sequence[Lane], batch: Mapping[int, tuple[Tensor, Tensor]]) 
     inputs = torch.stack([batch[lane.init.seed][0] for lane in lanes])
     labels = torch.stack([batch[lane.init.seed][1] for lane in lanes])
     return inputs, labels
+
+
+def _loss_and_correct(task: Task, outputs: Any, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the loss of one lane's batch, and how many are correct, each ()."""
+    loss, right = loss_and_correct(task, outputs, labels)
+    # A function under `vmap` has to return a tensor in each place.
+    return loss, torch.zeros((), device=labels.device) if right is None else right

@@ -97,7 +97,9 @@ class Trunk:
             self._make_room()
 
     def save(self) -> None:
-        """Save what another process needs to go on from here, and to fork where this one could.
+        """Save the run and its past, so that another process can go on from here and fork as this one.
+
+        Nothing is written where another worker has come as far.
 
         Raises:
             OSError, RuntimeError: if it cannot be written.
@@ -122,16 +124,17 @@ class Trunk:
         self._saved = len(self.records)
 
     def _begin(self, *, forks: bool) -> None:
-        """Keep what may be asked for later before an epoch is trained."""
+        """Keep the state at the start of an epoch, if a level may fork there now or later."""
         if forks or self._keeps():
             at, state = self._before or (0, None)
+            # The memory of the last state is used again, unless that state is kept for later.
             self._before = self.run.epoch, self.run.state(None if at in self._kept else state)
 
     def _keeps(self) -> bool:
         return self.room > 0 and min(self._lowest, default=math.inf) > self.lowest_level
 
     def _end(self, outcome: RunOutcome) -> None:
-        """Take in what the epoch came to."""
+        """Take in the record of an epoch, or the error that ended it."""
         if isinstance(outcome, BaseException):
             self.error = outcome
             if (
@@ -149,6 +152,7 @@ class Trunk:
     def _make_room(self) -> None:
         most = max(1, self.room // max(1, _size(next(iter(self._kept.values())))))
         if len(self._kept) > most:
+            # Every second one goes, so that those that stay are spread evenly over the epochs.
             self._kept = dict(list(self._kept.items())[::2])
 
     def crossed(self, epoch: int, level: float) -> bool:

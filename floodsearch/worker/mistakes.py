@@ -67,7 +67,7 @@ class MistakeFinder:
         self._idle: dict[int, set[int]] = {}  # the seeds of a ticket whose runs are those of level 0
 
     def key(self, level: float, seed: int) -> RunKey:
-        """Return what tells a run from all others of the study."""
+        """Return the key by which a run is compared with the others of the study."""
         return RunKey(self.beside, self.plan.epochs, level, seed)
 
     def same_as_another(self, key: RunKey) -> bool:
@@ -75,7 +75,7 @@ class MistakeFinder:
         return self.seen.comparison.differs(key) is False
 
     def in_epoch(self, member: int, run: LoopRun, key: RunKey, record: EpochRecord) -> str | None:
-        """Return what the user's code does wrong, as far as an epoch shows it."""
+        """Return the mistake that an epoch shows in the user's code, as a message; None if it shows none."""
         found = self.seen.comparison.note(key, Shown(record, run.losses))
         if found is None or (found.kind == "level not used" and not self.command):
             return self._without_flood(run, key)
@@ -89,7 +89,7 @@ class MistakeFinder:
         return None
 
     def _without_flood(self, run: LoopRun, key: RunKey) -> str | None:
-        """Return what is wrong with a run above level 0 that has flooded nothing, once that is no warm-up.
+        """Return a message where a run above level 0 has flooded nothing, and its warm-up must be over.
 
         One that is another run than that of level 0 floods by itself; until such a pair is there it may.
         """
@@ -107,7 +107,7 @@ class MistakeFinder:
         return None
 
     def _level_not_used(self, member: int, key: RunKey) -> str | None:
-        """Return what is wrong where the highest level gave the runs of level 0; warn at a lower one."""
+        """Return a message where the highest level gave the runs of level 0; warn where a lower one did."""
         idle = self._idle.setdefault(member, set())
         idle.add(key.seed)
         if idle != set(self.seeds[member]):
@@ -123,7 +123,7 @@ class MistakeFinder:
         return None
 
     def in_object(self, key: RunKey, name: str, one: object) -> str | None:
-        """Return what is wrong with an object as a part of a run's state: it is another run's."""
+        """Return a message where an object of a run's state is a part of another run's; else None."""
         if (owner := self.seen.owners.claim(one, key)) is None:
             return None
         return (
