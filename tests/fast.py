@@ -1,9 +1,9 @@
 """Only the tests that start no process and open no database: `pytest -p tests.fast`, as of `make fast`.
 
-Which these are is found out, not written down. A module of the package is slow if it imports, itself or through
-others of the package, what starts processes or opens databases. A test is left out if it, or a fixture, function or
-class of the tests that it uses, names something of a slow module. Names do not tell all: a test that starts a
-process all the same is skipped at that moment, and says so.
+Which these are is found out, not written down. A module of the package is slow if it imports, itself or
+through others of the package, what starts processes or opens databases. A test is left out if it, or a
+fixture, function or class of the tests that it uses, names something of a slow module. Names do not tell
+all: a test that starts a process all the same is skipped at that moment, and says so.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ SLOW = {"subprocess", "multiprocessing", "sqlalchemy", "sqlite3"}
 FORKS = {"fork", "forkpty", "posix_spawn", "popen"}
 """The functions of `os` that start processes."""
 SELDOM = "revision"
-"""The module that asks git, of code of the user's own only: what uses it is let in, and skipped where it asks."""
+"""The module that asks git, of a user's own code only: what uses it is let in, and skipped where it asks."""
 STARTS = {"subprocess.Popen", "os.fork", "os.forkpty", "os.posix_spawn", "os.system"}
 """The names under which Python announces to an audit hook that a process is about to be started."""
 
@@ -53,7 +53,7 @@ def imports(file: Path) -> frozenset[str]:
 
 @cache
 def is_slow(module: str) -> bool:
-    """Return whether a module starts processes or opens databases, itself or through others of the package."""
+    """Return whether a module starts processes or opens databases, itself or through others of ours."""
     seen: set[str] = set()
     left = [module]
     while left:
@@ -81,7 +81,9 @@ def names(function: FunctionType) -> Iterator[Any]:
             if name.startswith("__"):
                 continue
             yield function.__globals__.get(name)
-            yield from (module for module in (name, f"floodsearch.{name}") if module in SLOW or file_of(module))
+            yield from (
+                module for module in (name, f"floodsearch.{name}") if module in SLOW or file_of(module)
+            )
             if name in FORKS:
                 yield "subprocess"
 
@@ -147,26 +149,37 @@ def is_fast(item: pytest.Item) -> bool:
     return not (any(map(function_reaches, [item.function, *fixtures])) or reaches(values))
 
 
-def skip_at(event: str, arguments: tuple[Any, ...]) -> None:
-    if event in STARTS and RUNNING:
+class Running:
+    """The test that is being run, if any, and whether it has tried to start a process."""
+
+    test: str | None = None
+    tried: bool = False
+
+
+def refuse(event: str, arguments: tuple[Any, ...]) -> None:
+    """Let no test start a process; hear what Python announces."""
+    if event in STARTS and Running.test is not None:
+        Running.tried = True
         pytest.skip("starts a process")
-
-
-RUNNING: list[str] = []
-"""The test that is being run."""
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
-    RUNNING.append(item.nodeid)
+    """Skip a test that tried to start a process, whatever the code between made of the refusal."""
+    Running.test, Running.tried = item.nodeid, False
     try:
         return (yield)
+    except Exception:
+        if Running.tried:
+            pytest.skip("starts a process")
+        raise
     finally:
-        RUNNING.clear()
+        Running.test = None
 
 
 def pytest_configure() -> None:
-    sys.addaudithook(skip_at)
+    """Hear of processes from now on; Python forgets no such hook."""
+    sys.addaudithook(refuse)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
