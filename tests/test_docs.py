@@ -371,3 +371,14 @@ def test_the_answer_that_is_shown_is_one_that_is_printed() -> None:
     assert len(labels) > 5
     for label in labels:
         assert label == "val_accuracy" or f'"{label}"' in inspect.getsource(report_text), label
+
+
+def test_what_runs_before_a_change_lands_mends_nothing() -> None:
+    """It checks formatting and style, and fails where `make lint` would mend them."""
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    recipe = makefile.split("\ncheck:")[1].split("\n\n")[0]
+    assert "ruff format --check ." in recipe
+    assert "ruff check ." in recipe
+    assert "--fix" not in recipe
+    words = (ROOT / ".ci" / "run").read_text(encoding="utf-8").split()
+    assert {words[index + 1] for index, word in enumerate(words) if word == "make"} == {"check", "test"}
