@@ -25,10 +25,10 @@ from floodsearch.cli import DONE, FAILED, VARIABLES, WRONG_USE, app
 from floodsearch.errors import HANDED_BACK, INTERRUPTED
 from floodsearch.records import BestLevel
 from floodsearch.report import text as report_text
-from floodsearch.schedules import SCHEDULES
+from floodsearch.flooding.schedules import SCHEDULES
 from floodsearch.search.pruners import PRUNERS
 from floodsearch.search.samplers import SAMPLERS
-from floodsearch.studyfile import parse
+from floodsearch.study.reader import parse
 from floodsearch.tasks import TASKS
 
 ROOT = Path(__file__).parent.parent
