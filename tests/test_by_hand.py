@@ -20,7 +20,8 @@ from floodsearch import queue
 from floodsearch.artifacts.files import Folder
 from floodsearch.artifacts.names import remove_files
 from floodsearch.errors import DamagedError, StudyDeletedError, UsageError
-from floodsearch.launchers.local import Crew, Launch
+from floodsearch.launchers.crew import Crew
+from floodsearch.launchers.local import Launch
 from floodsearch.queries import answer, status
 from floodsearch.queue import Ticket
 from floodsearch.records import BY_HAND, Attribute

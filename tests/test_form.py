@@ -54,11 +54,12 @@ INSIDE = {
     "storage": "failures urls rows schema trials database retry tables studies notices",
     "queue": "__init__",
     "worker": "heartbeat trainers loops pilot bracket work",
-    "cost": "forecast throughput",
-    "report": "text export weights",
-    "launchers": "supervision local",
+    "cost": "forecast throughput outlook",
+    "report": "documents text export weights",
+    "launchers": "supervision crew logs local api",
     "adapters": "ranks metrics lightning huggingface",
     "service": "dashboard",
+    "cli": "options ending printing opening progress search ask check end run __init__",
 }
 """The files of each package: each imports only from those before it. An `__init__` that is not named imports
 nothing of ours."""
@@ -84,9 +85,9 @@ THIRD_PARTIES = {
 
 LIGHT = words("""
     errors records defaults process.nesting flooding.schedules usercode.reference usercode.command
-    artifacts.files answer.best study.spec study.reader study.trust search.space search.samplers search.pruners
-    storage.database storage.studies storage.tables storage.trials catalog queue queries cost.forecast
-    report.text report.export service.dashboard cli
+    artifacts.files answer.best study.spec study.reader study.trust search.space search.samplers
+    search.pruners storage.database storage.studies storage.tables storage.trials catalog queue queries
+    cost.forecast cost.outlook report.documents report.text report.export service.dashboard cli
 """)
 FORBIDDEN_NAMES = {"utils", "common", "helpers", "misc", "core", "base", "manager", "util"}
 

@@ -60,6 +60,12 @@ def plan(spec: Spec) -> list[Stage] | None:
     ]
 
 
+def epochs_exhaustive(spec: Spec) -> int | None:
+    """Return the member-epochs of training every ticket to its end; None if the pilot decides how many."""
+    count = ticket_count(spec)
+    return None if count is None else count * len(spec.training.seeds) * spec.training.epochs
+
+
 def epochs_left(spec: Spec, trials: Iterable[TrialRecord]) -> int:
     """Return the member-epochs that the tickets of a study still need."""
     unfinished = [

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from floodsearch.cost.forecast import Timed
+from floodsearch.cost.outlook import Outlook
 from floodsearch.process.terminal import one_line
 from floodsearch.records import (
     BY_HAND,
@@ -254,28 +257,33 @@ def pilot_text(pilot: Pilot) -> str:
     return f"lowest validation loss {losses} in {pilot.epochs} epochs: levels up to {pilot.high:g}"
 
 
-def forecast_text(
-    spec: Spec, count: int | None, expected: int | None, seconds: float | None, timed: Sequence[Timed] = ()
-) -> str:
-    """Return what a search costs at most, and about how much is expected.
+def spec_text(spec: Spec) -> str:
+    """Return all settings of a study, a line each, as `table.name = value`."""
+    settings = _flattened(spec.model_dump(mode="json"))
+    return "\n".join(f"{key} = {json.dumps(value)}" for key, value in settings)
 
-    Args:
-        spec: of the study.
-        count: of its tickets; None if the pilot decides that.
-        expected: member-epochs, by the pruner's plan.
-        seconds: that they take with one worker, if that is known.
-        timed: how long each stage takes, if that is known.
-    """
+
+def _flattened(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the leaves of a tree of tables, each with its names from the root, joined by dots."""
+    for key, value in tree.items():
+        if isinstance(value, Mapping) and value:
+            yield from _flattened(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
+
+
+def outlook_text(spec: Spec, outlook: Outlook) -> str:
+    """Return what the search of a study costs at most, and about how much is expected."""
     seeds, epochs = len(spec.training.seeds), spec.training.epochs
-    if count is None or expected is None:
+    most, expected = outlook.epochs_exhaustive, outlook.epochs_expected
+    if most is None or expected is None:
         return f"a ticket for each level that the pilot finds x {seeds} seeds x {epochs} epochs"
-    most = count * seeds * epochs
-    text = f"{count} tickets x {seeds} seeds x {epochs} epochs = {most:,} epochs at most"
+    text = f"{outlook.tickets} tickets x {seeds} seeds x {epochs} epochs = {most:,} epochs at most"
     if expected < most:
         text += f"; about {expected:,} with the pruner {spec.search.pruner!r}"
-    if seconds is not None:
-        text += f"; {duration(seconds)} with one worker"
-    return "\n".join([text, *_stages(timed)])
+    if outlook.seconds is not None:
+        text += f"; {duration(outlook.seconds)} with one worker"
+    return "\n".join([text, *_stages(outlook.stages)])
 
 
 def _stages(timed: Sequence[Timed]) -> Iterator[str]:
