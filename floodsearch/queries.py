@@ -6,7 +6,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
 from floodsearch import queue
-from floodsearch.answer.best import best_level, best_of, comparable, count, latest, revisions
+from floodsearch.answer.best import best_level
+from floodsearch.answer.tickets import best_of, comparable, count, latest, revisions
 from floodsearch.cost.forecast import current_stage, epochs_a_second, epochs_exhaustive, epochs_left
 from floodsearch.defaults import STORAGE
 from floodsearch.errors import NoAnswerError

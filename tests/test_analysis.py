@@ -14,20 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import binom
 
-from floodsearch.answer.best import (
-    Question,
-    best_level,
-    comparable,
-    count,
-    latest,
-    mean_and_se,
-    mean_of,
-    recent_mean,
-    seed_result,
-    unconfirmed,
-    worth_more_seeds,
-)
+from floodsearch.answer.best import best_level
+from floodsearch.answer.follow_up import unconfirmed, worth_more_seeds
 from floodsearch.answer.smoothing import smooth
+from floodsearch.answer.tickets import comparable, count, latest
+from floodsearch.answer.values import Question, mean_and_se, mean_of, recent_mean, seed_result
 from floodsearch.errors import NoAnswerError
 from floodsearch.records import BestLevel, EpochRecord, SeedResult, TicketCounts, TrialRecord
 

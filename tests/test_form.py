@@ -45,7 +45,7 @@ INSIDE = {
     "flooding": "loss schedules",
     "usercode": "reference revision command",
     "artifacts": "files names checkpoint weights",
-    "answer": "smoothing response gain best",
+    "answer": "smoothing response gain values tickets combinations follow_up best",
     "tasks": "__init__ streams models tensors task augmentation resnet image_sets synthetic images",
     "study": "spec reader trust",
     "training": "devices randomness arithmetic batches progress contract run engine lanes stack stackable "
@@ -85,9 +85,9 @@ THIRD_PARTIES = {
 
 LIGHT = words("""
     errors records defaults process.nesting flooding.schedules usercode.reference usercode.command
-    artifacts.files answer.best study.spec study.reader study.trust search.space search.samplers
-    search.pruners storage.database storage.studies storage.tables storage.trials catalog queue queries
-    cost.forecast cost.outlook report.documents report.text report.export service.dashboard cli
+    artifacts.files answer.best answer.follow_up study.spec study.reader study.trust search.space
+    search.samplers search.pruners storage.database storage.studies storage.tables storage.trials catalog
+    queue queries cost.forecast cost.outlook report.documents report.text report.export service.dashboard cli
 """)
 FORBIDDEN_NAMES = {"utils", "common", "helpers", "misc", "core", "base", "manager", "util"}
 

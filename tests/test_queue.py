@@ -14,7 +14,7 @@ import sqlalchemy
 from optuna.trial import TrialState
 
 from floodsearch import queue
-from floodsearch.answer.best import count, latest
+from floodsearch.answer.tickets import count, latest
 from floodsearch.errors import DivergedError, TicketLostError
 from floodsearch.queries import status
 from floodsearch.queue import ATTEMPTS, FAILURES_IN_A_ROW, Entry, Reaper

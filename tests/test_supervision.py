@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from floodsearch import queue
-from floodsearch.answer.best import latest
+from floodsearch.answer.tickets import latest
 from floodsearch.errors import WorkersFailedError
 from floodsearch.launchers import local, supervision
 from floodsearch.launchers.crew import Crew, idle_text

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
-from floodsearch.answer.best import latest
+from floodsearch.answer.tickets import latest
 from floodsearch.catalog import pruner_of
 from floodsearch.errors import UsageError
 from floodsearch.queue import brackets, portions

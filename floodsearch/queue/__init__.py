@@ -16,7 +16,8 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import Connection
 
-from floodsearch.answer.best import latest, unconfirmed, worth_more_seeds
+from floodsearch.answer.follow_up import unconfirmed, worth_more_seeds
+from floodsearch.answer.tickets import latest
 from floodsearch.catalog import pruner_of, sampler_of
 from floodsearch.errors import DivergedError, MistakeError, TicketLostError
 from floodsearch.records import (

@@ -17,7 +17,7 @@ from typing import Any
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
-from floodsearch.answer.best import RUNG_VALIDATIONS, Question, recent_mean, seed_result, window_start
+from floodsearch.answer.values import RUNG_VALIDATIONS, Question, recent_mean, seed_result, window_start
 from floodsearch.errors import (
     DamagedError,
     Problem,

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from floodsearch.answer.values import best_validation
 from floodsearch.artifacts.checkpoint import Checkpoint, Pace, rows, strange
 from floodsearch.errors import DivergedError, LoopError, MistakeError
 from floodsearch.flooding.loss import flood, mean_over_ranks
@@ -240,11 +241,9 @@ class LoopRun:
         self._kept = {"keep": keep, "epoch": record.epoch, "weights": weights}
 
     def _is_best(self, record: EpochRecord) -> bool:
-        """Return whether no earlier epoch is as good, by the study's metric (see `analysis.seed_result`)."""
-        field, sign = field_of(self.metric), 1.0 if self._plan.maximize else -1.0
-        values = [sign * value for one in self._records if (value := getattr(one, field)) is not None]
-        new = getattr(record, field)
-        return new is not None and sign * new > max(values, default=-math.inf)
+        """Return whether no earlier epoch is as good, by the study's metric."""
+        every = [*self._records, record]
+        return best_validation(every, field_of(self.metric), maximize=self._plan.maximize) is record
 
     def flood(self, loss: Tensor, *, across_ranks: bool = False) -> Tensor:
         """Flood the mean loss of a batch at the run's level: `(loss - level).abs() + level`.

@@ -11,7 +11,7 @@ from typing import Literal
 import torch
 
 from floodsearch import queue
-from floodsearch.answer.best import RUNG_VALIDATIONS, mean_and_se, mean_of, recent_mean, seed_result
+from floodsearch.answer.values import RUNG_VALIDATIONS, mean_and_se, mean_of, recent_mean, seed_result
 from floodsearch.artifacts.checkpoint import Checkpoints
 from floodsearch.artifacts.weights import KeptWeights
 from floodsearch.errors import (

@@ -16,7 +16,7 @@ from functools import partial
 import torch
 
 from floodsearch import queue
-from floodsearch.answer.best import revisions
+from floodsearch.answer.tickets import revisions
 from floodsearch.artifacts.checkpoint import Checkpoints
 from floodsearch.artifacts.weights import KeptWeights
 from floodsearch.catalog import code_revision
