@@ -55,7 +55,7 @@ INSIDE = {
     "queue": "__init__",
     "worker": "heartbeat trainers loops pilot bracket work",
     "cost": "forecast throughput outlook",
-    "report": "documents text export weights",
+    "report": "documents words text export weights",
     "launchers": "supervision crew logs local api",
     "adapters": "ranks metrics lightning huggingface",
     "service": "dashboard",
@@ -87,7 +87,8 @@ LIGHT = words("""
     errors records defaults process.nesting flooding.schedules usercode.reference usercode.command
     artifacts.files answer.best answer.follow_up study.spec study.reader study.trust search.space
     search.samplers search.pruners storage.database storage.studies storage.tables storage.trials catalog
-    queue queries cost.forecast cost.outlook report.documents report.text report.export service.dashboard cli
+    queue queries cost.forecast cost.outlook report.documents report.words report.text
+    report.export service.dashboard cli
 """)
 FORBIDDEN_NAMES = {"utils", "common", "helpers", "misc", "core", "base", "manager", "util"}
 
