@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from floodsearch.flooding.loss import FloodLoss, flood
-    from floodsearch.launchers.local import launch
+    from floodsearch.launchers.api import launch
     from floodsearch.queries import best
     from floodsearch.training.loop import LoopRun
 
@@ -19,7 +19,7 @@ _HOMES = {
     "LoopRun": "floodsearch.training.loop",
     "best": "floodsearch.queries",
     "flood": "floodsearch.flooding.loss",
-    "launch": "floodsearch.launchers.local",
+    "launch": "floodsearch.launchers.api",
 }
 
 

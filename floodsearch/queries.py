@@ -6,13 +6,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
 from floodsearch import queue
-from floodsearch.answer.best import best_level, best_of, comparable, count, latest, revisions
-from floodsearch.cost.forecast import current_stage, epochs_a_second, epochs_left
+from floodsearch.answer.best import best_level
+from floodsearch.answer.tickets import best_of, comparable, count, latest, revisions
+from floodsearch.cost.forecast import current_stage, epochs_a_second, epochs_exhaustive, epochs_left
 from floodsearch.defaults import STORAGE
 from floodsearch.errors import NoAnswerError
 from floodsearch.findings import BestLevel, StudyStatus, TicketNote, WorkerStatus
 from floodsearch.records import BY_HAND, MeasuredTrial, TrialRecord, WorkerRecord
-from floodsearch.search.tickets import ticket_count
 from floodsearch.storage import tables
 from floodsearch.storage.database import open_database
 from floodsearch.storage.studies import StoredStudy, find_study
@@ -56,7 +56,7 @@ def _answer(
         trials,
         study.question,
         epochs_run=sum(worker.epochs_run for worker in workers),
-        epochs_exhaustive=epochs_exhaustive(study),
+        epochs_exhaustive=epochs_exhaustive(study.spec),
         finished=finished,
         stopped=queue.closed(study, workers),
     )
@@ -94,7 +94,7 @@ def status(study: StoredStudy, *, with_answer: bool = False) -> StudyStatus:
         answer=None if answered is None else answered.level,
         answer_value=None if answered is None else answered.value,
         epochs_run=sum(worker.epochs_run for worker in workers),
-        epochs_exhaustive=epochs_exhaustive(study),
+        epochs_exhaustive=epochs_exhaustive(study.spec),
         pilot=study.pilot,
         piloting=study.spec.levels.high == AUTO,
         seconds_left=None if finished else _seconds_left(study, trials, alive, now),
@@ -109,12 +109,6 @@ def status(study: StoredStudy, *, with_answer: bool = False) -> StudyStatus:
         changed=study.changed(),
         warnings=tables.read_warnings(study.database, study.uuid),
     )
-
-
-def epochs_exhaustive(study: StoredStudy) -> int | None:
-    """Return the member-epochs of training every ticket to the end; None if the pilot decides how many."""
-    training, count = study.spec.training, ticket_count(study.spec)
-    return None if count is None else count * len(training.seeds) * training.epochs
 
 
 def _finished(study: StoredStudy, trials: Sequence[TrialRecord], workers: Sequence[WorkerRecord]) -> bool:

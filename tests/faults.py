@@ -42,7 +42,7 @@ import torch
 from sqlalchemy.engine import make_url
 
 from floodsearch import queue
-from floodsearch.answer.best import latest
+from floodsearch.answer.tickets import latest
 from floodsearch.catalog import known
 from floodsearch.queries import answer, status
 from floodsearch.storage import tables

@@ -20,7 +20,8 @@ from floodsearch import queue
 from floodsearch.artifacts.files import Folder
 from floodsearch.artifacts.names import remove_files
 from floodsearch.errors import DamagedError, StudyDeletedError, UsageError
-from floodsearch.launchers.local import WRONG_USE, Crew, Launch
+from floodsearch.launchers.crew import Crew
+from floodsearch.launchers.local import WRONG_USE, Launch
 from floodsearch.queries import answer, status
 from floodsearch.queue import Ticket
 from floodsearch.queue.ownership import lose

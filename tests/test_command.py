@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from floodsearch import queue
-from floodsearch.answer.best import latest
+from floodsearch.answer.tickets import latest
 from floodsearch.artifacts.checkpoint import Checkpoint
 from floodsearch.artifacts.files import Folder
 from floodsearch.errors import DivergedError, LoopError, TaskError

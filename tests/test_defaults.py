@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from floodsearch import queue
-from floodsearch.answer.best import count
+from floodsearch.answer.tickets import count
 from floodsearch.catalog import known
 from floodsearch.cost.forecast import plan
 from floodsearch.errors import StudyChangedError, StudyFileError

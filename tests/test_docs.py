@@ -21,11 +21,13 @@ import typer.main
 
 import floodsearch
 from floodsearch.catalog import known
-from floodsearch.cli import DONE, FAILED, VARIABLES, WRONG_USE, app
+from floodsearch.cli import app
+from floodsearch.cli.ending import DONE, FAILED, WRONG_USE
+from floodsearch.cli.run import VARIABLES
 from floodsearch.errors import HANDED_BACK, INTERRUPTED
-from floodsearch.records import BestLevel
-from floodsearch.report import text as report_text
+from floodsearch.findings import BestLevel
 from floodsearch.flooding.schedules import SCHEDULES
+from floodsearch.report import text as report_text
 from floodsearch.search.pruners import PRUNERS
 from floodsearch.search.samplers import SAMPLERS
 from floodsearch.study.reader import parse

@@ -13,7 +13,7 @@ import pytest
 
 import floodsearch
 from floodsearch import queue
-from floodsearch.answer.best import latest
+from floodsearch.answer.tickets import latest
 from floodsearch.catalog import known
 from floodsearch.cost.forecast import Stage, plan
 from floodsearch.errors import StudyFileError

@@ -12,7 +12,8 @@ from optuna.exceptions import StorageInternalError
 
 from floodsearch import queue
 from floodsearch.errors import StorageError, StorageFailedError, StudyDeletedError, TicketLostError
-from floodsearch.launchers.local import Crew, Launch
+from floodsearch.launchers.crew import Crew
+from floodsearch.launchers.local import Launch
 from floodsearch.queries import status
 from floodsearch.records import Decision
 from floodsearch.storage.database import open_database

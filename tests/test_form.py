@@ -38,7 +38,7 @@ INSIDE = {
     "flooding": "loss schedules",
     "usercode": "reference revision command",
     "artifacts": "files names trees checkpoint weights",
-    "answer": "smoothing response gain best",
+    "answer": "smoothing response gain values tickets combinations best follow_up",
     "tasks": "recipe options __init__ streams models tensors task augmentation resnet image_sets "
     "synthetic images",
     "study": "section levels spec trust extend fields messages tables values methods trained reader",
@@ -51,11 +51,12 @@ INSIDE = {
     "queue": "ticket brackets wanted filling ownership claims ends judging budget reaper __init__",
     "worker": "trainers recorder mistakes loop_members leave settings heartbeat pilot held bracket "
     "loops work",
-    "cost": "forecast throughput",
-    "report": "text export weights",
-    "launchers": "supervision local",
+    "cost": "forecast throughput outlook",
+    "report": "weights documents export words text",
+    "launchers": "supervision crew logs local api",
     "adapters": "ranks metrics lightning huggingface",
     "service": "dashboard",
+    "cli": "options ending printing opening progress search ask check end run __init__",
 }
 """The files of each package: each imports only from those before it. An `__init__` that is not named imports
 nothing of ours."""

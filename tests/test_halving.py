@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from floodsearch import queue
-from floodsearch.answer.best import latest
+from floodsearch.answer.tickets import latest
 from floodsearch.artifacts.weights import KeptWeights
 from floodsearch.queries import answer
 from floodsearch.search.halving import Standing, halve, rungs, spread

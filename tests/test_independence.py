@@ -15,7 +15,8 @@ from floodsearch import queue
 from floodsearch.catalog import known
 from floodsearch.errors import NoAnswerError
 from floodsearch.launchers import local
-from floodsearch.launchers.local import Crew, Launch
+from floodsearch.launchers.crew import Crew
+from floodsearch.launchers.local import Launch
 from floodsearch.queries import answer, status
 from floodsearch.records import EpochRecord
 from floodsearch.report.text import best_text, status_text

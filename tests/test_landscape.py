@@ -1,4 +1,4 @@
-"""landscape: from trials to a table of values over seeds and levels, and its maximum."""
+"""response: from trials to a table of values over seeds and levels, and its maximum."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from floodsearch.answer.response import Landscape, landscape
+from floodsearch.answer.response import Response, measure_response
 from floodsearch.records import MeasuredTrial, SeedResult
 
 EPOCHS = 100
@@ -45,8 +45,8 @@ def trial(ticket: int, level: float, rungs: Mapping[int, Sequence[float]], **fie
     return MeasuredTrial(ticket=ticket, **defaults | fields)
 
 
-def land(trials: Sequence[MeasuredTrial], *, maximize: bool = True) -> Landscape:
-    found = landscape(trials, maximize=maximize, highest=0.5)
+def land(trials: Sequence[MeasuredTrial], *, maximize: bool = True) -> Response:
+    found = measure_response(trials, maximize=maximize, highest=0.5)
     assert found is not None
     return found
 
@@ -95,7 +95,7 @@ def test_what_has_no_end_does_not_count(fields):
     """Failed, unfinished and diverged trials are no part of it."""
     trials = [trial(0, 0.0, {10: [0.5], EPOCHS: [0.5]}), trial(1, 0.2, {10: [0.9]}, **fields)]
     assert land(trials).levels.tolist() == [0.0]
-    assert landscape(trials[1:], maximize=True, highest=0.5) is None
+    assert measure_response(trials[1:], maximize=True, highest=0.5) is None
 
 
 def test_an_untried_level_is_as_good_as_the_one_beside_it():

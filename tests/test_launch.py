@@ -14,7 +14,7 @@ import pytest
 import sqlalchemy
 
 import floodsearch
-from floodsearch.answer.best import count, latest
+from floodsearch.answer.tickets import count, latest
 from floodsearch.errors import UsageError, WorkersFailedError
 from floodsearch.launchers import local
 from floodsearch.storage import tables

@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 from floodsearch import flood, queue
-from floodsearch.answer.best import count, latest
+from floodsearch.answer.tickets import count, latest
 from floodsearch.artifacts import checkpoint as checkpoint_module
 from floodsearch.artifacts.checkpoint import Checkpoint, Checkpoints, strange
 from floodsearch.artifacts.files import Folder

@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from floodsearch import queue
-from floodsearch.answer.best import unconfirmed, worth_more_seeds
-from floodsearch.answer.response import landscape
+from floodsearch.answer.follow_up import unconfirmed, worth_more_seeds
+from floodsearch.answer.response import measure_response
 from floodsearch.catalog import judge_of
 from floodsearch.errors import DamagedError
 from floodsearch.queries import answer as answer_of
@@ -148,7 +148,7 @@ def test_untried_levels_below_them_never_mattered():
     ]
     early = never(14, 0.25, (), state="pruned", cause="pruned", epoch=4, rungs={4: (0.7,)})
     known = [trial(0, 0.0, PLAIN), never(1, 0.1), flooded(2, 0.2, PLAIN), *aside, early]
-    found = landscape(known, maximize=True, highest=0.5)
+    found = measure_response(known, maximize=True, highest=0.5)
     assert found is not None
     assert found.levels.tolist() == [0.0, 0.2]
     assert (found.never_flooded, found.untried) == ((0.1,), (0.15, 0.25, 0.3))

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from floodsearch import queue
-from floodsearch.answer.best import latest
+from floodsearch.answer.tickets import latest
 from floodsearch.errors import StudyChangedError
 from floodsearch.queries import answer, status
 from floodsearch.records import EpochRecord

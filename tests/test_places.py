@@ -15,6 +15,7 @@ from floodsearch import queue
 from floodsearch.artifacts.files import Folder, expanded, files_at
 from floodsearch.errors import TaskError, UsageError
 from floodsearch.launchers import local
+from floodsearch.launchers.crew import Crew
 from floodsearch.storage.database import open_database
 from floodsearch.storage.studies import put_study
 from floodsearch.usercode import reference as imports
@@ -383,7 +384,7 @@ def test_a_launch_hands_on_where_things_lie(make_spec, tmp_path, monkeypatch, st
     database = open_database(f"sqlite:///{tmp_path}/floodsearch.db", create=True)
     study = put_study(database, make_spec())
     folders = (Path("/a:b"), Path("/c d"))
-    crew = local.Crew(devices=("cpu",), threads=1)
+    crew = Crew(devices=("cpu",), threads=1)
     local.Launch(study, "sqlite:///x.db", crew, logs=tmp_path, folders=folders).__enter__()
     database.close()
     assert json.loads(started["env"][imports.FOLDERS]) == ["/a:b", "/c d"]

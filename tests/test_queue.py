@@ -13,7 +13,7 @@ import sqlalchemy
 from optuna.trial import TrialState
 
 from floodsearch import queue
-from floodsearch.answer.best import count, latest
+from floodsearch.answer.tickets import count, latest
 from floodsearch.catalog import judge_of
 from floodsearch.errors import DivergedError, TicketLostError
 from floodsearch.queries import status

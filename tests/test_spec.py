@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from floodsearch.catalog import known
 from floodsearch.errors import StudyFileError
-from floodsearch.search.space import ticket_count, tickets
+from floodsearch.search.tickets import ticket_count, tickets
 from floodsearch.study.extend import differences
 from floodsearch.study.levels import Levels
 from floodsearch.study.reader import parse

@@ -11,10 +11,11 @@ from pathlib import Path
 import pytest
 
 from floodsearch import queue
-from floodsearch.answer.best import latest
+from floodsearch.answer.tickets import latest
 from floodsearch.errors import WorkersFailedError
 from floodsearch.launchers import local, supervision
-from floodsearch.launchers.local import Crew, Launch, idle_text
+from floodsearch.launchers.crew import Crew, idle_text
+from floodsearch.launchers.local import Launch
 from floodsearch.launchers.supervision import CRASHES, KILLS, Death, Patience, last_line, memory_kills
 from floodsearch.queries import status
 from floodsearch.records import Attribute, EpochRecord

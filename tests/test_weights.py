@@ -14,7 +14,8 @@ import torch
 from torch import nn
 
 from floodsearch import queue
-from floodsearch.answer.best import latest, seed_result
+from floodsearch.answer.tickets import latest
+from floodsearch.answer.values import seed_result
 from floodsearch.artifacts.names import weights_name
 from floodsearch.artifacts.weights import KeptWeights
 from floodsearch.catalog import task_of

@@ -22,7 +22,8 @@ import sqlalchemy
 import torch
 
 from floodsearch import queue
-from floodsearch.answer.best import count, latest, recent_mean
+from floodsearch.answer.tickets import count, latest
+from floodsearch.answer.values import recent_mean
 from floodsearch.errors import UsageError
 from floodsearch.queries import answer, status
 from floodsearch.records import Attribute, EpochRecord

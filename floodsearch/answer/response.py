@@ -31,7 +31,7 @@ ENOUGH = 2
 
 
 @dataclass(frozen=True)
-class Landscape:
+class Response:
     """Values over levels of one combination of the parameters beside the level.
 
     Args:
@@ -111,7 +111,7 @@ class Landscape:
         return [level for level, index in nearest.items() if index in indices]
 
 
-def landscape(trials: Iterable[MeasuredTrial], *, maximize: bool, highest: float) -> Landscape | None:
+def measure_response(trials: Iterable[MeasuredTrial], *, maximize: bool, highest: float) -> Response | None:
     """Return the values over levels, or None if no level is complete.
 
     Args:
@@ -144,7 +144,7 @@ def landscape(trials: Iterable[MeasuredTrial], *, maximize: bool, highest: float
     levels = _levels([trial for trial, _ in by_level])
     values = _filled(levels, _carried(levels, table, BANDWIDTH * highest), BANDWIDTH * highest)
     known = np.asarray(np.isfinite(values).all(axis=0))
-    return Landscape(
+    return Response(
         trials=tuple(trial for (trial, _), keep in zip(by_level, known, strict=True) if keep),
         values=values[:, known],
         measured=np.asarray(np.isfinite(table[:, known]).any(axis=2)),

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
-from floodsearch.answer.best import latest
+from floodsearch.answer.tickets import latest
 from floodsearch.catalog import judge_of
 from floodsearch.errors import UsageError
 from floodsearch.findings import StudyStage
@@ -60,6 +60,12 @@ def plan(spec: Spec) -> list[Stage] | None:
         Stage(after, until, sum(part.runs for part in parts if part.after <= after and until <= part.until))
         for after, until in pairwise(ends)
     ]
+
+
+def epochs_exhaustive(spec: Spec) -> int | None:
+    """Return the member-epochs of training every ticket to its end; None if the pilot decides how many."""
+    count = ticket_count(spec)
+    return None if count is None else count * len(spec.training.seeds) * spec.training.epochs
 
 
 def epochs_left(spec: Spec, trials: Iterable[TrialRecord]) -> int:

@@ -7,39 +7,32 @@ gone: its standard input is a pipe whose other end the launch holds.
 from __future__ import annotations
 
 import json
-import logging
 import os
 import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any, NamedTuple
+from typing import NamedTuple
 
 from floodsearch import queue
-from floodsearch.artifacts.files import Folder, check_place, expanded
-from floodsearch.catalog import known
-from floodsearch.defaults import CHECKPOINTS, LOGS, STORAGE
-from floodsearch.errors import UsageError, WorkersFailedError
-from floodsearch.findings import BestLevel, StudyStatus
+from floodsearch.defaults import CHECKPOINTS, LOGS
+from floodsearch.errors import WorkersFailedError
+from floodsearch.findings import StudyStatus
+from floodsearch.launchers.crew import Crew, idle_text
+from floodsearch.launchers.logs import log_size, open_log
 from floodsearch.launchers.supervision import Death, Patience, last_line, memory_kills
-from floodsearch.process.nesting import refuse
-from floodsearch.queries import answer, status
+from floodsearch.queries import status
 from floodsearch.records import WorkerRecord
-from floodsearch.search.tickets import ticket_count
 from floodsearch.storage import tables
-from floodsearch.storage.database import open_database
 from floodsearch.storage.retry import attempt, persistently
-from floodsearch.storage.studies import StoredStudy, put_study
+from floodsearch.storage.studies import StoredStudy
 from floodsearch.storage.trial_records import read_trials
-from floodsearch.study.reader import parse, read
-from floodsearch.study.spec import Spec
-from floodsearch.training.devices import devices, find_device
-from floodsearch.usercode.reference import FOLDERS, beside, own_folders
+from floodsearch.usercode.reference import FOLDERS
 
 FLOODSEARCH = (sys.executable, "-P", str(Path(__file__).parents[1] / "__main__.py"))
 """The command line, as processes of our own are started: this package, and no module of the current folder
@@ -49,107 +42,6 @@ DONE, WRONG_USE = 0, 2
 POLL_SECONDS = 0.5
 STOP_SECONDS = 30.0
 """How long workers may take to hand their tickets back before they are killed."""
-MOST_CPU_WORKERS = 8
-
-log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Crew:
-    """How many local workers, where, and with how many threads each.
-
-    Args:
-        devices: one for each worker.
-        threads: of torch, for each worker on the CPU.
-    """
-
-    devices: tuple[str, ...]
-    threads: int
-
-    @classmethod
-    def of(cls, where: str, workers: int | None, per_device: int | None, cores: int, portions: int) -> Crew:
-        """Return the crew for a `--devices` list and a number of workers, in all or on each device.
-
-        By default there is one worker a GPU, or one a core without a GPU, but at most eight, and no more
-        than there are `portions` of work to take at once: those that are left train with more threads.
-
-        Raises:
-            UsageError: if a device does not exist, or a number is below 1 or both are given.
-        """
-        for option, number in (("--workers", workers), ("--workers-per-device", per_device)):
-            if number is not None and number < 1:
-                raise UsageError(f"{option} is {number}; give 1 or more")
-        if workers is not None and per_device is not None:
-            raise UsageError("--workers and --workers-per-device are both given; keep one of the two")
-        names = [name.strip() for name in where.split(",") if name.strip()]
-        if names in ([], ["auto"]):
-            names = [name for name in devices() if name != "cpu"] or ["cpu"]
-        names = [str(find_device(name)) for name in names]
-        places = min(cores, MOST_CPU_WORKERS) if names == ["cpu"] else len(names)
-        if per_device is not None:
-            places = per_device * len(names)
-        count = workers or min(places, portions)
-        assigned = tuple(names[index % len(names)] for index in range(count))
-        return cls(devices=assigned, threads=max(1, cores // max(1, assigned.count("cpu"))))
-
-
-def launch(
-    study: Spec | Path | str | Mapping[str, Any],
-    *,
-    storage: str = STORAGE,
-    workers: int | None = None,
-    devices: str = "auto",
-    workers_per_device: int | None = None,
-    checkpoints: Path | str = CHECKPOINTS,
-    logs: Path | str = LOGS,
-) -> BestLevel:
-    """Create or resume a study, train it with local workers and return the answer.
-
-    Args:
-        study: a study file's path, or its content as a mapping, or a spec.
-        storage: `sqlite:///PATH` or `postgresql://USER@HOST/DATABASE`.
-        workers: local processes; one a GPU or core by default.
-        devices: `auto`, `cpu`, `mps`, or a list such as `cuda:0,cuda:1`.
-        workers_per_device: instead of `workers`: processes on each device, for models that do not fill a GPU.
-        checkpoints: the folder or URL from which workers go on; one that other machines see lets them do so
-            too.
-        logs: the folder for what the workers say.
-
-    Raises:
-        UsageError: for bad input, before anything is created.
-        NoAnswerError: if no ticket was completed.
-        StorageFailedError: if the storage failed for too long, or its file is gone.
-        WorkersFailedError: if the workers kept dying without having done anything, or one can never work.
-
-    What happens to workers on the way is logged as warnings.
-    """
-    refuse("a search")
-    folders = own_folders()
-    if isinstance(study, Spec):
-        spec = study
-    elif isinstance(study, Mapping):
-        spec = parse(study, known())
-    else:
-        path = expanded(Path(study))
-        folders = (*beside(path), *folders)
-        spec = read(path, known(folders))
-    logs = expanded(Path(logs))
-    crew = Crew.of(devices, workers, workers_per_device, available_cores(), queue.portions(spec))
-    check_place(checkpoints)
-    check_place(logs / spec.name, "logs")
-    with open_database(storage, create=True) as database:
-        stored = put_study(database, spec)
-        queue.fill(stored)
-        with Launch(stored, storage, crew, logs=logs, checkpoints=checkpoints, folders=folders) as launched:
-            for look in launched.watch():
-                for said in look.said:
-                    log.warning(said)
-        return answer(stored)
-
-
-def available_cores() -> int:
-    """Return how many cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @dataclass
@@ -214,7 +106,7 @@ class Launch:
         known = tables.count_epochs(self.study.database, self.study.uuid)
         for index, device in enumerate(self.crew.devices):
             log = self.logs / self.study.name / f"worker-{index}.log"
-            since = _size(log)
+            since = log_size(log)
             process = self._start(device, log)
             self.slots.append(Slot(f"worker {index}", device, log, known, process, since))
         return self
@@ -239,7 +131,7 @@ class Launch:
             environment["OMP_NUM_THREADS"] = str(self.crew.threads)
             # Threads that wait for each other must not spin: on a busy machine that is 40 times slower.
             environment.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-        with _log_file(self.logs, self.study.name, log.name) as output:
+        with open_log(self.logs, self.study.name, log.name) as output:
             return subprocess.Popen(  # noqa: S603 - our own interpreter and module
                 command,
                 env=environment,
@@ -285,7 +177,7 @@ class Launch:
             if over:
                 slot.due, slot.closed = None, True
             elif time.monotonic() >= slot.due:
-                slot.due, slot.since = None, _size(slot.log)
+                slot.due, slot.since = None, log_size(slot.log)
                 slot.process = self._start(slot.device, slot.log)
             return None
         status = slot.process.poll()
@@ -380,28 +272,9 @@ class Launch:
             attempt(self._release, process.pid, "its worker took too long to leave")
 
 
-def _size(path: Path) -> int:
-    return path.stat().st_size if path.is_file() else 0
-
-
 def _close_lifeline(process: subprocess.Popen[bytes]) -> None:
     if process.stdin is not None:
         process.stdin.close()
-
-
-def _log_file(logs: Path, study: str, name: str) -> IO[bytes]:
-    """Open a log of a study to add to it.
-
-    Raises:
-        UsageError: if it cannot be written, or is a link.
-    """
-    try:
-        return Folder(logs.absolute()).within(study).append(name)
-    except OSError as error:
-        path = logs.absolute() / study / name
-        raise UsageError(
-            f"the log {path} cannot be written: {error.strerror}; remove what is in its way"
-        ) from None
 
 
 def _warned(status: StudyStatus) -> list[str]:
@@ -409,40 +282,26 @@ def _warned(status: StudyStatus) -> list[str]:
     return [f"warning: {warning}" for warning in status.warnings]
 
 
-def idle_text(spec: Spec, workers: int) -> str | None:
-    """Return what to say where more workers are started than can train at once; None if there are not."""
-    portions = queue.portions(spec)
-    if (idle := workers - portions) <= 0:
-        return None
-    whom = f"{idle} of {workers} workers {'has' if idle == 1 else 'have'} nothing to train"
-    if portions == ticket_count(spec):
-        return f"{whom}: there are {portions} tickets, each of which one worker trains"
-    parts = "1 bracket" if portions == 1 else f"{portions} brackets"
-    return (
-        f"{whom}: the levels are {parts}, and one worker trains a bracket; "
-        f"a study of another name with brackets = {workers} in [halving] has work for all"
-    )
-
-
-def detach(
-    arguments: Sequence[str], name: str, storage: str, checkpoints: Path | str, logs: Path = LOGS
-) -> int:
-    """Launch a study in the background, in a session of its own; return the process's number.
+def detach(launched: Launch, file: Path) -> int:
+    """Leave a launch that has not begun to a process in the background, in a session of its own.
 
     Args:
-        arguments: of `floodsearch launch`.
-        name: of the study.
-        storage: the URL, handed on where `ps` does not show it.
-        checkpoints: their folder or URL, likewise.
-        logs: the folder of all logs.
+        launched: which study, where, and with which workers.
+        file: the study file.
+
+    Returns:
+        The process's number.
     """
-    with _log_file(logs, name, "launch.log") as output:
+    name, devices = launched.study.spec.name, launched.crew.devices
+    arguments = [str(file.absolute()), "--logs", str(launched.logs)]
+    arguments += ["--devices", ",".join(devices), "--workers", str(len(devices))]
+    with open_log(launched.logs, name, "launch.log") as output:
         process = subprocess.Popen(  # noqa: S603 - our own interpreter and module
             [*FLOODSEARCH, "launch", *arguments],
             env={
                 **os.environ,
-                "FLOODSEARCH_STORAGE": storage,
-                "FLOODSEARCH_CHECKPOINTS": str(checkpoints),
+                "FLOODSEARCH_STORAGE": launched.storage,
+                "FLOODSEARCH_CHECKPOINTS": str(launched.checkpoints),
             },
             stdin=subprocess.DEVNULL,
             stdout=output,
@@ -450,30 +309,3 @@ def detach(
             start_new_session=True,
         )
     return process.pid
-
-
-def log_lines(name: str, last: int, logs: Path = LOGS) -> Iterator[str]:
-    """Yield the last lines of each log of a study, then what is added, as it is; an empty line if nothing is.
-
-    Args:
-        name: of the study.
-        last: lines of each log.
-        logs: the folder of all logs.
-
-    Raises:
-        UsageError: if there are none.
-    """
-    if not (logs / name).is_dir():
-        raise UsageError(
-            f"there are no logs of {name!r} in {logs.absolute()}; ask where it was launched, or give --logs"
-        )
-    read: dict[Path, int] = {}
-    while True:
-        for path in sorted(one for one in (logs / name).rglob("*.log") if not one.is_symlink()):
-            new = path.read_bytes()[read.get(path, 0) :]
-            whole = new[: new.rfind(b"\n") + 1]  # what is being written comes the next time
-            lines = whole.decode("utf-8", errors="replace").splitlines()
-            for line in lines if path in read else lines[-last:]:
-                yield f"{path.stem}: {line}"
-            read[path] = read.get(path, 0) + len(whole)
-        yield ""

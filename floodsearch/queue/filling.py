@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from floodsearch.answer.best import latest, unconfirmed, worth_more_seeds
+from floodsearch.answer.follow_up import unconfirmed, worth_more_seeds
+from floodsearch.answer.tickets import latest
 from floodsearch.queue.brackets import bracket_of
 from floodsearch.queue.wanted import grown, in_hand, missing, short_of_seeds, trained_to_the_end
 from floodsearch.records import Attribute, Parameter, TrialRecord

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from floodsearch.answer.best import latest
+from floodsearch.answer.tickets import latest
 from floodsearch.records import TrialRecord
 from floodsearch.search.tickets import tickets
 from floodsearch.study.spec import Spec

@@ -10,6 +10,7 @@ from dataclasses import asdict, fields
 from typing import Any
 
 from floodsearch.records import EpochRecord, SeedResult
+from floodsearch.report.documents import json_text
 from floodsearch.storage import tables
 from floodsearch.storage.studies import StoredStudy
 from floodsearch.storage.trial_records import read_measured
@@ -83,7 +84,7 @@ def as_csv(columns: Sequence[str], rows: Sequence[Row]) -> bytes:
 def as_json(columns: Sequence[str], rows: Sequence[Row]) -> bytes:
     """Return a JSON list of objects."""
     del columns
-    return (json.dumps(list(rows), indent=1) + "\n").replace("\x7f", "\\u007f").encode()
+    return (json_text(list(rows), indent=1) + "\n").encode()
 
 
 def as_parquet(columns: Sequence[str], rows: Sequence[Row]) -> bytes:

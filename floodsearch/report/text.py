@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from floodsearch.cost.forecast import Timed
-from floodsearch.findings import BestLevel, Combination, StudyStatus, TicketCounts, TicketNote, WorkerStatus
+from floodsearch.cost.outlook import Outlook
+from floodsearch.findings import BestLevel, StudyStatus, TicketNote, WorkerStatus
 from floodsearch.process.terminal import one_line
-from floodsearch.records import BY_HAND, Keep, Parameter, Pilot
+from floodsearch.records import BY_HAND, Keep, Pilot
+from floodsearch.report import words
+from floodsearch.report.words import MOST_NAMED, counts, duration, number, versus
 from floodsearch.study.spec import Spec
 
 ENDED = ("pruned", "failed")
 """States in which a ticket stays without a value at its end."""
 SILENT_SECONDS = 15.0
 """Without a sign of life, of which one comes every five seconds, after which a worker is told as silent."""
-MOST_NAMED = 8
-"""Tied levels that are listed one by one; more are told by their range. Of combinations, the best so many."""
 
 
 def best_text(best: BestLevel) -> str:
@@ -25,20 +28,20 @@ def best_text(best: BestLevel) -> str:
     best = one_line(best)
     plain = best.baseline
     rows = [
-        (best.metric, _versus(best.value, best.value_se, plain.value if plain else None)),
-        ("gain over level 0", _gain(best)),
-        ("not decided", _more_seeds(best)),
-        ("tied with", _tied(best)),
-        ("never flooded", _never_flooded(best)),
-        ("test accuracy", _versus(best.test_accuracy, None, plain.test_accuracy if plain else None)),
+        (best.metric, versus(best.value, best.value_se, plain.value if plain else None)),
+        ("gain over level 0", words.gain(best)),
+        ("not decided", words.more_seeds(best)),
+        ("tied with", words.tied(best)),
+        ("never flooded", words.never_flooded(best)),
+        ("test accuracy", versus(best.test_accuracy, None, plain.test_accuracy if plain else None)),
         (
             "with early stopping",
-            _versus(best.best_epoch_test_accuracy, None, plain.best_epoch_test_accuracy if plain else None),
+            versus(best.best_epoch_test_accuracy, None, plain.best_epoch_test_accuracy if plain else None),
         ),
-        ("test loss", _versus(best.test_loss, None, plain.test_loss if plain else None)),
-        ("training accuracy", _number(best.train_accuracy)),
-        ("tickets", counts_text(best.trials)),
-        ("not searched", _not_searched(best)),
+        ("test loss", versus(best.test_loss, None, plain.test_loss if plain else None)),
+        ("training accuracy", number(best.train_accuracy)),
+        ("tickets", counts(best.trials)),
+        ("not searched", words.not_searched(best)),
         ("epochs", f"{best.epochs_run:,} of {best.epochs_exhaustive or 0:,} for an exhaustive search"),
         ("changed", best.changed),
         *_combinations(best),
@@ -46,9 +49,8 @@ def best_text(best: BestLevel) -> str:
     ]
     rows = [(name, text) for name, text in rows if text]
     width = max(len(name) for name, _ in rows)
-    return "\n".join(
-        [_headline(best), *(f"  {name:<{width}}  {text}" for name, text in rows), "", f"  {paste_line(best)}"]
-    )
+    table = (f"  {name:<{width}}  {text}" for name, text in rows)
+    return "\n".join([words.headline(best), *table, "", f"  {paste_line(best)}"])
 
 
 def paste_line(best: BestLevel) -> str:
@@ -78,11 +80,11 @@ def status_text(status: StudyStatus) -> str:
     state = status.stopped or ("finished" if status.finished else f"{status.workers} workers alive")
     if status.finished and not status.trials.unfinished:
         state = "finished"  # the budget may be spent as well, but nothing is left of it
-    lines = [f"{status.name}: {state}", f"  tickets   {counts_text(status.trials)}"]
+    lines = [f"{status.name}: {state}", f"  tickets   {counts(status.trials)}"]
     if status.answer is not None:
-        lines.append(f"  best      level {status.answer:g}, {status.metric} {_number(status.answer_value)}")
+        lines.append(f"  best      level {status.answer:g}, {status.metric} {number(status.answer_value)}")
     elif status.best_level is not None:
-        value = f"{status.metric} {_number(status.best_value)}"
+        value = f"{status.metric} {number(status.best_value)}"
         lines.append(f"  best      level {status.best_level:g}, {value}, as a single ticket")
     lines.append(f"  epochs    {epochs_text(status)}")
     if not status.finished and (status.stage is not None or status.piloting):
@@ -133,6 +135,7 @@ def failures_text(status: StudyStatus) -> str:
 
 
 def _pruned(epoch: int, notes: Sequence[TicketNote]) -> str:
+    """Return which tickets were pruned at an epoch, and why if it is one."""
     if len(notes) == 1:
         return _note(notes[0])
     levels = sorted({note.level for note in notes if note.level is not None})
@@ -143,6 +146,7 @@ def _pruned(epoch: int, notes: Sequence[TicketNote]) -> str:
 
 
 def _note(note: TicketNote) -> str:
+    """Return what became of a ticket, and why."""
     level = "open level" if note.level is None else f"level {note.level:g}"
     attempt = "" if note.attempts == 1 else f" in attempt {note.attempts}"
     if note.cause == "pruned":
@@ -184,9 +188,9 @@ def found_text(status: StudyStatus) -> str:
     if status.piloting:
         return ""
     if status.best_level is None:
-        return counts_text(status.trials)
-    value = f"{status.metric} {_number(status.best_value)}"
-    return f"{counts_text(status.trials)} · best single ticket {status.best_level:g} ({value})"
+        return counts(status.trials)
+    value = f"{status.metric} {number(status.best_value)}"
+    return f"{counts(status.trials)} · best single ticket {status.best_level:g} ({value})"
 
 
 def share_done(status: StudyStatus) -> float | None:
@@ -208,6 +212,7 @@ def crew_lines(status: StudyStatus) -> list[str]:
 
 
 def _worker(one: WorkerStatus, status: StudyStatus, *, where: bool) -> str:
+    """Return the line of a worker; `where` names its machine too."""
     does = "waits for work"
     if one.levels:
         seeds = "1 seed" if one.seeds == 1 else f"{one.seeds} seeds"
@@ -219,7 +224,12 @@ def _worker(one: WorkerStatus, status: StudyStatus, *, where: bool) -> str:
     elif status.piloting and one.epochs_run > 0:
         does = "looks for the highest level"
     place = f"{one.host} {one.device}" if where else one.device
-    parts = [f"worker {one.worker}", place, does, f"{one.epochs_run:,} epochs in {duration(one.seconds)}"]
+    parts = [
+        f"worker {one.worker}",
+        place,
+        does,
+        f"{one.epochs_run:,} epochs in {duration(one.seconds)}",
+    ]
     if one.silent_seconds > SILENT_SECONDS:
         parts.append(f"silent for {duration(one.silent_seconds)}")
     return " · ".join(parts)
@@ -244,28 +254,33 @@ def pilot_text(pilot: Pilot) -> str:
     return f"lowest validation loss {losses} in {pilot.epochs} epochs: levels up to {pilot.high:g}"
 
 
-def forecast_text(
-    spec: Spec, count: int | None, expected: int | None, seconds: float | None, timed: Sequence[Timed] = ()
-) -> str:
-    """Return what a search costs at most, and about how much is expected.
+def spec_text(spec: Spec) -> str:
+    """Return all settings of a study, a line each, as `table.name = value`."""
+    settings = _flattened(spec.model_dump(mode="json"))
+    return "\n".join(f"{key} = {json.dumps(value)}" for key, value in settings)
 
-    Args:
-        spec: of the study.
-        count: of its tickets; None if the pilot decides that.
-        expected: member-epochs, by the pruner's plan.
-        seconds: that they take with one worker, if that is known.
-        timed: how long each stage takes, if that is known.
-    """
+
+def _flattened(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the leaves of a tree of tables, each with its names from the root, joined by dots."""
+    for key, value in tree.items():
+        if isinstance(value, Mapping) and value:
+            yield from _flattened(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
+
+
+def outlook_text(spec: Spec, outlook: Outlook) -> str:
+    """Return what the search of a study costs at most, and about how much is expected."""
     seeds, epochs = len(spec.training.seeds), spec.training.epochs
-    if count is None or expected is None:
+    most, expected = outlook.epochs_exhaustive, outlook.epochs_expected
+    if most is None or expected is None:
         return f"a ticket for each level that the pilot finds x {seeds} seeds x {epochs} epochs"
-    most = count * seeds * epochs
-    text = f"{count} tickets x {seeds} seeds x {epochs} epochs = {most:,} epochs at most"
+    text = f"{outlook.tickets} tickets x {seeds} seeds x {epochs} epochs = {most:,} epochs at most"
     if expected < most:
         text += f"; about {expected:,} with the pruner {spec.search.pruner!r}"
-    if seconds is not None:
-        text += f"; {duration(seconds)} with one worker"
-    return "\n".join([text, *_stages(timed)])
+    if outlook.seconds is not None:
+        text += f"; {duration(outlook.seconds)} with one worker"
+    return "\n".join([text, *_stages(outlook.stages)])
 
 
 def _stages(timed: Sequence[Timed]) -> Iterator[str]:
@@ -280,143 +295,8 @@ def _stages(timed: Sequence[Timed]) -> Iterator[str]:
     yield "a forecast: what runs share before they flood comes off; validation and the start come on top"
 
 
-def counts_text(counts: TicketCounts) -> str:
-    """Return the states that occur, with their numbers."""
-    return ", ".join(_occurring(counts)) or "none"
-
-
-def _occurring(counts: TicketCounts) -> Iterator[str]:
-    for state in ("complete", "pruned", "failed", "running", "waiting"):
-        if number := getattr(counts, state):
-            yield f"{number} {state}"
-
-
-def duration(seconds: float) -> str:
-    """Return seconds as people say them."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours:
-        return f"{hours} h {minutes} min"
-    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
-
-
-def _headline(best: BestLevel) -> str:
-    beside = "".join(f", {name} = {_setting(value)}" for name, value in best.parameters.items())
-    done = best.trials.total - best.trials.unfinished
-    provisional = "" if best.finished else f" (provisional: {done} of {best.trials.total} tickets are done)"
-    if not best.tried and best.baseline is not None:
-        return f"{best.study}: {_alone(best)}{beside}{provisional}"
-    if best.failed:
-        found = f"{best.level:g} is the best level above 0{_interval(best)}{beside}"
-        return f"{best.study}: no answer: {best.no_baseline}; {found}"
-    found = f"the best flood level is {best.level:g}{_interval(best)}{beside}"
-    return f"{best.study}: {found}{provisional}{_early_stopping(best)}"
-
-
-def _alone(best: BestLevel) -> str:
-    """Return why nothing can be compared with level 0."""
-    if best.never_flooded:
-        return f"no level up to {best.never_flooded[-1]:g} ever flooded, so each of them is level 0"
-    others = ", ".join(part for part in _occurring(best.trials) if not part.endswith("complete"))
-    why = best.stopped or (f"of the others {others}" if others and best.finished else "")
-    return "only level 0 was trained to its end" + (f": {why}" if why else "")
-
-
-def _not_searched(best: BestLevel) -> str:
-    """Return what a study that was closed early has left out; where that is all, the first line says it."""
-    if best.stopped is None or not best.trials.unfinished or not best.tried:
-        return ""
-    tickets = "ticket" if best.trials.unfinished == 1 else "tickets"
-    return f"{best.trials.unfinished} {tickets}: {best.stopped}"
-
-
-def _early_stopping(best: BestLevel) -> str:
-    """Return that stopping early without flooding is as good, where it is."""
-    found = best.early_stopping
-    if found is None or not found.as_good:
-        return ""
-    name = found.measure.replace("_", " ")
-    numbers = f"{found.unflooded:.4f}, with flooding {found.at_end:.4f}, with both {found.stopped:.4f}"
-    return f", but early stopping without flooding is at least as good: {name} {numbers}"
-
-
-def _interval(best: BestLevel) -> str:
-    if best.interval is None:
-        return ""
-    low, high = best.interval
-    if best.highest is None:
-        return f" ({low:g} to {high:g} with 90 %)"
-    return f" (each run found its own: {low:g} to {high:g}, of at most {best.highest:g})"
-
-
-def _gain(best: BestLevel) -> str:
-    if best.gain is None:
-        return f"not known: {best.no_baseline}"
-    if not best.tried:
-        return ""  # the first line says so
-    if best.seeds == 1:
-        if best.level == 0 and not best.gain:
-            return "none on this seed; one seed cannot show whether flooding helps"
-        return f"{best.gain:+.4f} on the seed that chose the level, which flatters; its error is not known"
-    found = f"flooding {best.verdict}" if best.verdict in ("helps", "hurts") else "not shown to help"
-    if best.verdict != "helps" and best.highest is None:
-        found += f", at the {_levels(best.tried)}"
-    if best.level == 0 and not best.gain:
-        return f"none: no level was better than no flooding; {found}"
-    low, high = best.gain_interval or (best.gain, best.gain)
-    p_value = "" if best.p_value is None else f", p = {best.p_value:.2g}"
-    return f"{best.gain:+.4f} ({low:+.4f} to {high:+.4f} with 90 %; {best.seeds} seeds{p_value}): {found}"
-
-
-def _levels(tried: Sequence[float]) -> str:
-    if len(tried) == 1:
-        return f"level tried: {tried[0]:g}"
-    return f"levels tried: {tried[0]:g} to {tried[-1]:g}"
-
-
-def _never_flooded(best: BestLevel) -> str:
-    never = best.never_flooded
-    if not never:
-        return ""
-    levels = f"levels up to {never[-1]:g}" if never[-1] < min(best.tried, default=math.inf) else _named(never)
-    if len(never) <= len(best.tried):
-        return f"{levels}: they are level 0"
-    most = "most" if best.tried else "all"
-    return (
-        f"{levels}, {most} of those trained: they are level 0; search higher ones, or train for more epochs"
-    )
-
-
-def _named(levels: Sequence[float]) -> str:
-    if len(levels) > MOST_NAMED:
-        return f"{len(levels)} levels between {levels[0]:g} and {levels[-1]:g}"
-    return ", ".join(f"{level:g}" for level in levels)
-
-
-def _more_seeds(best: BestLevel) -> str:
-    if not best.tried:
-        return ""
-    if best.seeds == 1:
-        return "one seed has no error to judge a gain by; five or more have"
-    if best.verdict != "not shown":
-        return ""
-    if best.more_seeds is None:
-        return "the gain is too small for any reasonable number of seeds"
-    seeds = "seed" if best.more_seeds == 1 else "seeds"
-    return f"about {best.more_seeds} more {seeds} would show whether it helps"
-
-
-def _tied(best: BestLevel) -> str:
-    if best.highest is not None:
-        return ""  # the runs compared their own levels
-    if not best.tried:
-        return ""
-    if best.tied is None:
-        return "not known: too few levels to see their noise"
-    return _named(best.tied) or "none"
-
-
 def _combinations(best: BestLevel) -> Iterator[tuple[str, str]]:
+    """Yield a row for each combination of the parameters beside the level; of many, for the best."""
     shown = best.combinations
     if len(shown) > MOST_NAMED:
         yield "best by gain", f"{MOST_NAMED} of {len(shown)} combinations; --json has all"
@@ -424,29 +304,4 @@ def _combinations(best: BestLevel) -> Iterator[tuple[str, str]]:
             : -MOST_NAMED - 1 : -1
         ]
     for one in shown:
-        yield _settings(one), _combination(one)
-
-
-def _settings(one: Combination) -> str:
-    return ", ".join(f"{name} = {_setting(value)}" for name, value in one.parameters.items())
-
-
-def _setting(value: Parameter) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def _combination(one: Combination) -> str:
-    gain = "" if one.gain is None else f", gain {one.gain:+.4f}"
-    spread = "" if one.gain_se is None else f" ± {one.gain_se:.4f}"
-    return f"level {one.level:g}: {_versus(one.value, None, one.baseline)}{gain}{spread}"
-
-
-def _versus(value: float | None, se: float | None, baseline: float | None) -> str:
-    if value is None:
-        return ""
-    spread = "" if se is None else f" ± {se:.4f}"
-    return _number(value) + spread + ("" if baseline is None else f" (level 0: {_number(baseline)})")
-
-
-def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:.4f}"
+        yield words.settings(one), words.combination(one)

@@ -14,7 +14,7 @@ from typing import Any
 
 import optuna
 
-from floodsearch.answer.best import Question
+from floodsearch.answer.values import Question
 from floodsearch.errors import (
     DamagedError,
     Problem,

@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields, replace
 
 from optuna.trial import FrozenTrial, TrialState
 
-from floodsearch.answer.best import rung_value, seed_result, window_start
+from floodsearch.answer.values import rung_value, seed_result, window_start
 from floodsearch.errors import DamagedError
 from floodsearch.records import (
     BY_HAND,

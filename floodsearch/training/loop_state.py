@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import logging
-import math
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 
+from floodsearch.answer.values import best_validation
 from floodsearch.artifacts.checkpoint import Checkpoint, Pace, rows, strange
 from floodsearch.errors import LoopError, MistakeError
 from floodsearch.records import EpochRecord, field_of
@@ -130,11 +130,9 @@ class LoopState:
         self._records.append(record)
 
     def _is_best(self, record: EpochRecord) -> bool:
-        """Return whether no earlier epoch is as good, by the study's metric (see `best.seed_result`)."""
-        field, sign = field_of(self.plan.metric), 1.0 if self.plan.maximize else -1.0
-        values = [sign * value for one in self._records if (value := getattr(one, field)) is not None]
-        new = getattr(record, field)
-        return new is not None and sign * new > max(values, default=-math.inf)
+        """Return whether no earlier epoch is as good, by the study's metric."""
+        every = [*self._records, record]
+        return best_validation(every, field_of(self.plan.metric), maximize=self.plan.maximize) is record
 
     def save(self, epoch: int, lowest: float) -> None:
         """Save a checkpoint; where that fails the run goes on, and is trained again from the one before.

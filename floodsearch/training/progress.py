@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+from floodsearch.answer.values import best_validation
 from floodsearch.artifacts.checkpoint import read_rows, rows
 from floodsearch.errors import DivergedError, TaskError
 from floodsearch.flooding.loss import check_level
@@ -152,10 +153,9 @@ class Progress:
                 what="the validation loss",
             )
         record = replace(record, val_loss=validation.loss, val_accuracy=validation.accuracy)
-        new = getattr(record, self.plan.metric)
-        old = None if self.best is None else getattr(self.best, self.plan.metric)
-        if old is None or (new > old if self.plan.maximize else new < old):
-            self.best = record
+        so_far = [record] if self.best is None else [self.best, record]
+        best = best_validation(so_far, self.plan.metric, maximize=self.plan.maximize)
+        self.best = record if best is None else best  # without the metric, as for a task without accuracy
         return record
 
     def end_epoch(self, record: EpochRecord) -> EpochRecord:

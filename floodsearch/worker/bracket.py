@@ -6,7 +6,7 @@ import logging
 from collections.abc import Collection, Iterable, Sequence
 
 from floodsearch import queue
-from floodsearch.answer.best import mean_and_se, mean_of, seed_result
+from floodsearch.answer.values import mean_and_se, mean_of, seed_result
 from floodsearch.artifacts.weights import KeptWeights
 from floodsearch.catalog import judge_of
 from floodsearch.errors import (

@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterable, Sequence
 
 from floodsearch import queue
-from floodsearch.answer.best import RUNG_VALIDATIONS, mean_and_se, recent_mean
+from floodsearch.answer.values import RUNG_VALIDATIONS, mean_and_se, recent_mean
 from floodsearch.queue import Entry, Ticket
 from floodsearch.records import EpochRecord
 from floodsearch.storage import tables

@@ -15,7 +15,7 @@ import socket
 import torch
 
 from floodsearch import queue
-from floodsearch.answer.best import revisions
+from floodsearch.answer.tickets import revisions
 from floodsearch.artifacts.checkpoint import Checkpoints
 from floodsearch.artifacts.weights import KeptWeights
 from floodsearch.catalog import code_revision

@@ -30,9 +30,10 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from floodsearch.catalog import known
-from floodsearch.cost.forecast import plan, timed
+from floodsearch.cost.forecast import plan
+from floodsearch.cost.outlook import at_speeds, look_ahead
 from floodsearch.cost.throughput import samples_of
-from floodsearch.report.text import forecast_text
+from floodsearch.report.text import outlook_text
 from floodsearch.study.reader import read
 from floodsearch.study.spec import PLAIN, Arithmetic
 from floodsearch.tasks.augmentation import crop, normalise
@@ -279,9 +280,7 @@ def main() -> None:
     spec = read(STUDY, known())
     stages = plan(spec)
     assert stages is not None
-    times = timed(spec, stages, samples_of(spec), speeds)
-    expected = sum(stage.epochs for stage in stages)
-    print(forecast_text(spec, 11, expected, sum(one.seconds for one in times), times))
+    print(outlook_text(spec, at_speeds(look_ahead(spec), spec, stages, samples_of(spec), speeds)))
     print(f"{where}, torch {torch.__version__}, Python {platform.python_version()}, {os.cpu_count()} cores")
 
 

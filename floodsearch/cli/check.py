@@ -1,0 +1,66 @@
+"""The command that looks ahead: what a study file says, and what its search would cost."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from floodsearch.cli.opening import open_study, read_spec
+from floodsearch.cli.options import AsJson, StudyFile
+from floodsearch.cli.printing import echo, echo_json, say
+from floodsearch.defaults import REPRODUCIBLE
+from floodsearch.errors import DamagedError, UsageError
+
+if TYPE_CHECKING:
+    from floodsearch.records import Pilot
+
+
+def check(
+    study: StudyFile,
+    storage: Annotated[
+        str | None,
+        typer.Option(envvar="FLOODSEARCH_STORAGE", metavar="URL", help="Where it was begun: tells the time."),
+    ] = None,
+    speed: Annotated[
+        str | None,
+        typer.Option(
+            "--speed", metavar="SPEED", help="Samples a second: 21000, or by runs at once: 1=21000,4=70000."
+        ),
+    ] = None,
+    measure: Annotated[
+        str | None,
+        typer.Option(metavar="DEVICE", help="Train a few seconds on this device, to tell the speed."),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show the resolved study with all defaults, or all its problems, and what it would cost."""
+    from floodsearch.cost.outlook import look_ahead
+    from floodsearch.report.documents import check_document
+    from floodsearch.report.text import outlook_text, spec_text
+    from floodsearch.study.trust import token_of
+
+    spec = read_spec(study)
+    os.environ.setdefault(*REPRODUCIBLE)  # as workers do
+    outlook = look_ahead(spec, speed=speed, measure=measure)
+    if outlook.seconds is None and outlook.epochs_expected is not None and storage is not None:
+        outlook = outlook.at_pace_of(_pilot_of(storage, spec.name))
+    if as_json:
+        echo_json(check_document(spec, outlook))
+        return
+    echo(spec_text(spec))
+    echo(outlook_text(spec, outlook))
+    if (trust := token_of(spec)) is not None:
+        echo(f"other machines trust its code by: floodsearch work {spec.name} --trust {shlex.quote(trust)}")
+
+
+def _pilot_of(storage: str, name: str) -> Pilot | None:
+    """Return what the pilot of a study found; without it nothing is known of the time, which is no error."""
+    try:
+        with open_study(storage, name, read_only=True) as study:
+            return study.pilot
+    except (UsageError, DamagedError) as error:
+        say(f"the time is not known: {error}")
+        return None

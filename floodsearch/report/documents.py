@@ -1,0 +1,48 @@
+"""Records as JSON documents: what `--json` prints, for whatever program asks."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from typing import Any
+
+from floodsearch.cost.outlook import Outlook
+from floodsearch.findings import BestLevel, StudyStatus
+from floodsearch.study.spec import Spec
+from floodsearch.study.trust import token_of
+
+Document = dict[str, Any]
+
+
+def best_document(best: BestLevel) -> Document:
+    """Return the answer of a study, a field of the record each."""
+    return asdict(best)
+
+
+def status_document(status: StudyStatus) -> Document:
+    """Return where a study stands, a field of the record each."""
+    return asdict(status)
+
+
+def check_document(spec: Spec, outlook: Outlook) -> Document:
+    """Return a spec with all its defaults, and what its search would take."""
+    stages = [
+        {**one.stage._asdict(), "samples": one.samples, "samples_a_second": one.speed}
+        for one in outlook.stages
+    ]
+    return {
+        **spec.model_dump(mode="json"),
+        "fingerprint": spec.fingerprint(),
+        "trust": token_of(spec),
+        "tickets": outlook.tickets,
+        "epochs_exhaustive": outlook.epochs_exhaustive,
+        "epochs_expected": outlook.epochs_expected,
+        "seconds_expected": outlook.seconds,
+        "stages": stages,
+    }
+
+
+def json_text(document: object, *, indent: int) -> str:
+    """Return a document as text, of which a terminal shows every character."""
+    # DEL is the only one that JSON leaves as it is, and a terminal does not show.
+    return json.dumps(document, indent=indent).replace("\x7f", "\\u007f")
