@@ -17,6 +17,8 @@ from floodsearch.storage import schema, tables
 from floodsearch.storage.database import open_database
 from floodsearch.storage.studies import SPEC, find_study, put_study, read_trials, study_names, versions
 
+sqlite = pytest.mark.parametrize("storage_url", ["sqlite"], indirect=True)
+"""Of tests whose promise no dialect, lock, clock or outage of a database can change."""
 MAXIMIZE, MINIMIZE = optuna.study.StudyDirection.MAXIMIZE, optuna.study.StudyDirection.MINIMIZE
 
 
@@ -70,6 +72,7 @@ def test_the_same_file_again_resumes(database, make_spec):
 
 
 @pytest.mark.parametrize("size", [1, 32, 100])
+@sqlite
 def test_any_valid_name_can_be_used(database, make_spec, size):
     """A name of any length that a study file may have is stored."""
     name = "n" * size
@@ -88,6 +91,7 @@ def test_any_valid_name_can_be_used(database, make_spec, size):
         {"training": {"epochs": 20, "seeds": 5}, "search": {"trials": 12}, "budget": {"epochs": 1000}},
     ],
 )
+@sqlite
 def test_a_grown_budget_extends(database, make_spec, grown):
     """More epochs, seeds, trials or budget are taken over; the study keeps its identity."""
     sampled = {"levels": {"count": None}, "search": {"sampler": "random", "trials": 6}}
@@ -120,6 +124,7 @@ def test_a_grown_budget_extends(database, make_spec, grown):
         ),
     ],
 )
+@sqlite
 def test_a_changed_file_is_refused(database, make_spec, changes, said):
     """Any other change under the same name is refused with each difference listed, and changes nothing."""
     study = put_study(database, make_spec())
@@ -218,6 +223,7 @@ def test_a_study_without_its_spec_is_not_found(database, make_spec):
     assert study_names(database) == ["tiny"]
 
 
+@sqlite
 def test_an_unknown_study_names_those_that_exist(database, make_spec):
     """A mistyped name is answered with the names there are, without foreign studies."""
     for name in ("spiral", "gaussians"):
@@ -229,6 +235,7 @@ def test_an_unknown_study_names_those_that_exist(database, make_spec):
         find_study(database, "spirla")
 
 
+@sqlite
 def test_a_damaged_spec_is_named(database, make_spec):
     """A stored spec that someone edited is an error that names the study, not a traceback of a parser."""
     study = put_study(database, make_spec())

@@ -1,9 +1,9 @@
 """Commands of ours as forks of one process that has imported everything: real, and two seconds sooner.
 
 `Zygote.fork_exec` takes the place of what `subprocess` starts programs with. Where the program is the command
-line, it asks the zygote, which forks; any other program, and any unusual start, is left to Python. What comes
-of it is a child of the caller like any other: its number, signals, session, folder, environment, streams, exit
-status and `/proc/PID/cmdline` are its own. A launch gets a zygote of its own, for its workers.
+line, the zygote is asked to fork; any other program, and any unusual start, is left to Python. The fork is
+a child of the caller like any other: its number, signals, session, folder, environment, streams, exit status
+and `/proc/PID/cmdline` are its own. A launch gets a zygote of its own, for its workers.
 
 A zygote forks a process that forks the command and ends: the command then belongs to the next process above
 that takes up orphans, which is the caller.
