@@ -29,6 +29,7 @@ from floodsearch.defaults import REPRODUCIBLE
 from floodsearch.storage.database import Database, open_database
 from floodsearch.study.reader import parse
 from floodsearch.study.spec import Spec
+from tests.zygote import CODES, Zygote
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported: tests run side by side
 os.environ.setdefault(*REPRODUCIBLE)  # as workers do
@@ -70,6 +71,24 @@ def as_before() -> Iterator[None]:
             del os.environ[name]
     for number, handler in handlers.items():
         signal.signal(number, handler)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def zygote() -> Iterator[Zygote]:
+    """Let commands of ours be forks of a process that has imported everything."""
+    one = Zygote()
+    CODES.add(CROWD)
+    one.install()
+    yield one
+    one.end()
+
+
+@pytest.fixture(autouse=True)
+def own_interpreter(request: pytest.FixtureRequest, zygote: Zygote) -> Iterator[None]:
+    """Let commands of a test that is marked so start as users' do, with an interpreter of their own."""
+    zygote.active = request.node.get_closest_marker("own_interpreter") is None
+    yield
+    zygote.active = True
 
 
 @pytest.fixture

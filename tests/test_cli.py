@@ -221,6 +221,7 @@ def test_export_has_a_column_for_each_searched_setting(tmp_path: Path) -> None:
     assert len({(row["level"], row["weight_decay"], row["until_accuracy"]) for row in rows}) == 10
 
 
+@pytest.mark.own_interpreter
 def test_environment_names_the_storage(finished: Path, tmp_path: Path) -> None:
     """FLOODSEARCH_STORAGE is used where `--storage` is not given."""
     url = f"sqlite:///{finished}/floodsearch.db"
@@ -236,6 +237,7 @@ def test_the_storage_may_be_named_in_a_file(finished: Path, tmp_path: Path) -> N
     assert "FLOODSEARCH_STORAGE_FILE is nowhere, which cannot be read: No such file" in message
 
 
+@pytest.mark.own_interpreter
 def test_create_fills_the_queue_and_trains_nothing(tmp_path: Path) -> None:
     """Where workers are started by others, a study is created first; again changes nothing."""
     (tmp_path / "tiny.toml").write_text(FILE)
@@ -330,6 +332,7 @@ def test_an_unknown_study_lists_those_that_exist(finished: Path) -> None:
         assert "studies there: tiny" in message
 
 
+@pytest.mark.own_interpreter
 def test_debug_shows_the_traceback(tmp_path: Path) -> None:
     """A traceback appears with `--debug` only."""
     ended = floodsearch("--debug", "best", "tiny", cwd=tmp_path)
@@ -348,6 +351,7 @@ def own_task(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.mark.own_interpreter
 def test_a_task_of_the_users_own_is_searched(
     own_task: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
@@ -472,6 +476,7 @@ def test_a_study_that_is_trained_is_not_deleted(tmp_path: Path) -> None:
     database.close()
 
 
+@pytest.mark.own_interpreter
 def test_logs_of_a_detached_launch(tmp_path: Path, eventually: Callable[..., Any]) -> None:
     """`launch --detach` returns while workers train; `logs` shows what they and the launch said."""
     (tmp_path / "tiny.toml").write_text(FILE)

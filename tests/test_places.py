@@ -223,6 +223,7 @@ def test_code_named_like_a_module_of_pythons_is_one_line(reference):
         find_code(reference, "a function")
 
 
+@pytest.mark.own_interpreter
 def test_workers_are_at_home_in_any_folder(tmp_path, monkeypatch):
     """A folder with a colon, and files in it that are named like Python's modules, harm no worker."""
     folder = tmp_path / 'a:b "c" 100%'

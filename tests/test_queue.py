@@ -27,6 +27,8 @@ from floodsearch.storage.studies import find_study, put_study
 from floodsearch.storage.trial_records import read_trials
 from floodsearch.worker.work import _taken
 
+sqlite = pytest.mark.parametrize("storage_url", ["sqlite"], indirect=True)
+"""Of tests whose promise no dialect, lock, clock or outage of a database can change."""
 REPEATS = range(int(os.environ.get("FLOODSEARCH_REPEAT", "1")))
 """FLOODSEARCH_REPEAT=20 runs the races so many times."""
 
@@ -97,6 +99,7 @@ def test_fill_makes_exactly_the_tickets(study):
     assert {(trial.epochs, trial.seeds, trial.attempt) for trial in trials} == {(10, 2, 1)}
 
 
+@sqlite
 def test_a_sampled_search_has_open_tickets(database, make_spec):
     """All tickets but those of level 0 wait without a level until a worker takes them."""
     study = put_study(database, make_spec(levels={"count": None}, search={"sampler": "random", "trials": 4}))
@@ -345,6 +348,7 @@ def raw_all(study):
     return study.database.optuna.get_all_trials(study.id, deepcopy=False)
 
 
+@sqlite
 def test_a_ticket_says_what_to_train(study):
     """A taken ticket holds its level, epochs and seeds, and its trial shows who has it."""
     worker = enter(study)
@@ -357,6 +361,7 @@ def test_a_ticket_says_what_to_train(study):
     assert raw(study, 1).params == {"level": 0.25}
 
 
+@sqlite
 def test_what_is_searched_beside_the_level_is_in_the_ticket(database, make_spec):
     """Choices beside the level come with the ticket and are parameters of the trial."""
     spec = make_spec(levels={"count": 2}, training={"weight_decay": {"choices": [0.0, 0.01]}})
@@ -487,6 +492,7 @@ def test_a_pruned_ticket_keeps_its_reason_and_last_report(study):
     assert queue.fill(study) == 0
 
 
+@sqlite
 def test_level_0_is_never_pruned(study, database, make_spec):
     """The pruner is not even asked about the baseline; the worst other level is pruned by the same rule."""
     spec = make_spec(name="judged", search={"pruner": "median"}, median={"startup": 1})
@@ -510,6 +516,7 @@ def test_level_0_is_never_pruned(study, database, make_spec):
 @pytest.mark.parametrize(
     "until", [{"choices": [0.9, 1.0]}, {"low": 0.5, "high": 1.0}], ids=["choices", "range"]
 )
+@sqlite
 def test_rivals_have_the_same_choices(database, make_spec, monkeypatch, until):
     """Level 0, which has no settings, is everybody's rival, equal choices are, and any values of a range."""
     spec = make_spec(
@@ -613,6 +620,7 @@ def test_failures_with_a_success_between_do_not_stop(database, make_spec):
 
 
 @pytest.mark.parametrize("text", ["", "\n", "two\nlines"])
+@sqlite
 def test_an_error_without_words_is_named(study, text):
     """An exception whose message is empty or long is a reason in one line all the same."""
     queue.fail(take_one(study, enter(study)), RuntimeError(text))
@@ -689,6 +697,7 @@ def test_a_released_ticket_is_queued_again(database, make_spec):
     assert count(read_trials(study)).total == 4
 
 
+@sqlite
 def test_the_status_says_why_a_ticket_ended_or_was_taken_up_again(study):
     """Each ticket that did not simply complete has a note: state, attempts and reason, the last there is."""
     worker = enter(study)

@@ -21,6 +21,8 @@ from floodsearch.storage.database import open_database
 from floodsearch.storage.studies import SPEC, find_study, put_study, study_names, versions
 from floodsearch.storage.trial_records import read_measured, read_trials
 
+sqlite = pytest.mark.parametrize("storage_url", ["sqlite"], indirect=True)
+"""Of tests whose promise no dialect, lock, clock or outage of a database can change."""
 MAXIMIZE, MINIMIZE = optuna.study.StudyDirection.MAXIMIZE, optuna.study.StudyDirection.MINIMIZE
 
 
@@ -74,6 +76,7 @@ def test_the_same_file_again_resumes(database, make_spec):
 
 
 @pytest.mark.parametrize("size", [1, 32, 100])
+@sqlite
 def test_any_valid_name_can_be_used(database, make_spec, size):
     """A name of any length that a study file may have is stored."""
     name = "n" * size
@@ -92,6 +95,7 @@ def test_any_valid_name_can_be_used(database, make_spec, size):
         {"training": {"epochs": 20, "seeds": 5}, "search": {"trials": 12}, "budget": {"epochs": 1000}},
     ],
 )
+@sqlite
 def test_a_grown_budget_extends(database, make_spec, grown):
     """More epochs, seeds, trials or budget are taken over; the study keeps its identity."""
     sampled = {"levels": {"count": None}, "search": {"sampler": "random", "trials": 6}}
@@ -124,6 +128,7 @@ def test_a_grown_budget_extends(database, make_spec, grown):
         ),
     ],
 )
+@sqlite
 def test_a_changed_file_is_refused(database, make_spec, changes, said):
     """Any other change under the same name is refused with each difference listed, and changes nothing."""
     study = put_study(database, make_spec())
@@ -222,6 +227,7 @@ def test_a_study_without_its_spec_is_not_found(database, make_spec):
     assert study_names(database) == ["tiny"]
 
 
+@sqlite
 def test_an_unknown_study_names_those_that_exist(database, make_spec):
     """A mistyped name is answered with the names there are, without foreign studies."""
     for name in ("spiral", "gaussians"):
@@ -233,6 +239,7 @@ def test_an_unknown_study_names_those_that_exist(database, make_spec):
         find_study(database, "spirla")
 
 
+@sqlite
 def test_a_damaged_spec_is_named(database, make_spec):
     """A stored spec that someone edited is an error that names the study, not a traceback of a parser."""
     study = put_study(database, make_spec())

@@ -248,6 +248,7 @@ def train(run):
 """
 
 
+@pytest.mark.own_interpreter
 def test_only_our_own_output_is_on_standard_output(tmp_path):
     """What a user's module prints, by whatever way and whenever, goes to standard error."""
     (tmp_path / "loud.py").write_text(LOUD)

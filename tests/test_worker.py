@@ -42,6 +42,9 @@ from floodsearch.worker.work import work
 HERE = WorkerSettings(device="cpu", threads=1)
 HASTY = WorkerSettings(device="cpu", threads=1, beat_seconds=0.1, grace_seconds=1.0)
 
+sqlite = pytest.mark.parametrize("storage_url", ["sqlite"], indirect=True)
+"""Of tests whose promise no dialect, lock, clock or outage of a database can change."""
+
 WORK = """
 import alembic.command, psycopg
 from dataclasses import replace
@@ -239,6 +242,7 @@ def test_curves_are_complete_and_tested_twice(database, make_spec):
             assert result.test_accuracy == run[-1].test_accuracy
 
 
+@sqlite
 def test_every_trained_epoch_is_counted(database, make_spec):
     """The worker counts tickets x seeds x epochs, and trials report at the rungs and nowhere else."""
     spec = make_spec(levels=HIGH, training={"validate_every": 3})
@@ -251,6 +255,7 @@ def test_every_trained_epoch_is_counted(database, make_spec):
         assert trial.intermediate_values[10] == trial.value
 
 
+@sqlite
 def test_a_start_that_levels_share_is_trained_once(database, make_spec):
     """Also by tickets that are trained one after the other: these, which never flood, cost nothing."""
     study = put(database, make_spec())
@@ -261,6 +266,7 @@ def test_a_start_that_levels_share_is_trained_once(database, make_spec):
     assert len(set(values(study).values())) == 1
 
 
+@sqlite
 def test_a_worker_leaves_the_global_random_state_alone(database, make_spec):
     """Code of the user's in the same process draws on as if nothing had been trained."""
     before = torch.get_rng_state()
@@ -268,6 +274,7 @@ def test_a_worker_leaves_the_global_random_state_alone(database, make_spec):
     assert torch.equal(torch.get_rng_state(), before)
 
 
+@sqlite
 def test_nothing_is_left_to_train(database, make_spec):
     """A worker on a finished study leaves at once and trains nothing."""
     study = put(database, make_spec(levels=HIGH))
@@ -295,6 +302,7 @@ def test_the_number_of_workers_changes_no_value(database, storage_url, make_spec
     assert len(read_trials(study)) == 6
 
 
+@sqlite
 def test_more_seeds_train_the_new_ones_only(database, make_spec):
     """A study that gets a third seed for all levels has the values of one that had three, at no more cost."""
     floods = {"options": {"width": 256}}  # at each level: more seeds are trained where they may tell more
@@ -390,6 +398,7 @@ def put_hill(database, make_spec):
     return put_seeds
 
 
+@sqlite
 def test_added_seeds_are_trained_where_they_matter(put_hill):
     """Of a finished study that gets more seeds, the answer, its ties and level 0 get them, and no other."""
     train_hill(put_hill(4))
@@ -413,6 +422,7 @@ def test_added_seeds_are_trained_where_they_matter(put_hill):
     assert len(read_trials(grown)) == 11 + len(worth)
 
 
+@sqlite
 def test_added_seeds_come_in_rounds_that_end(put_hill, monkeypatch):
     """What one round of added seeds makes worth more is trained in the next, whatever is worth less now."""
     train_hill(put_hill(3))
@@ -431,6 +441,7 @@ def test_added_seeds_come_in_rounds_that_end(put_hill, monkeypatch):
     assert len(of) + 5 == len(read_trials(grown)), "each was queued once"
 
 
+@sqlite
 def test_added_seeds_wait_for_what_is_in_training(put_hill):
     """While a ticket waits or is in training the answer still moves: no seeds are added to others yet."""
     train_hill(put_hill(3))
@@ -448,6 +459,7 @@ def test_added_seeds_wait_for_what_is_in_training(put_hill):
     assert answer(again).seeds == 9
 
 
+@sqlite
 def test_a_ticket_with_added_seeds_is_not_pruned(put_hill):
     """The winner of halving keeps its place when its new seeds are worse than what lost had been."""
     train_hill(put_hill(3, pruner="halving"))
@@ -460,6 +472,7 @@ def test_a_ticket_with_added_seeds_is_not_pruned(put_hill):
     assert seeds_by_level(grown)[level] == seeds_by_level(grown)[0.0] == 8
 
 
+@sqlite
 def test_more_epochs_train_again(database, make_spec):
     """A study that gets more epochs has the curves of one that was as long from the start.
 
@@ -485,6 +498,7 @@ def without_tests(record):
 
 
 @pytest.mark.parametrize("sampler", ["random", "heuristic"])
+@sqlite
 def test_a_sampled_search_ends(database, make_spec, sampler):
     """A sampler's open tickets are proposed one by one; the levels all differ and none is left out."""
     study = put(database, make_spec(levels={"count": None}, search={"sampler": sampler, "trials": 5}))
@@ -495,6 +509,7 @@ def test_a_sampled_search_ends(database, make_spec, sampler):
     assert set(states(study).values()) == {"complete"}
 
 
+@sqlite
 def test_the_level_that_runs_find_is_in_the_answer(database, make_spec):
     """Under `adaptive` the answer's level lies among the last levels in the curves, not at their bound."""
     spec = make_spec(
@@ -515,6 +530,7 @@ def test_the_level_that_runs_find_is_in_the_answer(database, make_spec):
     assert found.highest == 0.5
 
 
+@sqlite
 def test_settings_that_are_searched_have_the_baseline(database, make_spec):
     """Each choice of a setting of the schedule is trained and answered, with one level 0 as the baseline."""
     spec = make_spec(
@@ -547,6 +563,7 @@ def test_settings_that_are_searched_have_the_baseline(database, make_spec):
     [{"median": {"startup": 2}}, {"hyperband": {"first": 2, "reduction": 2}}],
     ids=lambda p: next(iter(p)),
 )
+@sqlite
 def test_pruners_prune(database, make_spec, pruner):
     """Poor levels are stopped at a rung, with a reason and the last report as value; level 0 never."""
     [name] = pruner
@@ -582,6 +599,7 @@ def test_pruners_prune(database, make_spec, pruner):
     assert epochs_run(study) == 12 * 2 * 20 - saved - shared + again
 
 
+@sqlite
 def test_an_error_of_the_users_code_stops_the_study(database, make_spec, user_task):
     """A task that raises is tried, its traceback kept, and after three tickets in a row the study stops."""
     source = GATED.replace(
@@ -614,6 +632,7 @@ FLAKY = GATED.replace(
 )
 
 
+@sqlite
 def test_a_ticket_that_failed_is_tried_again(database, make_spec, user_task, gate):
     """A task that fails twice and then works is complete in the end, and the study goes on."""
     (gate / "go").touch()
@@ -627,6 +646,7 @@ def test_a_ticket_that_failed_is_tried_again(database, make_spec, user_task, gat
     assert max(trial.attempt for trial in read_trials(study)) == 2
 
 
+@sqlite
 def test_a_task_that_always_fails_is_given_up(database, make_spec, user_task):
     """With too few tickets for a row, each is tried three times and then failed; the worker leaves."""
     source = GATED.replace("return nn.functional", "raise ArithmeticError\n        return nn.functional")
@@ -662,8 +682,6 @@ def task(*, room: int = 0, folder""",
     .replace("model=lambda: nn.Linear(2, 2)", "model=(setattr(Model, 'room', room), Model)[1]")
 )
 """Models for which there is room for so many at once."""
-
-sqlite = pytest.mark.parametrize("storage_url", ["sqlite"], indirect=True)
 
 
 @pytest.fixture
@@ -768,6 +786,7 @@ def test_several_workers_keep_the_budget(database, storage_url, make_spec, crowd
     assert status(study).stopped == spent
 
 
+@sqlite
 def test_a_larger_budget_goes_on(database, make_spec):
     """A study that was out of budget trains what waits when it is given more."""
     study = put(database, make_spec(levels=HIGH, budget={"epochs": 30}))
@@ -1140,6 +1159,7 @@ def test_the_cpu_is_always_there():
     assert str(find_device("auto")) in devices()
 
 
+@sqlite
 def test_a_wrong_device_enters_no_worker(database, make_spec):
     """A worker with a wrong device takes no ticket and leaves no row."""
     study = put(database, make_spec())
