@@ -1,9 +1,9 @@
-"""Only the tests that start no process and open no database: `pytest -p tests.fast`, as of `make fast`.
+"""Only the tests that start no process and open no storage: `pytest -p tests.fast`, as of `make fast`.
 
 Which these are is found out, not written down. A module of the package is slow if it imports, itself or
-through others of the package, what starts processes or opens databases. A test is left out if it, or a
-fixture, function or class of the tests that it uses, names something of a slow module. Names do not tell
-all: a test that starts a process all the same is skipped at that moment, and says so.
+through others of the package, what starts processes, or opens databases or buckets. A test is left out if
+it, or a fixture, function or class of the tests that it uses, names something of a slow module. Names do
+not tell all: a test that starts a process all the same is skipped at that moment, and says so.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).parent.parent
-SLOW = {"subprocess", "multiprocessing", "sqlalchemy", "sqlite3"}
-"""The modules that start processes or open databases."""
+SLOW = {"subprocess", "multiprocessing", "sqlalchemy", "sqlite3", "fsspec"}
+"""The modules that start processes, or open databases or buckets."""
 FORKS = {"fork", "forkpty", "posix_spawn", "popen"}
 """The functions of `os` that start processes."""
 SELDOM = "revision"
@@ -53,7 +53,7 @@ def imports(file: Path) -> frozenset[str]:
 
 @cache
 def is_slow(module: str) -> bool:
-    """Return whether a module starts processes or opens databases, itself or through others of ours."""
+    """Return whether a module imports one of these, itself or through others of the package."""
     seen: set[str] = set()
     left = [module]
     while left:
@@ -141,7 +141,7 @@ def function_reaches(function: Any) -> bool:
 
 
 def is_fast(item: pytest.Item) -> bool:
-    """Return whether a test starts no process and opens no database, as far as names tell."""
+    """Return whether a test starts no process and opens no storage, as far as names tell."""
     if not isinstance(item, pytest.Function) or item.get_closest_marker("postgres"):
         return False
     fixtures = [found[-1].func for found in item._fixtureinfo.name2fixturedefs.values()]
