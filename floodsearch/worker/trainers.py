@@ -200,6 +200,7 @@ class CohortTrainer:
         return lambda name, **more: every.of(name, {"study": study.uuid, **of, **more})
 
     def _of_trunks(self, study: StoredStudy, of: Mapping[str, Any]) -> CheckpointOf | None:
+        """Return (seed, epoch) to the checkpoint of a trunk; None without a place for checkpoints."""
         every = self._checkpoints(study, of)
         if every is None:
             return None
