@@ -15,7 +15,7 @@ from torch import Tensor
 
 from floodsearch.catalog import describe_task
 from floodsearch.errors import TaskError
-from floodsearch.study.reader import fields_of
+from floodsearch.study.fields import fields_of
 from floodsearch.tasks import TASKS
 from floodsearch.tasks.image_sets import SOURCES
 from floodsearch.tasks.images import digits
