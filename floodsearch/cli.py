@@ -271,9 +271,10 @@ def work(
     keep_stdout()
     folders = tuple(map(Path, json.loads(os.environ.pop(FOLDERS, "") or "[]")))
     from floodsearch.artifacts.files import check_place
-    from floodsearch.worker.heartbeat import Leave, Settings
+    from floodsearch.worker.leave import LeaveRequest
+    from floodsearch.worker.settings import WorkerSettings
 
-    leave = Leave()
+    leave = LeaveRequest()
     leave.on_signals(signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, grace=grace)
     from floodsearch.storage.studies import find_study, find_study_of
     from floodsearch.study.trust import trust_by
@@ -293,7 +294,7 @@ def work(
         if study.spec.command is not None:
             check_place(logs / study.name, "logs")
         place = checkpoints if is_url(checkpoints) else Path(checkpoints).absolute()
-        settings = Settings(
+        settings = WorkerSettings(
             device=device, threads=threads, checkpoints=place, logs=logs.absolute(), folders=folders
         )
         reason = train(study, settings, leave)

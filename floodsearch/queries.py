@@ -176,7 +176,7 @@ def _interruptions(trials: Sequence[TrialRecord]) -> dict[str, int]:
 
 def _notes(trials: Sequence[TrialRecord]) -> list[TicketNote]:
     reasons: dict[int, str] = {}
-    for trial in sorted(trials, key=lambda one: one.number):
+    for trial in sorted(trials, key=lambda one: one.trial):
         if trial.reason is not None:
             reasons[trial.ticket] = trial.reason
     return [

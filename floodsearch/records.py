@@ -121,7 +121,8 @@ class SeedResult:
 class TrialRecord:
     """One Optuna trial of a study."""
 
-    number: int
+    trial: int
+    """Its number, as in a dashboard."""
     ticket: int
     state: TicketState
     parameters: Mapping[str, Parameter]

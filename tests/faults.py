@@ -54,7 +54,8 @@ from floodsearch.study.spec import Spec
 from floodsearch.study.trust import trust_in
 from floodsearch.tasks.synthetic import two_gaussians
 from floodsearch.tasks.task import Task
-from floodsearch.worker.heartbeat import Leave, Settings
+from floodsearch.worker.leave import LeaveRequest
+from floodsearch.worker.settings import WorkerSettings
 from floodsearch.worker.work import work
 from tests.conftest import private_postgres
 from tests.link import Link
@@ -115,9 +116,9 @@ def worker(url: str, name: str, folder: str, checkpoints: str, zone: str) -> Non
     time.tzset()
     logging.basicConfig(filename=Path(folder, f"worker-{os.getpid()}.log"), level=logging.INFO)
     hurry()
-    leave = Leave()
+    leave = LeaveRequest()
     leave.on_signals(signal.SIGTERM, grace=20)
-    settings = Settings(device="cpu", threads=1, checkpoints=checkpoints)
+    settings = WorkerSettings(device="cpu", threads=1, checkpoints=checkpoints)
     database = persistently(lambda: open_database(url))
     study = persistently(lambda: find_study(database, name))
     work(replace(study, trusts=trust_in(study.spec)), settings, leave)
@@ -379,7 +380,7 @@ def made(
         stack.callback(database.close)
         peace = put_study(database, spec_of(levels, epochs, pruner, wait=0.0))
         queue.fill(peace)
-        work(peace, Settings(device="cpu", threads=1, checkpoints=folder / "peace"), Leave())
+        work(peace, WorkerSettings(device="cpu", threads=1, checkpoints=folder / "peace"), LeaveRequest())
         faults = Faults(url, spec, folder, disk, full=full, **options)
         stack.callback(faults.close)
         yield faults, peace

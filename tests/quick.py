@@ -18,10 +18,10 @@ BEAT, GRACE, INTERVAL = 0.2, 1.5, 0.5
 def hurry() -> None:
     """Let all workers of this process be quick."""
     from floodsearch.artifacts import checkpoint
-    from floodsearch.worker.heartbeat import Settings
+    from floodsearch.worker.settings import WorkerSettings
 
     checkpoint.SECONDS, checkpoint.SHARE = INTERVAL, 1e9
-    defaults = Settings.__init__.__kwdefaults__
+    defaults = WorkerSettings.__init__.__kwdefaults__
     assert defaults is not None
     defaults |= {"beat_seconds": BEAT, "grace_seconds": GRACE}
 

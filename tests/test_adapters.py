@@ -30,7 +30,8 @@ from floodsearch.process.nesting import inside
 from floodsearch.queries import answer
 from floodsearch.storage.studies import put_study, read_trials
 from floodsearch.study.reader import read
-from floodsearch.worker.heartbeat import Leave, Settings
+from floodsearch.worker.leave import LeaveRequest
+from floodsearch.worker.settings import WorkerSettings
 from floodsearch.worker.work import work
 from tests.test_loops import Alone as AnyAlone
 
@@ -209,8 +210,8 @@ def test_the_example_finds_a_level(example, database, tmp_path):
     spec = read(EXAMPLES / f"{example.__name__.removesuffix('_train')}.toml", known())
     study = put_study(database, spec)
     queue.fill(study)
-    settings = Settings(device="cpu", threads=1, checkpoints=tmp_path / "checkpoints")
-    assert work(study, settings, Leave()) == "all tickets are finished"
+    settings = WorkerSettings(device="cpu", threads=1, checkpoints=tmp_path / "checkpoints")
+    assert work(study, settings, LeaveRequest()) == "all tickets are finished"
     found = answer(study)
     assert found.finished
     assert found.baseline is not None

@@ -65,7 +65,7 @@ def trial(ticket: int, level: float | None, values: Sequence[float] = (), **fiel
     """Return a trial: complete if it has values, one for each seed."""
     parameters = {} if level is None else {"level": level}
     defaults = {
-        "number": ticket,
+        "trial": ticket,
         "state": "complete" if values else "waiting",
         "epochs": 10,
         "seeds": max(1, len(values)),
@@ -173,9 +173,9 @@ def test_a_mean_of_what_nobody_knows_is_not_known():
 
 def test_a_ticket_is_its_newest_trial():
     """Of the trials of one ticket the one with the highest number speaks for it, in any order."""
-    lost = trial(4, 0.1, number=4, state="failed")
-    again = trial(4, 0.1, [0.5], number=9)
-    other = trial(5, 0.2, number=5, state="running")
+    lost = trial(4, 0.1, trial=4, state="failed")
+    again = trial(4, 0.1, [0.5], trial=9)
+    other = trial(5, 0.2, trial=5, state="running")
     for order in ([lost, again, other], [other, again, lost]):
         assert latest(order) == {4: again, 5: other}
         assert count(order) == TicketCounts(complete=1, running=1)
@@ -191,11 +191,11 @@ def test_tickets_are_counted_by_state():
 
 def test_trials_of_different_length_are_not_mixed():
     """Trials of other epochs or seeds are not compared: the most with a level 0 are, or the longest."""
-    short = [trial(0, 0.0, [0.5, 0.5], number=0), trial(1, 0.1, [0.9, 0.9], number=1)]
-    longer = [trial(0, 0.0, [0.4, 0.4], number=2, epochs=20), trial(2, 0.2, [0.6, 0.6], number=3, epochs=20)]
-    more_seeds = [trial(0, 0.0, [0.3] * 3, number=4, epochs=20)]
-    without_baseline = [trial(1, 0.1, [1.0] * 4, number=5, epochs=40)]
-    pending = [trial(3, 0.3, number=6, epochs=40, seeds=4, state="running")]
+    short = [trial(0, 0.0, [0.5, 0.5], trial=0), trial(1, 0.1, [0.9, 0.9], trial=1)]
+    longer = [trial(0, 0.0, [0.4, 0.4], trial=2, epochs=20), trial(2, 0.2, [0.6, 0.6], trial=3, epochs=20)]
+    more_seeds = [trial(0, 0.0, [0.3] * 3, trial=4, epochs=20)]
+    without_baseline = [trial(1, 0.1, [1.0] * 4, trial=5, epochs=40)]
+    pending = [trial(3, 0.3, trial=6, epochs=40, seeds=4, state="running")]
     assert comparable(short + without_baseline + pending) == short
     assert comparable(short + longer) == longer
     assert comparable(short + longer + more_seeds) == longer, "one level alone answers nothing"
@@ -207,9 +207,9 @@ def test_trials_of_different_length_are_not_mixed():
 
 def test_added_seeds_do_not_hide_the_longest_trials():
     """A study that grew in epochs and then in seeds is answered at its last length, whatever the seeds."""
-    short = [trial(ticket, 0.1 * ticket, [0.5, 0.5], number=ticket) for ticket in range(3)]
+    short = [trial(ticket, 0.1 * ticket, [0.5, 0.5], trial=ticket) for ticket in range(3)]
     long = [
-        trial(ticket, 0.1 * ticket, [0.6 + 0.1 * (ticket == 1)] * seeds, number=3 + ticket, epochs=20)
+        trial(ticket, 0.1 * ticket, [0.6 + 0.1 * (ticket == 1)] * seeds, trial=3 + ticket, epochs=20)
         for ticket, seeds in enumerate([4, 4, 2])
     ]
     assert comparable(short + long) == long[:2]
@@ -485,7 +485,7 @@ def test_seeds_added_to_some_levels_count():
     few = [trial(ticket, level, row[:4]) for ticket, (level, row) in enumerate(rows.items())]
     worth = worth_more_seeds(few, QUESTION)
     grown = [
-        trial(ticket, LEVELS[ticket], rows[LEVELS[ticket]], number=100 + ticket) for ticket in sorted(worth)
+        trial(ticket, LEVELS[ticket], rows[LEVELS[ticket]], trial=100 + ticket) for ticket in sorted(worth)
     ]
     before, after = answer(few), answer(few + grown)
     assert (before.seeds, after.seeds) == (4, 8)
@@ -714,7 +714,7 @@ def histories(draw) -> list[TrialRecord]:
                 ticket,
                 ticket // 2 / 10,
                 values,
-                number=number,
+                trial=number,
                 state=draw(
                     st.sampled_from(["complete", "complete", "complete", "pruned", "failed", "running"])
                 ),

@@ -37,10 +37,11 @@ from floodsearch.storage.studies import (
     put_study,
     read_trials,
 )
-from floodsearch.worker.heartbeat import Leave, Settings
+from floodsearch.worker.leave import LeaveRequest
+from floodsearch.worker.settings import WorkerSettings
 from floodsearch.worker.work import work
 
-HERE = Settings(device="cpu", threads=1)
+HERE = WorkerSettings(device="cpu", threads=1)
 ENDED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
 
 
@@ -76,7 +77,7 @@ def take(study: StoredStudy) -> list[Ticket]:
 
 
 def finish(study: StoredStudy) -> None:
-    assert work(anew(study), HERE, Leave()) == "all tickets are finished"
+    assert work(anew(study), HERE, LeaveRequest()) == "all tickets are finished"
 
 
 def levels(study: StoredStudy) -> list[float | None]:
@@ -191,7 +192,7 @@ def test_a_trial_that_was_deleted_is_queued_again_under_a_number_of_its_own(stud
     for table in ("trial_params", "trial_user_attributes", "trials"):
         change(study, f"DELETE FROM {table} WHERE trial_id = 1")
     assert queue.fill(study) == 1
-    numbers = [one.number for one in read_trials(anew(study))]
+    numbers = [one.trial for one in read_trials(anew(study))]
     assert sorted(set(numbers)) == sorted(numbers)
     finish(study)
     assert levels(study) == [0.0, 0.25, 0.5]
@@ -272,7 +273,7 @@ def test_a_copy_is_said_and_not_written_to(study: StoredStudy, make_spec: Callab
     for one, other in ((study, "copy"), (copy, "tiny")):
         said = f"was copied by hand, and '{other}' would share its data; delete the copy: floodsearch delete"
         with pytest.raises(UsageError, match=said):
-            work(one, HERE, Leave())
+            work(one, HERE, LeaveRequest())
         assert said in status_text(status(one))
         assert said in best_text(answer(one))
     with pytest.raises(UsageError, match="copied by hand"):
@@ -297,7 +298,7 @@ def test_a_renamed_study_is_said_and_not_written_to(
     renamed = find_study(anew(study).database, "other")
     said = "study 'other' was made as 'tiny' and renamed by hand; name it 'tiny' again"
     for write in (
-        lambda: work(renamed, HERE, Leave()),
+        lambda: work(renamed, HERE, LeaveRequest()),
         lambda: put_study(renamed.database, make_spec()),
         lambda: put_study(renamed.database, make_spec(name="other")),
     ):
@@ -314,7 +315,7 @@ def test_a_renamed_study_is_said_and_not_written_to(
 def test_a_study_that_was_turned_round_is_said(study: StoredStudy) -> None:
     change(study, "UPDATE study_directions SET direction = 'MINIMIZE'")
     with pytest.raises(UsageError, match="changed by hand to minimize; set it to maximize again"):
-        work(anew(study), HERE, Leave())
+        work(anew(study), HERE, LeaveRequest())
 
 
 def test_only_files_with_our_names_are_removed_and_no_link_is_followed(tmp_path: Path) -> None:

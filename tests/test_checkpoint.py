@@ -26,7 +26,8 @@ from floodsearch.training.engine import Loop
 from floodsearch.training.progress import Plan
 from floodsearch.training.stack import Stack
 from floodsearch.training.trunk import Trunks
-from floodsearch.worker.heartbeat import Leave, Settings
+from floodsearch.worker.leave import LeaveRequest
+from floodsearch.worker.settings import WorkerSettings
 from floodsearch.worker.work import work
 from tests.device import DEVICE
 
@@ -291,7 +292,7 @@ def test_a_worker_leaves_no_checkpoint_behind(database, make_spec, tmp_path, mon
     monkeypatch.setattr(Checkpoint, "save", save)
     study = put_study(database, make_spec(levels={"high": 5.0}))
     queue.fill(study)
-    work(study, Settings(device="cpu", checkpoints=tmp_path / "checkpoints"), Leave())
+    work(study, WorkerSettings(device="cpu", checkpoints=tmp_path / "checkpoints"), LeaveRequest())
     assert any(name.startswith("ticket-") for name in seen)
     assert any(name.startswith("trunk-") for name in seen)
     assert not (tmp_path / "checkpoints" / study.name).exists()

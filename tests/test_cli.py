@@ -30,7 +30,8 @@ from floodsearch.study.reader import parse
 from floodsearch.study.spec import Spec
 from floodsearch.study.trust import token_of
 from floodsearch.tasks.synthetic import two_gaussians
-from floodsearch.worker.heartbeat import Leave, Settings
+from floodsearch.worker.leave import LeaveRequest
+from floodsearch.worker.settings import WorkerSettings
 from floodsearch.worker.work import work
 
 FILE = """
@@ -87,8 +88,8 @@ def put(folder: Path, content: str = FILE) -> StoredStudy:
 def train(folder: Path, content: str = FILE) -> None:
     """Write a study file and train its study, as `launch` does, but quickly."""
     study = put(folder, content)
-    settings = Settings(device="cpu", threads=1, checkpoints=folder / "floodsearch-checkpoints")
-    assert work(study, settings, Leave()) == "all tickets are finished"
+    settings = WorkerSettings(device="cpu", threads=1, checkpoints=folder / "floodsearch-checkpoints")
+    assert work(study, settings, LeaveRequest()) == "all tickets are finished"
     study.database.close()
 
 
@@ -408,7 +409,7 @@ def test_stop_keeps_the_queue_and_launch_goes_on(tmp_path: Path) -> None:
     """A stopped study hands out no ticket and says so; launching it again finishes it."""
     study = put(tmp_path)
     assert floodsearch("stop", "tiny", cwd=tmp_path).returncode == 0
-    assert work(study, Settings(device="cpu"), Leave()) == "stopped by floodsearch stop"
+    assert work(study, WorkerSettings(device="cpu"), LeaveRequest()) == "stopped by floodsearch stop"
     assert "stopped by floodsearch stop" in floodsearch("status", cwd=tmp_path).stdout
     asked = floodsearch("best", "tiny", cwd=tmp_path)
     assert asked.returncode == 1

@@ -26,8 +26,9 @@ from floodsearch.training.loop import LoopRun
 from floodsearch.training.progress import Plan
 from floodsearch.training.script import Script
 from floodsearch.usercode.command import filled, placeholders, script_of
-from floodsearch.worker.heartbeat import Leave, Settings
+from floodsearch.worker.leave import LeaveRequest
 from floodsearch.worker.loops import Loops
+from floodsearch.worker.settings import WorkerSettings
 from floodsearch.worker.work import work
 
 HEAD = """
@@ -95,7 +96,7 @@ def make_study(database, make_spec, write_script):
 @pytest.fixture
 def here(tmp_path):
     """Give the settings of a worker that keeps its files here."""
-    return Settings(device="cpu", checkpoints=tmp_path / "checkpoints", logs=tmp_path / "logs")
+    return WorkerSettings(device="cpu", checkpoints=tmp_path / "checkpoints", logs=tmp_path / "logs")
 
 
 def curves(study):
@@ -443,9 +444,9 @@ def test_the_script_of_a_command_is_its_first_file(tmp_path):
 def test_a_command_is_halved_and_answered(make_study, here):
     """Verdicts are those of a quiet search; level 0 and the last level alive are not paused for nothing."""
     study = make_study()
-    assert work(study, here, Leave()) == "all tickets are finished"
+    assert work(study, here, LeaveRequest()) == "all tickets are finished"
     whole = make_study("whole", search={"pruner": "none"})
-    work(whole, here, Leave())
+    work(whole, here, LeaveRequest())
     found = latest(read_trials(study))
     assert {one.state for one in found.values()} == {"complete", "pruned"}
     for ticket, records in curves(study).items():
@@ -465,10 +466,10 @@ def test_a_command_is_halved_and_answered(make_study, here):
 @sqlite
 def test_the_range_of_a_command_comes_from_its_validation_losses(make_study, here):
     study = make_study(levels={"high": "auto", "count": 3}, search={"pruner": "none"})
-    assert work(study, here, Leave()) == "all tickets are finished"
+    assert work(study, here, LeaveRequest()) == "all tickets are finished"
     assert min(study.reread().pilot.minima) > 0.3
     without = make_study("without", TRAIN.replace("val_loss", "loss"), levels={"high": "auto", "count": 3})
-    assert 'levels.high = "auto" needs a validation loss' in work(without, here, Leave())
+    assert 'levels.high = "auto" needs a validation loss' in work(without, here, LeaveRequest())
 
 
 @sqlite
@@ -480,7 +481,7 @@ def test_settings_are_words_of_the_command_and_may_be_searched(make_study, here)
         levels={"count": 2},
         search={"pruner": "none"},
     )
-    work(study, here, Leave())
+    work(study, here, LeaveRequest())
     begun = [text.splitlines()[1] for _, text in sorted(outputs(here).items())]
     assert sorted(set(begun)) == ["begins --rate 0.1 --kind a b", "begins --rate 0.2 --kind a b"]
     assert len(begun) == 2 * 2 * 2
@@ -501,7 +502,7 @@ def test_settings_are_words_of_the_command_and_may_be_searched(make_study, here)
 def test_a_placeholder_that_changes_nothing_stops_the_study(make_study, here, unused, message, pruner):
     """Seeds at their second run; levels by the highest, trained first under halving where none matters."""
     study = make_study(source=HEAD + f"{unused} = 0\n" + BODY, search={"pruner": pruner})
-    assert message in work(study, here, Leave())
+    assert message in work(study, here, LeaveRequest())
     most = 2 * 12 if unused == "seed" else 5 * 2 * 2 + 4 * 12 if pruner == "halving" else 5 * 2 * 12
     assert epochs_run(study) <= most
 
@@ -510,8 +511,8 @@ def test_a_placeholder_that_changes_nothing_stops_the_study(make_study, here, un
 def test_a_command_that_fails_stops_the_study(make_study, here):
     """Each ticket says why, with the last lines of its errors."""
     study = make_study(source=HEAD + "sys.exit('disk full')")
-    fast = Settings(device="cpu", checkpoints=here.checkpoints, logs=here.logs, beat_seconds=0.1)
-    reason = work(study, fast, Leave())
+    fast = WorkerSettings(device="cpu", checkpoints=here.checkpoints, logs=here.logs, beat_seconds=0.1)
+    reason = work(study, fast, LeaveRequest())
     assert reason.startswith("3 tickets in a row failed, the last with LoopError: the command failed with")
     assert "disk full" in reason
     assert {one.cause for one in read_trials(study) if one.state == "failed"} == {"error"}
@@ -522,7 +523,7 @@ def test_a_program_that_is_not_here_is_refused_before_the_worker_enters(make_stu
     study = make_study()
     monkeypatch.setattr("shutil.which", lambda _: None)
     with pytest.raises(TaskError, match="is no program that can be found from here"):
-        work(study, here, Leave())
+        work(study, here, LeaveRequest())
     assert tables.read_workers(study.database, study.uuid) == []
 
 
@@ -555,14 +556,16 @@ signal.pause()
 WORKER = """
 from dataclasses import replace
 from pathlib import Path
-from floodsearch.worker.heartbeat import Leave, Settings
+from floodsearch.worker.leave import LeaveRequest
+from floodsearch.worker.settings import WorkerSettings
 from floodsearch.storage.database import open_database
 from floodsearch.storage.studies import find_study
 from floodsearch.study.trust import trust_in
 from floodsearch.worker.work import work
 
 def main(index, url, folder):
-    settings = Settings(device="cpu", checkpoints=Path(folder) / "checkpoints", logs=Path(folder) / "logs")
+    folder = Path(folder)
+    settings = WorkerSettings(device="cpu", checkpoints=folder / "checkpoints", logs=folder / "logs")
     study = find_study(open_database(url), "tiny")
-    work(replace(study, trusts=trust_in(study.spec)), settings, Leave())
+    work(replace(study, trusts=trust_in(study.spec)), settings, LeaveRequest())
 """

@@ -20,7 +20,8 @@ from floodsearch.search.tickets import tickets
 from floodsearch.storage.studies import put_study, read_trials
 from floodsearch.study.reader import parse
 from floodsearch.study.spec import Levels, Training, differences
-from floodsearch.worker.heartbeat import Leave, Settings
+from floodsearch.worker.leave import LeaveRequest
+from floodsearch.worker.settings import WorkerSettings
 from floodsearch.worker.work import work
 from tests.conftest import merged
 
@@ -155,7 +156,9 @@ def test_a_search_of_the_least_is_trained(database, make_spec, pruner):
         training = {"epochs": epochs, "seeds": 1, "validate_every": None, "batch_size": 10}
         study = put_study(database, make_spec(**least, training=training))
         queue.fill(study)
-        assert work(study, Settings(device="cpu", threads=1), Leave()) == "all tickets are finished"
+        assert (
+            work(study, WorkerSettings(device="cpu", threads=1), LeaveRequest()) == "all tickets are finished"
+        )
         assert count(read_trials(study)).complete == 2
         assert answer(study).tried == (0.9,)
     with pytest.raises(StudyChangedError):
@@ -174,7 +177,7 @@ def test_a_shorter_end_is_read_while_a_study_grows(database, make_spec):
     for epochs, budget in ((3, 100), (7, 13), (7, 26), (7, 100)):
         study = put_study(database, spec(epochs, budget))
         queue.fill(study)
-        work(study, Settings(device="cpu", threads=1), Leave())
+        work(study, WorkerSettings(device="cpu", threads=1), LeaveRequest())
         best = answer(study)
         lengths.append((best.trials.complete, best.tried, best.seeds))
     assert lengths == [(n, (0.9,), 2) for n in (2, 0, 1, 2)]

@@ -18,7 +18,8 @@ from floodsearch.queries import status
 from floodsearch.records import Pilot
 from floodsearch.storage.database import open_database
 from floodsearch.storage.studies import find_study, put_study
-from floodsearch.worker.heartbeat import Leave, Settings
+from floodsearch.worker.leave import LeaveRequest
+from floodsearch.worker.settings import WorkerSettings
 from floodsearch.worker.work import work
 
 ROOT = Path(__file__).parents[1]
@@ -118,9 +119,9 @@ def test_a_worker_needs_no_right_to_delete_or_to_change_tables(
         owner = open_database(postgres_url, create=True)
         study = put_study(owner, make_spec(levels={"high": "auto", "count": 3}))
         database = open_database(as_worker)
-        leave = Leave()
+        leave = LeaveRequest()
         leave.ask("lunch")
-        settings = Settings(device="cpu", threads=1, checkpoints=tmp_path)
+        settings = WorkerSettings(device="cpu", threads=1, checkpoints=tmp_path)
         work(find_study(database, study.name), settings, leave)
         assert queue.fill(find_study(database, study.name)) == 0
         pilot = Pilot(epochs=1, minima=(0.5,), bound=0.5, high=0.5, seconds_per_epoch=1.0, device="cpu")
@@ -130,7 +131,7 @@ def test_a_worker_needs_no_right_to_delete_or_to_change_tables(
         queue.hand_back(ticket)
         find_study(database, study.name).stop("enough")
         find_study(database, study.name).stop(None)
-        assert work(find_study(database, study.name), settings, Leave()) == "all tickets are finished"
+        assert work(find_study(database, study.name), settings, LeaveRequest()) == "all tickets are finished"
         assert status(study).trials.complete == 3
         with database.engine.connect() as connection:
             for forbidden in FORBIDDEN:

@@ -31,7 +31,8 @@ from floodsearch.study.reader import read
 from floodsearch.training.loop import LoopRun
 from floodsearch.training.progress import Plan
 from floodsearch.usercode.reference import beside
-from floodsearch.worker.heartbeat import Leave, Settings
+from floodsearch.worker.leave import LeaveRequest
+from floodsearch.worker.settings import WorkerSettings
 from floodsearch.worker.work import work
 
 EXAMPLES = Path(__file__).parents[1] / "studies" / "examples"
@@ -89,8 +90,10 @@ def searched(name, database, tmp_path, monkeypatch, source=None, ends="all ticke
     monkeypatch.delitem(sys.modules, name, raising=False)
     study = put_study(database, read(folder / f"{name}.toml", known()))
     queue.fill(study)
-    settings = Settings(device="cpu", threads=1, checkpoints=tmp_path / "checkpoints", logs=tmp_path / "logs")
-    assert work(study, settings, Leave()).startswith(ends)
+    settings = WorkerSettings(
+        device="cpu", threads=1, checkpoints=tmp_path / "checkpoints", logs=tmp_path / "logs"
+    )
+    assert work(study, settings, LeaveRequest()).startswith(ends)
     return study.reread()
 
 

@@ -18,11 +18,12 @@ from floodsearch.records import Decision
 from floodsearch.storage.database import open_database
 from floodsearch.storage.failures import failure, lasts
 from floodsearch.storage.studies import delete_study, find_study, put_study, read_trials
-from floodsearch.worker.heartbeat import Leave, Settings
-from floodsearch.worker.trainers import Cohorts
+from floodsearch.worker.leave import LeaveRequest
+from floodsearch.worker.settings import WorkerSettings
+from floodsearch.worker.trainers import CohortTrainer
 from floodsearch.worker.work import work
 
-HASTY = Settings(device="cpu", threads=1, beat_seconds=0.05)
+HASTY = WorkerSettings(device="cpu", threads=1, beat_seconds=0.05)
 
 
 def interrupted(happens):
@@ -30,7 +31,7 @@ def interrupted(happens):
 
     def trainer(*arguments):
         happens()
-        return Cohorts(torch.device("cpu"))(*arguments)
+        return CohortTrainer(torch.device("cpu"))(*arguments)
 
     return trainer
 
@@ -61,7 +62,7 @@ def test_a_file_that_is_gone_ends_a_training(tmp_path, make_spec, change):
     database = open_database(f"sqlite:///{path}", create=True)
     study = put(database, make_spec())
     with pytest.raises(StorageFailedError, match=r"studies\.db was removed or replaced while it was used"):
-        work(study, HASTY, Leave(), interrupted(lambda: change(path)))
+        work(study, HASTY, LeaveRequest(), interrupted(lambda: change(path)))
     database.close()
     assert path.exists() == (change is replace)
 
@@ -94,7 +95,7 @@ def test_a_study_that_is_deleted_while_it_is_trained(database, make_spec, by):
             database.optuna.delete_study(study.id)
 
     with pytest.raises(StudyDeletedError, match="study 'tiny' was deleted from"):
-        work(study, HASTY, Leave(), interrupted(delete))
+        work(study, HASTY, LeaveRequest(), interrupted(delete))
     assert read_trials(other) == before
     assert find_study(database, "other").stopped() is None
 
@@ -107,7 +108,7 @@ def test_an_id_that_is_given_again_is_no_study_of_before(tmp_path, make_spec):
         new = put(database, make_spec(name="new"))
         assert new.id == study.id
         with pytest.raises(StudyDeletedError):
-            work(study, HASTY, Leave())
+            work(study, HASTY, LeaveRequest())
         assert {one.state for one in read_trials(new)} == {"waiting"}
 
 

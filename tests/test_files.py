@@ -18,7 +18,8 @@ from floodsearch.artifacts.names import remove_files
 from floodsearch.errors import UsageError
 from floodsearch.storage import tables
 from floodsearch.storage.studies import put_study, read_trials
-from floodsearch.worker.heartbeat import Leave, Settings
+from floodsearch.worker.leave import LeaveRequest
+from floodsearch.worker.settings import WorkerSettings
 from floodsearch.worker.work import work
 
 ROOM = 10**6
@@ -135,7 +136,7 @@ def test_another_machine_goes_on_from_a_bucket(database, make_spec, bucket, monk
     spec = make_spec(levels={"high": 4.0}, training={"epochs": 12, "keep": "last"})
     study = put_study(database, spec)
     queue.fill(study)
-    leave = Leave()
+    leave = LeaveRequest()
     plain, steps = queue.record, []
 
     def record(entries):
@@ -146,10 +147,12 @@ def test_another_machine_goes_on_from_a_bucket(database, make_spec, bucket, monk
 
     monkeypatch.setattr(queue, "record", record)
     monkeypatch.setattr("floodsearch.worker.recorder.FLUSH_SECONDS", 0.0)
-    assert work(study, Settings(device="cpu", threads=1, checkpoints=bucket), leave) == "the machine goes"
+    assert (
+        work(study, WorkerSettings(device="cpu", threads=1, checkpoints=bucket), leave) == "the machine goes"
+    )
     files = files_at(bucket).within(study.folder)
     assert files.names("*")
-    assert work(study, Settings(device="cpu", threads=1, checkpoints=bucket), Leave())
+    assert work(study, WorkerSettings(device="cpu", threads=1, checkpoints=bucket), LeaveRequest())
     assert {trial.state for trial in read_trials(study)} == {"complete"}
     trained = sum(one.epochs_run for one in tables.read_workers(database, study.uuid))
     assert trained == len(spec.training.seeds) * 12 * len(read_trials(study))
@@ -165,7 +168,7 @@ def test_a_bucket_that_goes_away_ends_no_training(database, make_spec, bucket, m
     study = put_study(database, make_spec())
     queue.fill(study)
     place = bucket.replace("bucket-", "gone-")
-    work(study, Settings(device="cpu", threads=1, checkpoints=place), Leave())
+    work(study, WorkerSettings(device="cpu", threads=1, checkpoints=place), LeaveRequest())
     assert {trial.state for trial in read_trials(study)} == {"complete"}
     assert "no checkpoint: " in caplog.text
 

@@ -114,7 +114,7 @@ def running(*tickets, epochs=100, state="running"):
     """Return trials of (level, last rung reported)."""
     return [
         TrialRecord(
-            number=n, ticket=n, state=state, parameters={"level": level}, epochs=epochs, seeds=2, epoch=epoch
+            trial=n, ticket=n, state=state, parameters={"level": level}, epochs=epochs, seeds=2, epoch=epoch
         )
         for n, (level, epoch) in enumerate(tickets)
     ]

@@ -53,7 +53,7 @@ INSIDE = {
     "search": "space history samplers tickets halving judge pruners plain_optuna",
     "storage": "failures urls rows schema trials database retry tables studies notices",
     "queue": "ticket brackets wanted filling ownership claims ends judging budget reaper __init__",
-    "worker": "heartbeat trainers loops pilot recorder held bracket work",
+    "worker": "settings leave heartbeat trainers loops pilot recorder held bracket work",
     "cost": "forecast throughput",
     "report": "text export weights",
     "launchers": "supervision local",

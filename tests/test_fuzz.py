@@ -42,7 +42,8 @@ from floodsearch.training.cohort import Cohort
 from floodsearch.training.engine import Loop
 from floodsearch.training.progress import Plan
 from floodsearch.training.trunk import Trunks
-from floodsearch.worker.heartbeat import Leave, Settings
+from floodsearch.worker.leave import LeaveRequest
+from floodsearch.worker.settings import WorkerSettings
 from floodsearch.worker.work import work
 from tests.conftest import TINY, merged
 
@@ -84,7 +85,7 @@ class Trained:
         content = merged(TINY, {"levels": {"high": "auto", "count": 4}, "training": {"epochs": 6}})
         study = put_study(database, parse(content, known()))
         queue.fill(study)
-        work(study, Settings(device="cpu", threads=1, checkpoints=folder), Leave())
+        work(study, WorkerSettings(device="cpu", threads=1, checkpoints=folder), LeaveRequest())
         self.database = database
         self.engine = sqlalchemy.create_engine(self.url)
 

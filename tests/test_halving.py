@@ -19,11 +19,13 @@ from floodsearch.search.judge import Halving
 from floodsearch.storage import tables
 from floodsearch.storage.studies import put_study, read_trials
 from floodsearch.worker.bracket import Bracket
-from floodsearch.worker.heartbeat import Heart, Leave, Settings
-from floodsearch.worker.trainers import Cohorts
+from floodsearch.worker.heartbeat import Heartbeat
+from floodsearch.worker.leave import LeaveRequest
+from floodsearch.worker.settings import WorkerSettings
+from floodsearch.worker.trainers import CohortTrainer
 from floodsearch.worker.work import work
 
-HERE = Settings(device="cpu", threads=1)
+HERE = WorkerSettings(device="cpu", threads=1)
 
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -245,9 +247,9 @@ def enter(study):
 
 
 def train(study, tickets, worker, trainer=None, leave=None):
-    heart = Heart(study, worker, HERE, leave or Leave())
+    heart = Heartbeat(study, worker, HERE, leave or LeaveRequest())
     weights = KeptWeights(HERE.files(study))
-    Bracket(tickets, heart, trainer or Cohorts(torch.device("cpu")), weights).end()
+    Bracket(tickets, heart, trainer or CohortTrainer(torch.device("cpu")), weights).end()
 
 
 def ends(study):
@@ -263,7 +265,7 @@ def curves(study):
 def test_a_worker_halves_a_bracket(make_study):
     """A study under halving ends with complete and pruned tickets, level 0 complete, for less than all."""
     study = make_study()
-    assert work(study, HERE, Leave()) == "all tickets are finished"
+    assert work(study, HERE, LeaveRequest()) == "all tickets are finished"
     found = ends(study)
     assert {state for state, *_ in found.values()} == {"complete", "pruned"}
     assert found[0][0] == "complete"
@@ -278,7 +280,7 @@ def test_a_worker_halves_a_bracket(make_study):
 def test_levels_that_are_not_tried_are_not_trained(make_study):
     """They end as pruned, with the reason; an interval that ends beside them holds them."""
     study = make_study(halving={"levels": 4})
-    assert work(study, HERE, Leave()) == "all tickets are finished"
+    assert work(study, HERE, LeaveRequest()) == "all tickets are finished"
     newest = latest(read_trials(study))
     aside = {one.level for one in newest.values() if one.epoch == 0}
     assert aside == {0.1, 0.3, 0.5, 0.7}
@@ -290,7 +292,7 @@ def test_levels_that_are_not_tried_are_not_trained(make_study):
     assert found.level not in aside
     assert (found.trials.complete + found.trials.pruned, found.finished) == (9, True)
     in_parts = make_study("parts", halving={"levels": 4, "brackets": 2})
-    work(in_parts, HERE, Leave())
+    work(in_parts, HERE, LeaveRequest())
     assert sum(one.epoch == 0 for one in latest(read_trials(in_parts)).values()) == 4
 
 
@@ -298,7 +300,7 @@ def test_levels_that_are_not_tried_are_not_trained(make_study):
 def test_the_order_of_brackets_changes_no_verdict(make_study):
     """Whoever trains which bracket, and whichever is first: the same tickets end alike."""
     whole = make_study("whole", halving={"brackets": 2})
-    work(whole, HERE, Leave())
+    work(whole, HERE, LeaveRequest())
     study = make_study(halving={"brackets": 2})
     workers = [enter(study), enter(study)]
     taken = [queue.take(study, worker) for worker in workers]
@@ -313,7 +315,7 @@ def interrupted(what, when, then):
     """Return a trainer that does something before the given call of a method of its cohort."""
 
     def trainer(*arguments):
-        cohort = Cohorts(torch.device("cpu"))(*arguments)
+        cohort = CohortTrainer(torch.device("cpu"))(*arguments)
         plain, calls = getattr(cohort, what), itertools.count(1)
 
         def call(*given):
@@ -339,11 +341,11 @@ def test_a_bracket_that_is_cut_short_ends_alike(make_study, how):
     some are complete already.
     """
     whole = make_study("whole")
-    work(whole, HERE, Leave())
+    work(whole, HERE, LeaveRequest())
     assert {state for state, *_ in ends(whole).values()} == {"complete", "pruned"}
     for number, (what, when) in enumerate(WHEN):
         study = make_study(f"cut-{number}")
-        worker, leave = enter(study), Leave()
+        worker, leave = enter(study), LeaveRequest()
 
         def then(leave=leave):
             if how == "killed":
@@ -358,7 +360,7 @@ def test_a_bracket_that_is_cut_short_ends_alike(make_study, how):
             assert queue.release(study, worker, "dead")
         else:
             train(study, tickets, worker, trainer, leave)
-        assert work(study, HERE, Leave()) == "all tickets are finished"
+        assert work(study, HERE, LeaveRequest()) == "all tickets are finished"
         assert ends(study) == ends(whole), (what, when)
         for ticket, records in curves(whole).items():
             assert curves(study)[ticket][: len(records)] == records

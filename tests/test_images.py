@@ -41,7 +41,8 @@ from floodsearch.tasks.task import Data, Recipe, Split, Task, build_task
 from floodsearch.training.batches import batches
 from floodsearch.training.cohort import Cohort
 from floodsearch.training.run import Plan, Run, evaluate
-from floodsearch.worker.heartbeat import Leave, Settings
+from floodsearch.worker.leave import LeaveRequest
+from floodsearch.worker.settings import WorkerSettings
 from floodsearch.worker.work import work
 from tests.device import DEVICE
 
@@ -489,7 +490,7 @@ def test_a_study_of_images_is_trained_to_its_answer(make, tmp_path):
     database = open_database(f"sqlite:///{tmp_path}/images.db", create=True)
     put = put_study(database, spec)
     queue.fill(put)
-    work(put, Settings(device="cpu", threads=1), Leave())
+    work(put, WorkerSettings(device="cpu", threads=1), LeaveRequest())
     found = answer(put)
     database.close()
     assert found.finished

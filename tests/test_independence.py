@@ -24,7 +24,8 @@ from floodsearch.storage.database import open_database
 from floodsearch.storage.studies import put_study, read_trials
 from floodsearch.study.reader import parse
 from floodsearch.training.independence import Comparison, Owners, RunKey, Shown
-from floodsearch.worker.heartbeat import Leave, Settings
+from floodsearch.worker.leave import LeaveRequest
+from floodsearch.worker.settings import WorkerSettings
 from floodsearch.worker.work import work
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
@@ -286,8 +287,10 @@ def search(tmp_path, write_code):
         opened.append(open_database(f"sqlite:///{tmp_path}/{name}.db", create=True))
         study = put_study(opened[-1], parse(content, known()))
         queue.fill(study)
-        settings = Settings(device="cpu", threads=1, checkpoints=tmp_path / "kept", logs=tmp_path / "logs")
-        return study, work(study, settings, Leave())
+        settings = WorkerSettings(
+            device="cpu", threads=1, checkpoints=tmp_path / "kept", logs=tmp_path / "logs"
+        )
+        return study, work(study, settings, LeaveRequest())
 
     yield run_it
     for database in opened:
@@ -383,7 +386,9 @@ def test_a_task_in_which_nothing_can_flood_is_told_so(tmp_path, make_spec, high,
         make_spec(levels={"high": high, "count": 3}, training={"epochs": 2}),
     )
     queue.fill(study)
-    reason = work(study, Settings(device="cpu", threads=1, checkpoints=tmp_path / "kept"), Leave())
+    reason = work(
+        study, WorkerSettings(device="cpu", threads=1, checkpoints=tmp_path / "kept"), LeaveRequest()
+    )
     [told] = [study.stopped()] if ends else status(study).warnings
     assert told.startswith("no level floods anything: the lowest loss of a batch is ")
     assert reason == (told if ends else "all tickets are finished")

@@ -33,7 +33,7 @@ def trial(ticket: int, level: float, rungs: Mapping[int, Sequence[float]], **fie
         for seed, value in enumerate(rungs.get(EPOCHS, ()))
     )
     defaults = {
-        "number": ticket,
+        "trial": ticket,
         "state": "complete" if complete else "pruned",
         "parameters": {"level": level},
         "epochs": EPOCHS,

@@ -34,8 +34,10 @@ from floodsearch.storage.studies import put_study, read_trials
 from floodsearch.training.loop import LoopRun
 from floodsearch.training.progress import Plan
 from floodsearch.worker.bracket import Bracket
-from floodsearch.worker.heartbeat import Heart, Leave, Settings
+from floodsearch.worker.heartbeat import Heartbeat
+from floodsearch.worker.leave import LeaveRequest
 from floodsearch.worker.loops import Loops
+from floodsearch.worker.settings import WorkerSettings
 from floodsearch.worker.trainers import Group
 from floodsearch.worker.work import work
 
@@ -118,7 +120,7 @@ def make_study(database, make_spec, write_loop):
 @pytest.fixture
 def here(tmp_path):
     """Give the settings of a worker that keeps its checkpoints here."""
-    return Settings(device="cpu", threads=1, checkpoints=tmp_path / "checkpoints")
+    return WorkerSettings(device="cpu", threads=1, checkpoints=tmp_path / "checkpoints")
 
 
 def curves(study):
@@ -586,12 +588,12 @@ def test_what_a_checkpoint_cannot_hold_is_found(value, where):
 def test_a_loop_is_halved_as_if_all_runs_trained_together(make_study, here):
     """The verdicts, values and curves are those of runs that were never paused; no checkpoint is left."""
     study = make_study()
-    assert work(study, here, Leave()) == "all tickets are finished"
+    assert work(study, here, LeaveRequest()) == "all tickets are finished"
     found = ends(study)
     assert {state for state, *_ in found.values()} == {"complete", "pruned"}
     assert found[0][0] == "complete"
     whole = make_study("whole", search={"pruner": "none"})
-    work(whole, here, Leave())
+    work(whole, here, LeaveRequest())
     assert {state for state, *_ in ends(whole).values()} == {"complete"}
     for ticket, records in curves(study).items():
         last = latest(read_trials(study))[ticket].epoch
@@ -610,10 +612,10 @@ class Killed(KeyboardInterrupt):
 def test_a_loop_that_is_cut_short_ends_alike(make_study, here, how, monkeypatch):
     """Wherever a worker dies or hands back, the next goes on from there and comes to the same end."""
     whole = make_study("whole")
-    work(whole, here, Leave())
+    work(whole, here, LeaveRequest())
     for number, cut in enumerate((1, 7, 23, 40)):
         study = make_study(f"cut-{number}")
-        worker, leave, noted = enter(study), Leave(), []
+        worker, leave, noted = enter(study), LeaveRequest(), []
         tickets, plain = queue.take(study, worker), Bracket._note
 
         def note(self, *arguments, plain=plain, noted=noted, cut=cut, leave=leave):
@@ -625,11 +627,11 @@ def test_a_loop_that_is_cut_short_ends_alike(make_study, here, how, monkeypatch)
             plain(self, *arguments)
 
         monkeypatch.setattr(Bracket, "_note", note)
-        heart = Heart(study, worker, here, leave)
+        heart = Heartbeat(study, worker, here, leave)
         bracket = Bracket(
             tickets,
             heart,
-            Loops(study.trusted, CPU, here, Leave()),
+            Loops(study.trusted, CPU, here, LeaveRequest()),
             KeptWeights(here.files(study)),
         )
         if how == "killed":
@@ -641,7 +643,7 @@ def test_a_loop_that_is_cut_short_ends_alike(make_study, here, how, monkeypatch)
             assert count(read_trials(study)).waiting + count(read_trials(study)).pruned == 5
         monkeypatch.setattr(Bracket, "_note", plain)
         tables.beat(study.database, worker, epochs_run=heart.epochs_run, training=(), leaving=True)
-        work(study, here, Leave())
+        work(study, here, LeaveRequest())
         assert ends(study) == ends(whole), cut
         assert curves(study) == curves(whole)
         if how == "handed back":
@@ -654,12 +656,12 @@ def test_without_restore_runs_go_straight_to_their_ends(make_study, here, caplog
     """Nothing is pruned, tickets are complete one after the other, and the log says why, once."""
     caplog.set_level(logging.WARNING, logger="floodsearch")
     study = make_study(source=NO_RESTORE)
-    work(study, here, Leave())
+    work(study, here, LeaveRequest())
     assert {state for state, *_ in ends(study).values()} == {"complete"}
     assert epochs_run(study) == 5 * 2 * 12
     assert caplog.text.count("the loop never calls run.restore()") == 1
     other = make_study("other")
-    work(other, here, Leave())
+    work(other, here, LeaveRequest())
     assert curves(other)[0] == curves(study)[0]
 
 
@@ -668,13 +670,13 @@ def test_without_restore_finished_runs_are_kept(make_study, here):
     """What died later does not cost the runs that had been finished."""
     study = make_study(source=NO_RESTORE, search={"pruner": "none"})
     worker = enter(study)
-    heart = Heart(study, worker, here, Leave())
-    tickets, trainer = queue.take(study, worker), Loops(study.trusted, CPU, here, Leave())
+    heart = Heartbeat(study, worker, here, LeaveRequest())
+    tickets, trainer = queue.take(study, worker), Loops(study.trusted, CPU, here, LeaveRequest())
     heart.leave.wanted.is_set = lambda: heart.epochs_run >= 15
     Bracket(tickets, heart, trainer, KeptWeights(here.files(study))).end()
     assert heart.epochs_run == 15
     assert files(here) == ["ticket-0-seed-0.pt"]
-    work(study, here, Leave())
+    work(study, here, LeaveRequest())
     assert epochs_run(study) == 5 * 2 * 12 - 12
 
 
@@ -682,7 +684,9 @@ def test_without_restore_finished_runs_are_kept(make_study, here):
 def test_an_error_of_the_loop_is_kept_and_the_study_stops(make_study, here):
     """Each ticket ends failed with its message; several in a row stop the study, which says why."""
     study = make_study(source=TRAIN.replace("val_accuracy=", "accuracy="))
-    reason = work(study, Settings(device="cpu", checkpoints=here.checkpoints, beat_seconds=0.1), Leave())
+    reason = work(
+        study, WorkerSettings(device="cpu", checkpoints=here.checkpoints, beat_seconds=0.1), LeaveRequest()
+    )
     assert reason.startswith("3 tickets in a row failed, the last with LoopError: run.report() was given")
     failed = [one for one in read_trials(study) if one.state == "failed"]
     assert len(failed) >= 3
@@ -693,7 +697,7 @@ def test_an_error_of_the_loop_is_kept_and_the_study_stops(make_study, here):
 def test_a_metric_that_is_nan_ends_its_ticket_as_diverged(make_study, here):
     source = TRAIN.replace("accuracy = (", "accuracy = float('nan') if run.level == 0.6 and epoch > 3 else (")
     study = make_study(source=source, search={"pruner": "none"})
-    work(study, here, Leave())
+    work(study, here, LeaveRequest())
     causes = {one.level: one.cause for one in read_trials(study)}
     assert causes == {0.0: None, 0.2: None, 0.4: None, 0.6: "diverged", 0.8: None}
     assert files(here) == []
@@ -704,13 +708,13 @@ def test_a_metric_of_any_name_is_searched(make_study, here):
     """It is judged and answered in the given direction, and stored with the curves."""
     source = TRAIN.replace("run.report(", "run.report(error=1 - accuracy, ")
     study = make_study(source=source, search={"metric": "error", "direction": "minimize"})
-    work(study, here, Leave())
+    work(study, here, LeaveRequest())
     found = answer(study)
     assert (found.metric, found.test_accuracy) == ("error", None)
     for record in curves(study)[0]:
         assert record.metric == pytest.approx(1 - record.val_accuracy)
     plain = make_study("plain")
-    work(plain, here, Leave())
+    work(plain, here, LeaveRequest())
     assert {n: one[:2] for n, one in ends(plain).items()} == {n: one[:2] for n, one in ends(study).items()}
     assert found.value == pytest.approx(1 - answer(plain).value)
     assert status(study).metric == "error"
@@ -721,7 +725,7 @@ def test_tests_that_a_loop_reports_are_answered(make_study, here):
     """At the last epoch and at the best one, also without a test loss."""
     source = TRAIN.replace("run.report(", "run.report(test_accuracy=epoch / 100, ")
     study = make_study(source=source, search={"pruner": "none"})
-    work(study, here, Leave())
+    work(study, here, LeaveRequest())
     found = answer(study)
     assert found.test_accuracy == pytest.approx(0.12)
     assert found.test_loss is None
@@ -746,7 +750,7 @@ def test_settings_reach_the_loop_and_are_searched(make_study, here):
         levels={"count": 2},
         search={"pruner": "none"},
     )
-    work(study, here, Leave())
+    work(study, here, LeaveRequest())
     found = {(one.level, one.parameters["units"]): one.state for one in read_trials(study)}
     assert found == {(level, units): "complete" for level in (0.0, 0.8) for units in (4, 8)}
     assert [one.parameters for one in answer(study).combinations] == [{"units": 4}, {"units": 8}]
@@ -760,7 +764,7 @@ def test_every_sampler_and_pruner_trains_a_loop(make_study, here):
         changes = {} if sampler == "grid" else {"levels": {"count": None}, "search": {"trials": 3}}
         search = {"sampler": sampler, "pruner": pruner, **changes.pop("search", {})}
         study = make_study(f"study-{number}", search=search, training={"epochs": 4, "seeds": 1}, **changes)
-        assert work(study, here, Leave()) == "all tickets are finished"
+        assert work(study, here, LeaveRequest()) == "all tickets are finished"
         assert answer(study).finished
         assert files(here) == []
 
@@ -769,13 +773,13 @@ def test_every_sampler_and_pruner_trains_a_loop(make_study, here):
 def test_a_study_that_grew_trains_its_loop_again(make_study, here, database):
     """More seeds train the new ones only; more epochs begin again, as loops may depend on their number."""
     study = make_study(search={"pruner": "none"})
-    work(study, here, Leave())
+    work(study, here, LeaveRequest())
     spec = study.spec.model_copy(
         update={"training": study.spec.training.model_copy(update={"seeds": (0, 1, 2)})}
     )
     grown = put_study(database, spec)
     queue.fill(grown)
-    work(grown, here, Leave())
+    work(grown, here, LeaveRequest())
     assert answer(grown).seeds == 3
     assert epochs_run(grown) <= 5 * 3 * 12
 
@@ -786,7 +790,7 @@ def test_the_worker_gives_back_every_generator(make_study, here):
     torch.manual_seed(1), random.seed(1), np.random.seed(1)
     expected = torch.rand(1).item(), random.random(), np.random.rand()
     torch.manual_seed(1), random.seed(1), np.random.seed(1)
-    work(make_study(levels={"count": 2}), here, Leave())
+    work(make_study(levels={"count": 2}), here, LeaveRequest())
     assert (torch.rand(1).item(), random.random(), np.random.rand()) == expected
 
 
@@ -794,14 +798,14 @@ def test_the_worker_gives_back_every_generator(make_study, here):
 def test_a_checkpoint_from_which_nothing_can_be_trained_is_let_go(make_study, here):
     """One that does not fit the loop any more costs one attempt, and the next begins at the first epoch."""
     study = make_study(levels={"count": 2}, search={"pruner": "none"})
-    whole = Loops(study.trusted, CPU, here, Leave())
+    whole = Loops(study.trusted, CPU, here, LeaveRequest())
     whole.unflooded(study, 0).train(3, lambda step: True)
     [path] = here.checkpoints.rglob("*.pt")
     content = checkpoint_module._content(path.read_bytes())
     content["objects"]["model"] = {"other": torch.ones(1)}
     content["records"] = checkpoint_module.rows(content["records"])
     Checkpoint(Folder(path.parent), path.name, content.pop("of")).save(content)
-    work(study, here, Leave())
+    work(study, here, LeaveRequest())
     first, *_, last = [one for one in read_trials(study) if one.ticket == 0]
     assert (first.state, last.state) == ("failed", "complete")
     assert "the checkpoint does not fit model of run.restore()" in first.reason
@@ -816,7 +820,7 @@ def test_a_run_that_goes_on_has_flooded_from_the_same_epoch_on(make_study, here)
     records = []
 
     def members():
-        return Loops(study.trusted, CPU, here, Leave())(Group.of([ticket], {ticket.number: [0]}))
+        return Loops(study.trusted, CPU, here, LeaveRequest())(Group.of([ticket], {ticket.number: [0]}))
 
     def note(step):
         records.extend(step.records.get(ticket.number, []))
@@ -837,7 +841,7 @@ def test_a_loop_that_cannot_be_imported_is_refused_before_the_worker_enters(make
     study = make_study()
     monkeypatch.setitem(sys.modules, study.spec.objective.partition(":")[0], None)
     with pytest.raises(TaskError, match="cannot be imported: module 'loop_"):
-        work(study, here, Leave())
+        work(study, here, LeaveRequest())
     assert tables.read_workers(study.database, study.uuid) == []
 
 
@@ -849,14 +853,14 @@ def test_the_pilot_of_a_loop_costs_nothing_twice(make_study, here):
     """The levels end where they do without it; the unflooded runs go on from where it left them."""
     training = {"epochs": 30}
     study = make_study(levels={"high": "auto", "count": 4}, training=training, search={"pruner": "none"})
-    assert work(study, here, Leave()) == "all tickets are finished"
+    assert work(study, here, LeaveRequest()) == "all tickets are finished"
     found = study.reread()
     assert found.pilot.epochs > 0
     assert min(found.pilot.minima) > 0
     told = make_study(
         "told", levels={"high": found.pilot.high, "count": 4}, training=training, search={"pruner": "none"}
     )
-    work(told, here, Leave())
+    work(told, here, LeaveRequest())
     assert curves(told) == curves(found)
     assert epochs_run(found) == epochs_run(told) == 4 * 2 * 30
     assert files(here) == []
@@ -866,10 +870,10 @@ def test_the_pilot_of_a_loop_costs_nothing_twice(make_study, here):
 def test_a_pilot_that_is_cut_short_goes_on(make_study, here):
     """What it had trained when its worker was asked to leave is trained no second time."""
     study = make_study(levels={"high": "auto", "count": 3}, search={"pruner": "none"})
-    loops, seen = Loops(study.trusted, CPU, here, Leave()), []
+    loops, seen = Loops(study.trusted, CPU, here, LeaveRequest()), []
     loops.unflooded(study, 0).train(12, lambda step: seen.append(step.trained) or len(seen) < 2)
     assert files(here) == ["ticket-0-seed-0.pt"]
-    work(study, here, Leave())
+    work(study, here, LeaveRequest())
     assert epochs_run(study) == 3 * 2 * 12 - 2
 
 
@@ -877,7 +881,7 @@ def test_a_pilot_that_is_cut_short_goes_on(make_study, here):
 def test_a_range_from_the_data_needs_a_validation_loss(make_study, here):
     """Without one the study stops at the first validation, and says what to do."""
     study = make_study(source=TRAIN.replace("val_loss=", "test_loss="), levels={"high": "auto", "count": 3})
-    reason = work(study, here, Leave())
+    reason = work(study, here, LeaveRequest())
     assert reason == (
         'the pilot failed: levels.high = "auto" needs a validation loss; give val_loss to run.report() at '
         "each validation (see validate_every), or levels.high a number"
@@ -888,7 +892,7 @@ def test_a_range_from_the_data_needs_a_validation_loss(make_study, here):
 @sqlite
 def test_a_loop_that_fails_in_the_pilot_stops_the_study(make_study, here):
     study = make_study(source=TRAIN.replace("val_loss=", "loss="), levels={"high": "auto", "count": 3})
-    assert work(study, here, Leave()).startswith(
+    assert work(study, here, LeaveRequest()).startswith(
         "the pilot failed: run.report() was given 'loss', which this"
     )
 
@@ -923,7 +927,7 @@ def test_a_validation_loss_that_bounds_no_level_stops_the_study(make_study, here
     """It is said what it came to and what to write."""
     levels = {"low": low, "high": "auto", "count": 3}
     study = make_study(source=REPORTS.format(loss=loss), levels=levels)
-    reason = work(study, here, Leave())
+    reason = work(study, here, LeaveRequest())
     assert reason.startswith("the pilot failed: ")
     assert why in reason
 
@@ -931,7 +935,7 @@ def test_a_validation_loss_that_bounds_no_level_stops_the_study(make_study, here
 @sqlite
 def test_a_validation_loss_that_never_falls_is_told(make_study, here):
     study = make_study(source=REPORTS.format(loss=0.7), levels={"high": "auto", "count": 3})
-    work(study, here, Leave())
+    work(study, here, LeaveRequest())
     told = "the validation loss never fell below its first value, 0.7, in the pilot"
     assert any(one.startswith(told) for one in status(study).warnings)
 
@@ -942,6 +946,6 @@ def test_a_loop_that_floods_by_itself_is_told_to_let_the_run_do_it(make_study, h
     source = TRAIN.replace("import torch\n", "import torch\nfrom floodsearch import flood\n", 1)
     source = source.replace("loss = run.flood(", "loss = flood(").replace("y[part]))", "y[part]), run.level)")
     study = make_study(source=source, levels={"low": 1.5, "high": 2.0, "count": 2})
-    assert work(study, here, Leave()) == "all tickets are finished"
+    assert work(study, here, LeaveRequest()) == "all tickets are finished"
     [warning] = [one for one in status(study).warnings if "has not called run.flood()" in one]
     assert "write: loss = run.flood(criterion(model(x), y))" in warning

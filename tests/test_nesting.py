@@ -15,7 +15,8 @@ from floodsearch.catalog import find_loop
 from floodsearch.errors import NestedError, TaskError
 from floodsearch.process.nesting import MARK, importing, inside, refuse
 from floodsearch.storage.studies import find_study, put_study, read_trials
-from floodsearch.worker.heartbeat import Leave, Settings
+from floodsearch.worker.leave import LeaveRequest
+from floodsearch.worker.settings import WorkerSettings
 from floodsearch.worker.work import work
 
 sqlite = pytest.mark.parametrize("storage_url", ["sqlite"], indirect=True)
@@ -59,7 +60,11 @@ def run_here(tmp_path, database, make_spec, write_code):
         spec = make_spec(objective=f"{write_code(source)}:train", task=None, options=None)
         study = put_study(database, spec)
         queue.fill(study)
-        work(study, Settings(device="cpu", threads=1, checkpoints=tmp_path / "checkpoints"), Leave())
+        work(
+            study,
+            WorkerSettings(device="cpu", threads=1, checkpoints=tmp_path / "checkpoints"),
+            LeaveRequest(),
+        )
         return study
 
     return run

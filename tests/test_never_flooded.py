@@ -27,7 +27,8 @@ from floodsearch.report.weights import copy_weights
 from floodsearch.search.halving import Standing
 from floodsearch.storage import tables
 from floodsearch.storage.studies import put_study, read_trials
-from floodsearch.worker.heartbeat import Leave, Settings
+from floodsearch.worker.leave import LeaveRequest
+from floodsearch.worker.settings import WorkerSettings
 from floodsearch.worker.work import work
 from tests.test_analysis import FINDS_LEVEL, QUESTION, answer, found_levels, halved, repeatable, trial
 
@@ -155,7 +156,7 @@ def test_a_level_that_flooded_on_an_added_seed_did_flood():
     grown = [
         trial(0, 0.0, [*PLAIN, 0.7]),
         never(1, 0.1),
-        flooded(1, 0.1, [*PLAIN, 0.6], number=5),
+        flooded(1, 0.1, [*PLAIN, 0.6], trial=5),
         flooded(2, 0.2, [*PLAIN, 0.5]),
     ]
     best = answer(grown)
@@ -172,7 +173,7 @@ def test_a_search_tells_them_in_all_places(database, make_spec, tmp_path):
     spec = make_spec(levels={"high": 0.9, "count": 4}, training={"keep": "last", "epochs": 10})
     study = put_study(database, spec)
     queue.fill(study)
-    work(study, Settings(device="cpu", threads=1, checkpoints=tmp_path / "kept"), Leave())
+    work(study, WorkerSettings(device="cpu", threads=1, checkpoints=tmp_path / "kept"), LeaveRequest())
     by_level = {one.level: one for one in read_trials(study)}
     assert {level: one.flooded for level, one in by_level.items()} == {
         0.0: False,

@@ -15,11 +15,12 @@ from floodsearch.queries import status
 from floodsearch.records import SeedResult, TrialRecord
 from floodsearch.report.text import best_text, status_text
 from floodsearch.storage.studies import put_study
-from floodsearch.worker.heartbeat import Leave, Settings
+from floodsearch.worker.leave import LeaveRequest
+from floodsearch.worker.settings import WorkerSettings
 from floodsearch.worker.work import work
 from tests.test_analysis import LOSS_QUESTION, QUESTION, answer, result, trial
 
-HERE = Settings(device="cpu", threads=1)
+HERE = WorkerSettings(device="cpu", threads=1)
 JUDGED = ("helps", "hurts", "shown to help")
 SPENT = "the budget of 5 epochs is spent; raise budget.epochs in the study file and launch it again to go on"
 
@@ -93,7 +94,7 @@ def train(run):
     changes = {"task": None, "options": options, "objective": f"{module}:train"}
     study = put_study(database, make_spec(**changes, training={"epochs": 2, "validate_every": 1}))
     queue.fill(study)
-    work(study, HERE, Leave())
+    work(study, HERE, LeaveRequest())
     for arguments in ([], ["--json"]):
         monkeypatch.setattr("sys.argv", ["floodsearch", "best", "tiny", *arguments])
         monkeypatch.setenv("FLOODSEARCH_STORAGE", str(database.name))
@@ -173,7 +174,7 @@ def test_a_spent_budget_is_told_with_what_to_change(database, make_spec, budget)
     study = put_study(database, make_spec(levels=flooded_at_once, budget={"epochs": budget}))
     queue.fill(study)
     spent = SPENT.replace(" 5 ", f" {budget} ")
-    assert work(study, HERE, Leave()) == spent
+    assert work(study, HERE, LeaveRequest()) == spent
     if budget == 5:
         with pytest.raises(NoAnswerError, match=spent):
             answer_of(study)
@@ -183,7 +184,7 @@ def test_a_spent_budget_is_told_with_what_to_change(database, make_spec, budget)
         assert spent in best_text(best)
     assert spent in status_text(status(study))
     more = put_study(database, make_spec(levels=flooded_at_once, budget={"epochs": 1000}))
-    assert work(more, HERE, Leave()) == "all tickets are finished"
+    assert work(more, HERE, LeaveRequest()) == "all tickets are finished"
     best = answer_of(more)
     assert (best.stopped, best.tried) == (None, (0.9,))
     assert status_text(status(more)).startswith("tiny: finished\n")

@@ -22,12 +22,14 @@ from floodsearch.search.tickets import tickets
 from floodsearch.storage import tables
 from floodsearch.storage.studies import put_study, read_trials
 from floodsearch.study.spec import Levels
-from floodsearch.worker.heartbeat import Heart, Leave, Settings
+from floodsearch.worker.heartbeat import Heartbeat
+from floodsearch.worker.leave import LeaveRequest
 from floodsearch.worker.pilot import MARGIN, pilot, settled
-from floodsearch.worker.trainers import Cohorts
+from floodsearch.worker.settings import WorkerSettings
+from floodsearch.worker.trainers import CohortTrainer
 from floodsearch.worker.work import work
 
-HERE = Settings(device="cpu", threads=1)
+HERE = WorkerSettings(device="cpu", threads=1)
 AUTO = {"levels": {"high": "auto", "count": 6}, "training": {"epochs": 40}}
 
 SCALED = '''
@@ -86,8 +88,8 @@ def enter(study):
 
 def conduct(study, worker=None, leave=None, cohorts=None):
     """Let a worker that exists on paper only do the pilot; return whether it did, and its epochs."""
-    heart = Heart(study, worker or enter(study), HERE, leave or Leave())
-    return pilot(study, cohorts or Cohorts(torch.device("cpu")), heart), heart.epochs_run
+    heart = Heartbeat(study, worker or enter(study), HERE, leave or LeaveRequest())
+    return pilot(study, cohorts or CohortTrainer(torch.device("cpu")), heart), heart.epochs_run
 
 
 def curve(losses):
@@ -185,7 +187,7 @@ def test_levels_that_do_not_fit_below_the_bound_are_refused(given, said):
 def test_the_pilot_costs_nothing_beside_the_search(database, make_spec, pruner):
     """A study whose range the pilot found trains the epochs that one does that was given the range."""
     found = put_study(database, make_spec(**AUTO, search={"pruner": pruner}))
-    assert work(found, HERE, Leave()) == "all tickets are finished"
+    assert work(found, HERE, LeaveRequest()) == "all tickets are finished"
     found = found.reread()
     assert found.pilot is not None
     assert found.pilot.bound == pytest.approx(MARGIN * max(found.pilot.minima))
@@ -196,7 +198,7 @@ def test_the_pilot_costs_nothing_beside_the_search(database, make_spec, pruner):
     )
     assert tickets(told.spec) == tickets(found.spec)
     queue.fill(told)
-    work(told, HERE, Leave())
+    work(told, HERE, LeaveRequest())
     assert tables.read_curves(database, told.uuid) == tables.read_curves(database, found.uuid)
     assert answer(told).epochs_run == answer(found).epochs_run
     ends = [{n: (one.state, one.value) for n, one in latest(read_trials(x)).items()} for x in (told, found)]
@@ -236,7 +238,7 @@ def test_one_worker_at_a_time_finds_the_range(database, make_spec):
 def test_a_pilot_that_is_cut_short_is_begun_again(database, make_spec):
     """A worker that has to leave stores nothing, and keeps nobody from beginning again."""
     study = put_study(database, make_spec(**AUTO))
-    leave = Leave()
+    leave = LeaveRequest()
     leave.ask("lunch")
     assert conduct(study, leave=leave) == (True, 0)
     assert study.reread().pilot is None
@@ -249,7 +251,7 @@ def test_a_lease_that_a_worker_holds_lasts_while_it_beats(database, make_spec):
     study = put_study(database, make_spec(**AUTO))
     holder = queue.pilot_holder(enter(study))
     assert tables.acquire_lease(database, study.uuid, queue.PILOT, holder, -1)
-    heart = Heart(study, 1, HERE, Leave(), lease=(queue.PILOT, holder))
+    heart = Heartbeat(study, 1, HERE, LeaveRequest(), lease=(queue.PILOT, holder))
     heart.beat()
     assert not tables.acquire_lease(database, study.uuid, queue.PILOT, "another", 1)
 
@@ -270,7 +272,7 @@ def test_a_lease_that_a_worker_holds_lasts_while_it_beats(database, make_spec):
 def test_a_pilot_that_fails_stops_the_study_and_says_why(make_scaled, options, why):
     """Nothing can be trained without a range: workers leave, and launching again tries again."""
     study = make_scaled(**options)
-    reason = work(study, HERE, Leave())
+    reason = work(study, HERE, LeaveRequest())
     assert reason.startswith("the pilot failed: ")
     assert why in reason
     assert status(study).stopped == reason
@@ -298,7 +300,7 @@ def test_a_sampled_search_stays_below_what_the_pilot_found(database, make_spec, 
         database,
         make_spec(levels={"high": "auto", "count": None}, search={"sampler": sampler, "trials": 6}),
     )
-    work(study, HERE, Leave())
+    work(study, HERE, LeaveRequest())
     study = study.reread()
     levels = [trial.level for trial in latest(read_trials(study)).values()]
     assert len(levels) == 6

@@ -20,7 +20,8 @@ from floodsearch.storage.studies import put_study
 from floodsearch.usercode import reference as imports
 from floodsearch.usercode.command import located, missing_script, script_of
 from floodsearch.usercode.reference import beside, find_code, own_folders, search_in
-from floodsearch.worker.heartbeat import Leave, Settings
+from floodsearch.worker.leave import LeaveRequest
+from floodsearch.worker.settings import WorkerSettings
 from floodsearch.worker.work import work
 
 STUDY = """
@@ -325,8 +326,8 @@ def test_a_command_runs_the_script_beside_its_study_in_the_current_folder(folder
     database = open_database(f"sqlite:///{tmp_path}/floodsearch.db", create=True)
     study = put_study(database, spec)
     queue.fill(study)
-    settings = Settings(device="cpu", logs=tmp_path / "logs", folders=folders)
-    assert work(study, settings, Leave()) == "all tickets are finished"
+    settings = WorkerSettings(device="cpu", logs=tmp_path / "logs", folders=folders)
+    assert work(study, settings, LeaveRequest()) == "all tickets are finished"
     database.close()
     said = (tmp_path / "logs" / "tiny" / "ticket-1-seed-0.log").read_text().splitlines()[1]
     assert said == f"{here} {first}/train.py {first}/base.toml 0.25"

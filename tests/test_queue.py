@@ -250,7 +250,7 @@ def test_extending_while_tickets_are_taken(database, other, make_spec):
 
         with before_each_transaction(database, take):
             queue.fill(grown)
-        sizes = {trial.number: (trial.ticket, trial.epochs, trial.seeds) for trial in read_trials(grown)}
+        sizes = {trial.trial: (trial.ticket, trial.epochs, trial.seeds) for trial in read_trials(grown)}
         for ticket in taken:
             number = other.optuna.get_trial(ticket.trial_id).number
             trains = (ticket.number, ticket.epochs, len(ticket.seeds))
@@ -573,7 +573,7 @@ def test_an_error_is_retried_and_then_failed(study):
         record = newest(study)[2]
         assert (record.state, record.cause, record.attempt) == ("failed", "error", attempt)
         assert record.reason.startswith("KeyError: 'width' (test_queue.py:")
-        assert "in broken" in raw(study, record.number).user_attrs["traceback"]
+        assert "in broken" in raw(study, record.trial).user_attrs["traceback"]
         assert queue.fill(study) == (attempt < ATTEMPTS)
     assert take_one(study, worker) is None
     assert count(read_trials(study)).failed == 1

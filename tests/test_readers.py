@@ -20,7 +20,8 @@ from floodsearch.storage import tables
 from floodsearch.storage.database import open_database
 from floodsearch.storage.retry import persistently
 from floodsearch.storage.studies import find_study, put_study, read_trials, study_names
-from floodsearch.worker.heartbeat import Leave, Settings
+from floodsearch.worker.leave import LeaveRequest
+from floodsearch.worker.settings import WorkerSettings
 from floodsearch.worker.work import work
 
 MUST_NOT_WRITE = (sqlalchemy.exc.DBAPIError, optuna.exceptions.StorageInternalError)
@@ -108,7 +109,7 @@ def test_a_role_that_may_only_select_reads_and_is_refused_the_rest(postgres_url,
         read_all(database)
     refused = pytest.raises(StorageError, match=r"permission denied .*; this role may not do that")
     with refused, open_database(url) as database:
-        work(find_study(database, "tiny"), Settings(device="cpu"), Leave())
+        work(find_study(database, "tiny"), WorkerSettings(device="cpu"), LeaveRequest())
     with refused, open_database(url, create=True) as database:
         put_study(database, make_spec())
     with open_database(postgres_url) as database, database.write() as connection:
@@ -119,7 +120,8 @@ def test_a_role_that_may_only_select_reads_and_is_refused_the_rest(postgres_url,
 READ = """
 import os
 import floodsearch
-from floodsearch.worker.heartbeat import Leave, Settings
+from floodsearch.worker.leave import LeaveRequest
+from floodsearch.worker.settings import WorkerSettings
 from floodsearch.errors import StorageError
 from floodsearch.storage import tables
 from floodsearch.storage.database import open_database
@@ -152,7 +154,7 @@ def test_a_finished_study_that_may_only_be_read_is_read(make_spec, crowd, writab
         with open_database(url, create=True) as database:
             study = put_study(database, make_spec())
             queue.fill(study)
-            work(study, Settings(device="cpu", threads=1, checkpoints=folder), Leave())
+            work(study, WorkerSettings(device="cpu", threads=1, checkpoints=folder), LeaveRequest())
         level = floodsearch.best("tiny", storage=url).level
         (folder / "studies.db").chmod(0o444)
         folder.chmod(0o777 if writable == "the folder" else 0o555)

@@ -21,7 +21,8 @@ from floodsearch.report.export import as_csv, curve_rows
 from floodsearch.storage.database import open_database
 from floodsearch.storage.studies import put_study
 from floodsearch.study.reader import parse
-from floodsearch.worker.heartbeat import Leave, Settings
+from floodsearch.worker.leave import LeaveRequest
+from floodsearch.worker.settings import WorkerSettings
 from floodsearch.worker.work import work
 from tests.benchmarks import coverage, replay, table
 from tests.benchmarks.table import Table, read_csv, save_records
@@ -45,7 +46,7 @@ def train(folder: Path, seeds: Sequence[int], pruner: str) -> tuple[BestLevel, b
     database = open_database(f"sqlite:///{folder}/{pruner}-{len(seeds)}.db", create=True)
     study = put_study(database, parse(merged(SMALL, changes), known()))
     queue.fill(study)
-    work(study, Settings(device="cpu", threads=1), Leave())
+    work(study, WorkerSettings(device="cpu", threads=1), LeaveRequest())
     found = answer(study), as_csv(*curve_rows(study))
     database.close()
     return found

@@ -12,7 +12,8 @@ from floodsearch.queries import status
 from floodsearch.report.text import status_text
 from floodsearch.storage.studies import put_study, read_trials
 from floodsearch.usercode.revision import revision_of
-from floodsearch.worker.heartbeat import Leave, Settings
+from floodsearch.worker.leave import LeaveRequest
+from floodsearch.worker.settings import WorkerSettings
 from floodsearch.worker.work import work
 
 
@@ -84,7 +85,7 @@ def test_a_worker_with_other_code_says_so(database, make_spec, tmp_path, monkeyp
     )
     study = put_study(database, spec)
     queue.fill(study)
-    settings = Settings(device="cpu", checkpoints=tmp_path / "checkpoints", logs=tmp_path / "logs")
+    settings = WorkerSettings(device="cpu", checkpoints=tmp_path / "checkpoints", logs=tmp_path / "logs")
     first = revision_of(path)
     taken = queue.take(study, worker=99, revision=first)
     assert [one.revision for one in read_trials(study)] == [first, None, None]
@@ -92,7 +93,7 @@ def test_a_worker_with_other_code_says_so(database, make_spec, tmp_path, monkeyp
     queue.hand_back(taken[0])
     assert [one.revision for one in read_trials(study)] == [None, None, None]
     queue.complete(queue.take(study, worker=99, revision="0123456789ab")[0], 0.5, {})
-    work(study, settings, Leave())
+    work(study, settings, LeaveRequest())
     assert [one.revision for one in read_trials(study)] == ["0123456789ab", first, first]
     assert caplog.text.count("but earlier tickets were trained at 0123456789ab") == 1
     assert f"a worker has changing_loop:train at revision {first}" in caplog.text
@@ -107,6 +108,6 @@ def test_a_built_in_task_has_no_revision(database, make_spec, tmp_path):
     """It belongs to the version of floodsearch."""
     study = put_study(database, make_spec(levels={"count": 2}))
     queue.fill(study)
-    work(study, Settings(device="cpu", checkpoints=tmp_path), Leave())
+    work(study, WorkerSettings(device="cpu", checkpoints=tmp_path), LeaveRequest())
     assert {one.revision for one in read_trials(study)} == {None}
     assert status(study).revisions == ()

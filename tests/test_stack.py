@@ -33,8 +33,9 @@ from floodsearch.training.progress import Plan
 from floodsearch.training.stack import Stack
 from floodsearch.training.stackable import depends_on_place, obstacle
 from floodsearch.training.trunk import Trunks
-from floodsearch.worker.heartbeat import Leave, Settings
-from floodsearch.worker.trainers import Cohorts, default_engine
+from floodsearch.worker.leave import LeaveRequest
+from floodsearch.worker.settings import WorkerSettings
+from floodsearch.worker.trainers import CohortTrainer, default_engine
 from floodsearch.worker.work import work
 from tests.device import DEVICE
 from tests.test_cohort import Together, first_flooded
@@ -476,7 +477,7 @@ def test_what_can_be_stacked_is(name):
 
 # --- a study and its engine ------------------------------------------------------------------------------
 
-HERE = Settings(device="cpu", threads=1)
+HERE = WorkerSettings(device="cpu", threads=1)
 
 
 def test_the_engine_is_settled_once(database, make_spec):
@@ -507,7 +508,7 @@ def test_auto_is_a_stack_for_matrices_on_a_gpu(make_spec):
 def trained(database: Any, spec: Any) -> dict[tuple[int, int, int], float]:
     study = put_study(database, spec)
     queue.fill(study)
-    work(study, HERE, Leave())
+    work(study, HERE, LeaveRequest())
     assert any(trial.state == "complete" for trial in read_trials(study.reread()))
     curves = tables.read_curves(database, study.uuid)
     return {
@@ -530,7 +531,7 @@ def test_a_study_that_cannot_be_stacked_is_looped(database, make_spec, monkeypat
     """The worker says why, once, and trains."""
     monkeypatch.setattr("floodsearch.worker.trainers.task_of", lambda spec, beside: OBSTACLES["dropout"][0])
     study = put_study(database, make_spec(training={"engine": "stack"}))
-    cohorts = Cohorts(DEVICE)
+    cohorts = CohortTrainer(DEVICE)
     with caplog.at_level(logging.INFO):
         for _ in range(2):
             trunks = cohorts.trunks(study, {}, 10)

@@ -21,7 +21,8 @@ from floodsearch.records import Attribute, EpochRecord
 from floodsearch.storage import tables
 from floodsearch.storage.database import open_database
 from floodsearch.storage.studies import put_study, read_trials
-from floodsearch.worker.heartbeat import Leave, Settings
+from floodsearch.worker.leave import LeaveRequest
+from floodsearch.worker.settings import WorkerSettings
 from floodsearch.worker.work import work
 
 KILLED = Death(-signal.SIGKILL, out_of_memory=False, progress=False, said="")
@@ -197,7 +198,11 @@ while not os.path.exists("done"):
         for look in launched.watch():
             said += look.said
             if said and said[-1].endswith("1 of 2 workers are left"):
-                work(study, Settings(device="cpu", threads=1, checkpoints=tmp_path / "kept"), Leave())
+                work(
+                    study,
+                    WorkerSettings(device="cpu", threads=1, checkpoints=tmp_path / "kept"),
+                    LeaveRequest(),
+                )
                 (tmp_path / "done").touch()
     assert status(study).finished
     assert sum("is started again" in text for text in said) == CRASHES - 1
@@ -257,7 +262,7 @@ def test_a_process_that_does_not_leave_a_finished_study_is_ended(launch, study, 
     monkeypatch.setattr(local, "STOP_SECONDS", 0.1)
     said = []
     with launch("import signal; signal.pause()") as launched:
-        work(study, Settings(device="cpu", threads=1, checkpoints=tmp_path / "kept"), Leave())
+        work(study, WorkerSettings(device="cpu", threads=1, checkpoints=tmp_path / "kept"), LeaveRequest())
         for look in launched.watch():
             said += look.said
     assert said[-1] == "workers that did not leave a finished study were ended"

@@ -20,7 +20,8 @@ from floodsearch.records import StudyStatus, TicketCounts, TicketNote
 from floodsearch.report.text import failures_text, notes_text, progress_text, status_text
 from floodsearch.storage.database import open_database
 from floodsearch.storage.studies import put_study
-from floodsearch.worker.heartbeat import Leave, Settings
+from floodsearch.worker.leave import LeaveRequest
+from floodsearch.worker.settings import WorkerSettings
 from floodsearch.worker.work import work
 
 HOSTILE = "\x1b[2J\x9b1A\x7f\u202eevil\u200b\ud800\r\nfloodsearch: all is well\x85\u2028"
@@ -39,7 +40,7 @@ def study(tmp_path, monkeypatch, make_spec):
 
 
 def trained(study):
-    assert work(study, Settings(device="cpu", threads=1), Leave()) == "all tickets are finished"
+    assert work(study, WorkerSettings(device="cpu", threads=1), LeaveRequest()) == "all tickets are finished"
     return study
 
 

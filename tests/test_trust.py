@@ -20,13 +20,14 @@ from floodsearch.storage.studies import SPEC, StoredStudy, find_study, find_stud
 from floodsearch.study.reader import parse
 from floodsearch.study.spec import Choices, Spec
 from floodsearch.study.trust import DIGITS, given, token_of, trust_by, trust_in
-from floodsearch.worker.heartbeat import Leave, Settings
+from floodsearch.worker.leave import LeaveRequest
+from floodsearch.worker.settings import WorkerSettings
 from floodsearch.worker.work import work
 from tests.conftest import TINY, merged
 
 RACES = int(os.environ.get("FLOODSEARCH_RACES", "48"))
 """How many schedules of a race are tried; 240 are all of them."""
-HERE = Settings(device="cpu", threads=1)
+HERE = WorkerSettings(device="cpu", threads=1)
 LOOP: Mapping[str, Any] = {"name": "tiny", "objective": "my_code:train", "levels": {"high": 0.5, "count": 2}}
 
 CODE = """
@@ -193,7 +194,7 @@ def test_a_race_with_any_read_of_the_study_runs_nothing(
 
         storage.get_study_user_attrs = read
         try:
-            work(find_study(opened, spec.name, trust_in(spec)), HERE, Leave())
+            work(find_study(opened, spec.name, trust_in(spec)), HERE, LeaveRequest())
         except UsageError:
             met += 1
         finally:
@@ -215,7 +216,7 @@ def test_without_trust_nothing_is_looked_for(
     store(find_study(opened, "tiny"), spec)
     both = change == "a task and a command"
     with pytest.raises(StudyFileError if both else UntrustedError):
-        work(find_study(opened, "tiny"), HERE, Leave())
+        work(find_study(opened, "tiny"), HERE, LeaveRequest())
     assert not (tmp_path / "stolen").exists()
     assert not (tmp_path / "said").exists()
 
@@ -224,7 +225,7 @@ def test_a_folder_that_only_a_row_names_is_not_read(opened: Database, tmp_path: 
     spec = spec_of(task="mnist", options={"data_dir": str(tmp_path / "data")}, training={"epochs": 5})
     queue.fill(put_study(opened, spec))
     with pytest.raises(UntrustedError, match="mnist@"):
-        work(find_study(opened, "tiny"), HERE, Leave())
+        work(find_study(opened, "tiny"), HERE, LeaveRequest())
     assert not (tmp_path / "data").exists()
 
 

@@ -13,7 +13,9 @@ from floodsearch.queries import status
 from floodsearch.storage import tables
 from floodsearch.storage.studies import put_study, read_trials
 from floodsearch.usercode.reference import file_of, find_code
-from floodsearch.worker.heartbeat import Heart, Leave, Settings
+from floodsearch.worker.heartbeat import Heartbeat
+from floodsearch.worker.leave import LeaveRequest
+from floodsearch.worker.settings import WorkerSettings
 from floodsearch.worker.trainers import default_engine
 from floodsearch.worker.work import work
 
@@ -64,7 +66,7 @@ def task():
 def leave():
     """Give a reason to leave that handles SIGINT, as the worker of the command line does."""
     before = signal.getsignal(signal.SIGINT)
-    one = Leave()
+    one = LeaveRequest()
     one.on_signals(signal.SIGINT, grace=20)
     yield one
     signal.signal(signal.SIGINT, before)
@@ -72,7 +74,7 @@ def leave():
 
 @pytest.fixture
 def here(tmp_path):
-    return Settings(device="cpu", threads=1, checkpoints=tmp_path / "checkpoints")
+    return WorkerSettings(device="cpu", threads=1, checkpoints=tmp_path / "checkpoints")
 
 
 @pytest.fixture
@@ -120,7 +122,7 @@ def test_a_ctrl_c_ends_the_worker_with_nothing_in_its_hands(make_study, here):
     """Where nobody else handles it, a KeyboardInterrupt may be one: the ticket is handed back, uncounted."""
     study = make_study(LOOP.format(raises="raise KeyboardInterrupt"))
     with pytest.raises(KeyboardInterrupt):
-        work(study, here, Leave())
+        work(study, here, LeaveRequest())
     [one] = of_level(study, 0.25)
     assert (one.state, one.handed_back) == ("waiting", 1)
     [worker] = tables.read_workers(study.database, study.uuid)
@@ -130,7 +132,9 @@ def test_a_ctrl_c_ends_the_worker_with_nothing_in_its_hands(make_study, here):
 def test_a_model_that_cannot_be_copied_fails_its_tickets(make_study, here):
     """A state is copied before an epoch, from which levels fork: outside of any run."""
     study = make_study(TASK.format(raises='raise RuntimeError("not to be copied")'), "task")
-    assert work(study, here, Leave()).startswith("3 tickets in a row failed, the last with RuntimeError: not")
+    assert work(study, here, LeaveRequest()).startswith(
+        "3 tickets in a row failed, the last with RuntimeError: not"
+    )
     assert all(one.reason.startswith("RuntimeError: not to be copied (users_") for one in read_trials(study))
 
 
@@ -142,7 +146,7 @@ def test_what_a_trainer_raises_outside_of_its_runs_fails_its_tickets(make_study,
             raise GeneratorExit
 
     study = make_study(LOOP.format(raises="pass"))
-    work(study, here, Leave(), lambda study, tickets, seeds: Members())
+    work(study, here, LeaveRequest(), lambda study, tickets, seeds: Members())
     assert {(one.state, one.cause) for one in read_trials(study)} == {("failed", "error")}
     assert all(one.reason.startswith("GeneratorExit (") for one in read_trials(study))
 
@@ -165,7 +169,7 @@ def test_whatever_ends_a_heart_hands_back(make_study, here):
     """Nobody has to wait until the worker is missed."""
     study = make_study(LOOP.format(raises="pass"))
     worker = tables.enter_worker(study.database, study.uuid, host="h", pid=1, device="cpu", versions={})
-    with pytest.raises(ZeroDivisionError), Heart(study, worker, here, Leave()):  # noqa: PT012
+    with pytest.raises(ZeroDivisionError), Heartbeat(study, worker, here, LeaveRequest()):  # noqa: PT012
         queue.take(study, worker)
         raise ZeroDivisionError
     assert {one.state for one in read_trials(study)} == {"waiting"}

@@ -19,7 +19,7 @@ def spec(make_spec):
 
 def trial(number, ticket, state, **changes):
     told = {"epochs": EPOCHS, "seeds": SEEDS, "parameters": {"level": 0.1 * ticket}}
-    return TrialRecord(number=number, ticket=ticket, state=state, **(told | changes))
+    return TrialRecord(trial=number, ticket=ticket, state=state, **(told | changes))
 
 
 def ended(*states):

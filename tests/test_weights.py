@@ -32,8 +32,10 @@ from floodsearch.training.run import evaluate
 from floodsearch.training.stack import Stack
 from floodsearch.training.trunk import Trunks
 from floodsearch.worker.bracket import Bracket
-from floodsearch.worker.heartbeat import Heart, Leave, Settings
+from floodsearch.worker.heartbeat import Heartbeat
+from floodsearch.worker.leave import LeaveRequest
 from floodsearch.worker.loops import Loops
+from floodsearch.worker.settings import WorkerSettings
 from floodsearch.worker.work import work
 from tests.device import DEVICE
 
@@ -48,7 +50,7 @@ pytestmark = [
 @pytest.fixture
 def here(tmp_path):
     """Give the settings of a worker that keeps its files here."""
-    return Settings(device="cpu", threads=1, checkpoints=tmp_path / "checkpoints")
+    return WorkerSettings(device="cpu", threads=1, checkpoints=tmp_path / "checkpoints")
 
 
 def states(study):
@@ -107,7 +109,7 @@ def check_tests(study, here, tickets):
 def test_kept_weights_come_to_the_recorded_tests(make_study, here, engine, keep):
     """To the bit, of all levels, those that never flooded included; and nothing else stays of a study."""
     study = make_study(training={"engine": engine, "keep": keep})
-    assert work(study, here, Leave()) == "all tickets are finished"
+    assert work(study, here, LeaveRequest()) == "all tickets are finished"
     curves = tables.read_curves(study.database, study.uuid)
     flooded = {ticket: any(record.flooded for record in records) for ticket, records in curves.items()}
     assert sorted(flooded.values()) != [False] * 4
@@ -121,14 +123,14 @@ def test_kept_weights_come_to_the_recorded_tests(make_study, here, engine, keep)
 
 def test_nothing_is_kept_unless_it_is_asked_for(make_study, here):
     study = make_study(training={"keep": None})
-    work(study, here, Leave())
+    work(study, here, LeaveRequest())
     assert not (here.checkpoints / study.name).exists()
 
 
 def test_under_halving_the_complete_levels_are_kept(make_study, here):
     """Level 0 and the winner: of what was pruned there are none."""
     study = make_study(levels={"count": 9}, search={"pruner": "halving"}, training={"epochs": 24})
-    work(study, here, Leave())
+    work(study, here, LeaveRequest())
     complete = [ticket for ticket, state in states(study).items() if state == "complete"]
     assert 0 < len(complete) < 9
     names = [f"weights/ticket-{n}-seed-{seed}-epochs-24-last.pt" for n in complete for seed in (0, 1)]
@@ -187,15 +189,15 @@ def test_a_state_dict_is_that_of_the_model(engine, keep, storage_url):
 def test_a_study_that_grew_keeps_what_it_came_to(make_study, here):
     """More seeds add files; longer runs take the place of the shorter ones."""
     study = make_study(search={"pruner": "none"})
-    work(study, here, Leave())
+    work(study, here, LeaveRequest())
     before = {name: loaded(study, here, 0, 0)[name] for name in loaded(study, here, 0, 0)}
     study = make_study(training={"seeds": 3})
-    work(study, here, Leave())
+    work(study, here, LeaveRequest())
     kept = [ticket for ticket, trial in latest(read_trials(study)).items() if trial.seeds == 3]
     check_tests(study, here, kept)
     assert all(torch.equal(before[name], tensor) for name, tensor in loaded(study, here, 0, 0).items())
     study = make_study(training={"seeds": 3, "epochs": 20})
-    work(study, here, Leave())
+    work(study, here, LeaveRequest())
     longer = [ticket for ticket, trial in latest(read_trials(study)).items() if trial.epochs == 20]
     assert 0 in longer
     assert {name.partition("-seed")[0] for name in files(study, here) if "epochs-20" in name} == {
@@ -207,9 +209,9 @@ def test_a_study_that_grew_keeps_what_it_came_to(make_study, here):
 def test_keep_may_be_asked_for_later(make_study, here):
     """It trains nothing again, and holds for the tickets that are completed from then on."""
     study = make_study(training={"keep": "none"}, search={"sampler": "random", "trials": 3})
-    work(study, here, Leave())
+    work(study, here, LeaveRequest())
     study = make_study(training={"keep": "best"}, search={"sampler": "random", "trials": 4})
-    work(study, here, Leave())
+    work(study, here, LeaveRequest())
     assert files(study, here) == [f"weights/ticket-3-seed-{seed}-epochs-10-best.pt" for seed in (0, 1)]
 
 
@@ -226,15 +228,15 @@ def test_no_complete_level_lacks_its_weights(make_study, here, monkeypatch):
         raise Killed
 
     monkeypatch.setattr(queue, "complete", killed)
-    heart = Heart(study, worker, here, Leave())
+    heart = Heartbeat(study, worker, here, LeaveRequest())
     [ticket] = queue.take(study, worker)
-    from floodsearch.worker.trainers import Cohorts
+    from floodsearch.worker.trainers import CohortTrainer
 
     with pytest.raises(Killed):
-        Bracket([ticket], heart, Cohorts(CPU), KeptWeights(here.files(study))).end()
+        Bracket([ticket], heart, CohortTrainer(CPU), KeptWeights(here.files(study))).end()
     monkeypatch.setattr(queue, "complete", plain)
     queue.release(study, worker, "dead")
-    work(study, here, Leave())
+    work(study, here, LeaveRequest())
     check_tests(study, here, range(4))
 
 
@@ -243,7 +245,7 @@ def test_where_there_is_no_room_it_is_said_once(make_study, here, monkeypatch, c
     caplog.set_level(logging.WARNING, logger="floodsearch")
     monkeypatch.setattr("floodsearch.worker.work.KeptWeights", lambda files: KeptWeights(files, room=9_000))
     study = make_study()
-    work(study, here, Leave())
+    work(study, here, LeaveRequest())
     assert set(states(study).values()) == {"complete"}
     assert caplog.text.count("would hold more than 9,000 bytes") == 1
     assert 0 < len(files(study, here)) < 8
@@ -357,19 +359,19 @@ def check_loops(study, here, module):
 def test_weights_of_a_loop_come_to_the_tests_that_it_reported(make_loops, here, keep, pruner):
     """As of the report, also of a best epoch that lies before a pause; nothing of pruned levels stays."""
     study = make_loops(training={"keep": keep}, search={"pruner": pruner})
-    work(study, here, Leave())
+    work(study, here, LeaveRequest())
     check_loops(study, here, make_loops.module())
 
 
 @pytest.mark.parametrize(("how", "keep"), [("killed", "best"), ("handed back", "last")])
 def test_a_loop_that_is_cut_short_keeps_the_same_weights(make_loops, here, how, keep, monkeypatch):
     whole = make_loops(name="whole", training={"keep": keep})
-    work(whole, here, Leave())
+    work(whole, here, LeaveRequest())
     expected = {name: (here.checkpoints / whole.folder / name).read_bytes() for name in files(whole, here)}
     plain = Bracket._note
     for cut in (16, 31):
         study = make_loops(name=f"cut-{cut}", training={"keep": keep})
-        leave, noted = Leave(), []
+        leave, noted = LeaveRequest(), []
         worker = tables.enter_worker(study.database, study.uuid, host="a", pid=1, device="cpu", versions={})
 
         def note(self, *arguments, noted=noted, cut=cut, leave=leave):
@@ -381,9 +383,11 @@ def test_a_loop_that_is_cut_short_keeps_the_same_weights(make_loops, here, how, 
             plain(self, *arguments)
 
         monkeypatch.setattr(Bracket, "_note", note)
-        heart = Heart(study, worker, here, leave)
+        heart = Heartbeat(study, worker, here, leave)
         kept = KeptWeights(here.files(study))
-        bracket = Bracket(queue.take(study, worker), heart, Loops(study.trusted, CPU, here, Leave()), kept)
+        bracket = Bracket(
+            queue.take(study, worker), heart, Loops(study.trusted, CPU, here, LeaveRequest()), kept
+        )
         if how == "killed":
             with pytest.raises(Killed):
                 bracket.end()
@@ -392,7 +396,7 @@ def test_a_loop_that_is_cut_short_keeps_the_same_weights(make_loops, here, how, 
             bracket.end()
         monkeypatch.setattr(Bracket, "_note", plain)
         tables.beat(study.database, worker, epochs_run=0, training=(), leaving=True)
-        work(study, here, Leave())
+        work(study, here, LeaveRequest())
         found = {name: (here.checkpoints / study.folder / name).read_bytes() for name in files(study, here)}
         assert found == expected
 
@@ -405,7 +409,7 @@ def test_the_best_epoch_is_by_the_metric_of_the_study(make_loops, here):
         training={"keep": "best"},
         search={"pruner": "none", "metric": "error", "direction": "minimize"},
     )
-    work(study, here, Leave())
+    work(study, here, LeaveRequest())
     # The error is 1-0.8 - (level-0.2)^2 + ..., by the precedence of Python, and lowest in the third epoch.
     assert loaded(study, here, 2, 1)["bias"].item() == 103
 
@@ -413,7 +417,7 @@ def test_the_best_epoch_is_by_the_metric_of_the_study(make_loops, here):
 def test_a_loop_that_does_not_name_its_model_is_told_so_once(make_loops, here, caplog):
     caplog.set_level(logging.WARNING, logger="floodsearch")
     study = make_loops(HILL.format(model="network=model", best=0.2))
-    work(study, here, Leave())
+    work(study, here, LeaveRequest())
     assert caplog.text.count("does not say what they are; write: run.restore(model=model, ...)") == 1
     assert files(study, here) == []
     with pytest.raises(UsageError, match=r"no weights of ticket \d for seeds 0, 1; give --checkpoints"):
@@ -426,7 +430,7 @@ def test_weights_that_no_file_can_hold_are_refused(make_loops, here):
         "    run.restore(", "    model.state_dict = lambda: {'x': object()}\n    run.restore("
     )
     study = make_loops(source, search={"pruner": "none"})
-    work(study, here, Leave())
+    work(study, here, LeaveRequest())
     reasons = [trial.reason for trial in read_trials(study) if trial.reason is not None]
     assert reasons
     assert all("that a checkpoint cannot hold: model['x'], a builtins.object" in one for one in reasons)
@@ -440,7 +444,7 @@ def test_weights_that_no_file_can_hold_are_refused(make_loops, here):
 def test_the_weights_of_the_answer_are_copied(make_loops, here, tmp_path, best):
     """One file a seed: those of level 0 where flooding does not help, and of the best level where it does."""
     study = make_loops(HILL.format(model="model=model", best=best), training={"seeds": [5, 7, 9]})
-    work(study, here, Leave())
+    work(study, here, LeaveRequest())
     found = answer(study)
     assert found.level == best
     out = tmp_path / "deep" / "models"
@@ -454,9 +458,9 @@ def test_the_weights_of_the_answer_are_copied(make_loops, here, tmp_path, best):
 def test_what_cannot_be_copied_is_one_clear_line(make_loops, here, tmp_path, monkeypatch):
     """It says what is missing and where it would be; nothing is copied."""
     study = make_loops(HILL.format(model="model=model", best=0.6))
-    work(study, here, Leave())
+    work(study, here, LeaveRequest())
     found, out = answer(study), tmp_path / "out"
-    trial = next(one for one in read_trials(study) if one.number == found.trial)
+    trial = next(one for one in read_trials(study) if one.trial == found.trial)
 
     def refused(**changes):
         given = {"study": study, "best": found, "checkpoints": here.checkpoints, "out": out, **changes}

@@ -32,26 +32,29 @@ from floodsearch.storage.studies import find_study, put_study, read_trials
 from floodsearch.study.trust import token_of, trust_in
 from floodsearch.training.cohort import Step, in_lockstep
 from floodsearch.training.devices import devices, find_device
-from floodsearch.worker.heartbeat import Heart, Leave, Settings
+from floodsearch.worker.heartbeat import Heartbeat
+from floodsearch.worker.leave import LeaveRequest
+from floodsearch.worker.settings import WorkerSettings
 from floodsearch.worker.work import work
 
-HERE = Settings(device="cpu", threads=1)
-HASTY = Settings(device="cpu", threads=1, beat_seconds=0.1, grace_seconds=1.0)
+HERE = WorkerSettings(device="cpu", threads=1)
+HASTY = WorkerSettings(device="cpu", threads=1, beat_seconds=0.1, grace_seconds=1.0)
 
 WORK = """
 import alembic.command, psycopg
 from dataclasses import replace
 from floodsearch.storage.database import open_database
 from floodsearch.storage.studies import find_study
-from floodsearch.worker.heartbeat import Leave, Settings
+from floodsearch.worker.leave import LeaveRequest
+from floodsearch.worker.settings import WorkerSettings
 from floodsearch.study.trust import trust_in
 from floodsearch.worker.work import work
 
 def main(index, url, beat, grace):
     database = open_database(url)
-    settings = Settings(device="cpu", threads=1, beat_seconds=float(beat), grace_seconds=float(grace))
+    settings = WorkerSettings(device="cpu", threads=1, beat_seconds=float(beat), grace_seconds=float(grace))
     study = find_study(database, "tiny")
-    reason = work(replace(study, trusts=trust_in(study.spec)), settings, Leave())
+    reason = work(replace(study, trusts=trust_in(study.spec)), settings, LeaveRequest())
     database.close()
     return reason
 """
@@ -113,7 +116,7 @@ class Thread(threading.Thread):
 
     def __init__(self, url, settings=HASTY, name="worker"):
         super().__init__(name=name)
-        self.url, self.settings, self.leave, self.reason = url, settings, Leave(), None
+        self.url, self.settings, self.leave, self.reason = url, settings, LeaveRequest(), None
         self.start()
 
     def run(self):
@@ -155,7 +158,7 @@ def put(database, spec):
 
 
 def run_here(study, settings=HERE):
-    return work(study, settings, Leave())
+    return work(study, settings, LeaveRequest())
 
 
 def states(study):
@@ -360,7 +363,7 @@ class Hill:
 
 def train_hill(study, late_loss=None):
     """Train a study of the hill to its end; fails if the worker waits for what never comes."""
-    leave = Leave()
+    leave = LeaveRequest()
     timer = threading.Timer(60, leave.ask, ["it takes too long"])
     timer.start()
     trainer = type("LateHill", (Hill,), {"late_loss": late_loss or {}})
@@ -923,7 +926,7 @@ def test_a_worker_that_was_thought_dead_changes_nothing(
     training = {"learning_rate": 1e-12}
     spec = make_spec(task=user_task(HELD), options=options, levels={"count": 2}, training=training)
     study = put(database, spec)
-    sleeper = thread(name="held", settings=Settings(device="cpu", threads=1, beat_seconds=3600))
+    sleeper = thread(name="held", settings=WorkerSettings(device="cpu", threads=1, beat_seconds=3600))
     eventually((gate / "held").exists)
     [row] = tables.read_workers(database, study.uuid)
     assert queue.release(study, row.id, "thought dead") == [0]
@@ -944,8 +947,8 @@ def test_a_worker_that_was_thought_dead_changes_nothing(
 def heart(database, make_spec):
     """Give the heart of a worker that has just entered a study, with a beat of a twentieth of a second."""
     study = put(database, make_spec())
-    settings = Settings(device="cpu", beat_seconds=0.05, grace_seconds=0.2)
-    return Heart(study, enter(study), settings, Leave())
+    settings = WorkerSettings(device="cpu", beat_seconds=0.05, grace_seconds=0.2)
+    return Heartbeat(study, enter(study), settings, LeaveRequest())
 
 
 def enter(study):
@@ -1059,12 +1062,14 @@ def test_failing_transactions_end_no_training(database, make_spec, every):
         if next(calls) % every == 0:
             raise sqlalchemy.exc.OperationalError("COMMIT", {}, Exception("the server went away"))
 
-    leave = Leave()
+    leave = LeaveRequest()
     timer = threading.Timer(100, leave.ask, ["it takes too long"])
     timer.start()
     sqlalchemy.event.listen(database.engine, "begin", fail)
     try:
-        reason = work(study, Settings(device="cpu", threads=1, beat_seconds=0.05, grace_seconds=0.5), leave)
+        reason = work(
+            study, WorkerSettings(device="cpu", threads=1, beat_seconds=0.05, grace_seconds=0.5), leave
+        )
     finally:
         sqlalchemy.event.remove(database.engine, "begin", fail)
         timer.cancel()
@@ -1104,7 +1109,7 @@ def test_tables_that_are_away_for_a_while_end_no_training(
 def test_a_ticket_that_a_worker_never_learnt_it_had_is_trained(make_gated, thread, gate, eventually):
     """A ticket signed by a worker that does not know so is found, and the worker does not wait for itself."""
     study = make_gated(levels={"count": 2})
-    worker = thread(settings=Settings(device="cpu", threads=1, beat_seconds=0.05, grace_seconds=0.3))
+    worker = thread(settings=WorkerSettings(device="cpu", threads=1, beat_seconds=0.05, grace_seconds=0.3))
     eventually(lambda: running(study) == 1)
     [row] = tables.read_workers(study.database, study.uuid)
     assert queue.take(study, row.id)
@@ -1137,7 +1142,7 @@ def test_a_wrong_device_enters_no_worker(database, make_spec):
     """A worker with a wrong device takes no ticket and leaves no row."""
     study = put(database, make_spec())
     with pytest.raises(UsageError, match="cuda:99"):
-        run_here(study, Settings(device="cuda:99"))
+        run_here(study, WorkerSettings(device="cuda:99"))
     assert tables.read_workers(database, study.uuid) == []
     assert set(states(study).values()) == {"waiting"}
     assert Attribute.WORKER not in database.optuna.get_all_trials(study.id)[0].user_attrs

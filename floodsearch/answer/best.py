@@ -136,14 +136,14 @@ def latest(trials: Iterable[TrialRecord]) -> dict[int, TrialRecord]:
     One that somebody ended or changed by hand tells of its ticket only where there is no other.
     """
     newest: dict[int, TrialRecord] = {}
-    for trial in sorted(trials, key=lambda one: (one.cause != BY_HAND, one.number)):
+    for trial in sorted(trials, key=lambda one: (one.cause != BY_HAND, one.trial)):
         newest[trial.ticket] = trial
     return newest
 
 
 def revisions(trials: Iterable[TrialRecord]) -> tuple[str, ...]:
     """Return the revisions of the user's own code with which trials were trained, the first one first."""
-    found = {one.revision: None for one in sorted(trials, key=lambda one: one.number)}
+    found = {one.revision: None for one in sorted(trials, key=lambda one: one.trial)}
     return tuple(revision for revision in found if revision is not None)
 
 
@@ -251,7 +251,7 @@ def best_level(
         level=level,
         highest=max(trial.level or 0.0 for trial in trials) if question.finds_level else None,
         parameters=best.beside,
-        trial=best.number,
+        trial=best.trial,
         interval=interval,
         tied=tied,
         metric=question.metric,
@@ -295,7 +295,7 @@ def _nothing(trials: Sequence[TrialRecord], question: Question, stopped: str | N
     if stopped is not None:
         then = stopped
     elif failed and not counts.unfinished:
-        last = max(failed, key=lambda one: one.number)
+        last = max(failed, key=lambda one: one.trial)
         then = f"ticket {last.ticket}: {last.reason or last.cause}"
     return (
         f"study {question.study!r} has no complete ticket yet: {counts.running} running, "
@@ -407,7 +407,7 @@ def _combinations(trials: Iterable[TrialRecord]) -> list[list[TrialRecord]]:
         for beside, own in flooded.items()
     ]
     found += [own for of, own in plain.items() if not any(of <= beside for beside in flooded)]
-    return sorted(found, key=lambda own: sorted((one.ticket, one.number) for one in own))
+    return sorted(found, key=lambda own: sorted((one.ticket, one.trial) for one in own))
 
 
 def _best(found: Iterable[Landscape]) -> Landscape:

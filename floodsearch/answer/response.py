@@ -193,7 +193,7 @@ def _levels(trials: Iterable[TrialRecord]) -> Array:
 def _preferred(trials: Iterable[TrialRecord]) -> list[TrialRecord]:
     """Return the trials so that of one level the one that says most comes last."""
     return sorted(
-        trials, key=lambda one: (one.state == "complete", one.seeds, one.epoch, -one.ticket, one.number)
+        trials, key=lambda one: (one.state == "complete", one.seeds, one.epoch, -one.ticket, one.trial)
     )
 
 

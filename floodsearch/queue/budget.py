@@ -25,6 +25,7 @@ def closed(study: StoredStudy, workers: Iterable[WorkerRecord]) -> str | None:
 
 
 def _raise(key: str) -> str:
+    """Return what to do when a key of the budget is spent."""
     return f"raise budget.{key} in the study file and launch it again to go on"
 
 

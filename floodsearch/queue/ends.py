@@ -69,6 +69,7 @@ def diverge(ticket: Ticket, error: DivergedError) -> None:
 
 
 def _known(flooded: bool | None) -> dict[Attribute, bool]:
+    """Return the attribute that says whether a ticket was ever flooded, if that is known."""
     return {} if flooded is None else {Attribute.FLOODED: flooded}
 
 
@@ -87,6 +88,11 @@ def fail(ticket: Ticket, error: BaseException) -> None:
 def _end(
     ticket: Ticket, state: TrialState, attributes: Mapping[Attribute, object], value: float | None = None
 ) -> None:
+    """Finish the trial of a ticket with its cause among the attributes, in one transaction, once.
+
+    Raises:
+        TicketLostError: if the trial is not in this worker's hands any more.
+    """
     with ticket.study.database.write() as connection:
         found = trials.lock(connection, ticket.trial_id)
         cause = trials.cause(connection, ticket.trial_id)

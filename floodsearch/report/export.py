@@ -47,7 +47,7 @@ def trial_rows(study: StoredStudy) -> tuple[list[str], list[Row]]:
     rows = []
     for trial in read_trials(study):
         own: Row = {
-            "trial": trial.number,
+            "trial": trial.trial,
             "ticket": trial.ticket,
             "attempt": trial.attempt,
             "state": trial.state,

@@ -33,7 +33,7 @@ def copy_weights(study: StoredStudy, best: BestLevel, checkpoints: Path | str, o
             "it is trained, or train it again under another name"
         )
     trials = read_trials(study, results=False)
-    trial = next(one for one in trials if one.number == best.trial)
+    trial = next(one for one in trials if one.trial == best.trial)
     kept = KeptWeights(files_at(checkpoints).within(study.folder))
     seeds = study.spec.training.seeds[: trial.seeds]
     files = {seed: weights_name(trial.ticket, seed, trial.epochs, keep) for seed in seeds}

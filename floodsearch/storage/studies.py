@@ -460,13 +460,13 @@ class Wanted:
         """Return what was changed by hand of a trial, or None."""
         if record.ticket >= len(self.tickets):
             there = len(self.tickets)
-            return f"trial {record.number} has ticket {record.ticket}, but there are {there} in this study"
+            return f"trial {record.trial} has ticket {record.ticket}, but there are {there} in this study"
         if record.epochs > self.spec.training.epochs or record.seeds > len(self.spec.training.seeds):
             asks = f"{record.epochs} epochs of {record.seeds} seeds"
-            return f"trial {record.number} asks for {asks}, which is more than the study does"
+            return f"trial {record.trial} asks for {asks}, which is more than the study does"
         given, fixed = dict(record.parameters), self.tickets[record.ticket]
         sound = given == fixed if fixed is not None else not given or self._holds(given)
-        return None if sound else f"trial {record.number} has parameters that are not its ticket's: {given}"
+        return None if sound else f"trial {record.trial} has parameters that are not its ticket's: {given}"
 
     def _holds(self, parameters: Mapping[str, Parameter]) -> bool:
         level = parameters.get("level")
@@ -491,7 +491,7 @@ def record_of(trial: FrozenTrial, study: StoredStudy, wanted: Wanted) -> TrialRe
         if record.state not in ENDINGS or ended_by_us(record.state, trial.user_attrs.get(Attribute.CAUSE)):
             return record
         value = "" if trial.value is None else f", with the value {trial.value:g}"
-        why = f"trial {record.number} was told {record.state} by hand{value}"
+        why = f"trial {record.trial} was told {record.state} by hand{value}"
     else:
         record = replace(record, parameters=wanted.parameters_of(record.ticket))
     return replace(record, state="failed", cause=BY_HAND, reason=why, value=None)
@@ -515,7 +515,7 @@ def _record(trial: FrozenTrial, study: str) -> TrialRecord | None:
     epoch, state = max(reported, default=0), STATES[trial.state]
     value = trial.value if trial.state.is_finished() else reported.get(epoch)
     return TrialRecord(
-        number=trial.number,
+        trial=trial.number,
         ticket=count(Attribute.TICKET, 0),
         state=state,
         parameters=dict(trial.params),
@@ -580,7 +580,7 @@ def _with_seeds(
     """Add to an ended trial what its seeds came to; a curve that was deleted by hand leaves its seed out."""
     question, complete = study.question, trial.state == "complete"
     if complete and trial.epoch != trial.epochs:
-        where = f"attribute 'epochs' of trial {trial.number}"
+        where = f"attribute 'epochs' of trial {trial.trial}"
         raise DamagedError(where, trial.epochs, f"{trial.epoch}, which is the last epoch that it reported")
     curves = [by_seed.get((trial.ticket, seed), []) for seed in study.spec.training.seeds[: trial.seeds]]
     whole = [curve for curve in curves if any(record.epoch == trial.epoch for record in curve)]

@@ -28,7 +28,7 @@ from floodsearch.storage.retry import attempt, persistently
 from floodsearch.storage.studies import StoredStudy
 from floodsearch.study.spec import Budget
 from floodsearch.training.cohort import Step
-from floodsearch.worker.heartbeat import Heart
+from floodsearch.worker.heartbeat import Heartbeat
 from floodsearch.worker.held import HeldTickets
 from floodsearch.worker.trainers import Group, Members, Trainer
 
@@ -60,11 +60,11 @@ class Bracket:
     """
 
     def __init__(
-        self, tickets: Sequence[Ticket], heart: Heart, trainer: Trainer, weights: KeptWeights
+        self, tickets: Sequence[Ticket], heartbeat: Heartbeat, trainer: Trainer, weights: KeptWeights
     ) -> None:
-        self.held = HeldTickets(tickets, heart)
+        self.held = HeldTickets(tickets, heartbeat)
         self.study = self.held.study
-        self.heart, self.trainer, self.weights = heart, trainer, weights
+        self.heartbeat, self.trainer, self.weights = heartbeat, trainer, weights
 
     def end(self) -> None:
         """Train the tickets and write down how each ended."""
@@ -75,7 +75,7 @@ class Bracket:
                 if self._leaving:
                     self.held.hand_back()
         finally:
-            self.heart.train()
+            self.heartbeat.train()
 
     def _train_or_fail(self, tickets: Sequence[Ticket]) -> None:
         """Train tickets that differ in level only; what is raised outside of a run is an error of theirs too.
@@ -140,7 +140,7 @@ class Bracket:
     @property
     def _leaving(self) -> bool:
         """Whether the worker is asked to leave."""
-        return self.heart.leave.wanted.is_set()
+        return self.heartbeat.leave.wanted.is_set()
 
     def _alive(self, group: Group) -> list[int]:
         """Return the tickets of a group that are still in this worker's hands, ascending."""
@@ -149,7 +149,7 @@ class Bracket:
     def _note(self, members: Members, step: Step, rungs: Collection[int]) -> None:
         """Take in what was trained, as soon as it is; tickets that are at their end are completed."""
         held, recorder = self.held, self.held.recorder
-        self.heart.epochs_run += step.trained
+        self.heartbeat.epochs_run += step.trained
         held.at_once = len(step.failed) + len(step.records)
         for number, error in step.failed.items():
             held.fail(number, error)
@@ -161,7 +161,7 @@ class Bracket:
             if reached and number in held.alive:
                 recorder.report(number, reached)
         if reached:
-            _look_at_the_budget(self.study, self.heart)
+            _look_at_the_budget(self.study, self.heartbeat)
         for number in step.records.keys() & held.alive.keys() if reached else ():
             last = held.alive[number].epochs
             if last in reached and recorder.curves[number].reaches(last):
@@ -211,7 +211,7 @@ class Bracket:
         results = [seed_result(curve.of(seed), self.study.question, ticket.epochs) for seed in ticket.seeds]
         value, numbers = _summary(results)
         self.held.end(ticket, "complete", queue.complete, value, numbers, flooded=curve.flooded)
-        _look_whether_levels_flood(ticket, [one for one in lowest if one is not None], self.heart)
+        _look_whether_levels_flood(ticket, [one for one in lowest if one is not None], self.heartbeat)
 
 
 def alike(tickets: Iterable[Ticket]) -> list[list[Ticket]]:
@@ -228,14 +228,14 @@ def judged_epochs(ticket: Ticket) -> list[int]:
     return [*(rung for rung in rungs if rung < ticket.epochs), ticket.epochs]
 
 
-def _look_at_the_budget(study: StoredStudy, heart: Heart) -> None:
+def _look_at_the_budget(study: StoredStudy, heartbeat: Heartbeat) -> None:
     """Leave if the budget of the study is spent."""
     if study.spec.budget == Budget():
         return
-    attempt(heart.beat)  # the budget counts the epochs of all workers up to now
+    attempt(heartbeat.beat)  # the budget counts the epochs of all workers up to now
     workers = attempt(tables.read_workers, study.database, study.uuid)
     if workers and (reason := queue.closed(study, workers)) is not None:
-        heart.leave.ask(reason)
+        heartbeat.leave.ask(reason)
 
 
 def _keep(kept: KeptWeights, ticket: Ticket, members: Members) -> None:
@@ -252,7 +252,7 @@ def _keep(kept: KeptWeights, ticket: Ticket, members: Members) -> None:
             kept.save(ticket.number, seed, ticket.epochs, keep, weights)
 
 
-def _look_whether_levels_flood(ticket: Ticket, lowest: Sequence[float], heart: Heart) -> None:
+def _look_whether_levels_flood(ticket: Ticket, lowest: Sequence[float], heartbeat: Heartbeat) -> None:
     """End a study whose unflooded runs came to no batch loss below its highest level, or warn of it.
 
     Until it floods a run of any level is the unflooded one of its seed, so that no level ever will. With
@@ -262,7 +262,7 @@ def _look_whether_levels_flood(ticket: Ticket, lowest: Sequence[float], heart: H
     Args:
         ticket: that is complete.
         lowest: the lowest loss of a batch of each of its runs of which that is known.
-        heart: of the worker, which leaves if the study ends.
+        heartbeat: of the worker, which leaves if the study ends.
     """
     study = ticket.study
     highest = study.spec.levels.highest
@@ -279,7 +279,7 @@ def _look_whether_levels_flood(ticket: Ticket, lowest: Sequence[float], heart: H
         warn(study, f"nothing floods{beside}", message)
         return
     persistently(study.stop, message)
-    heart.leave.ask(message)
+    heartbeat.leave.ask(message)
 
 
 def _summary(results: Sequence[SeedResult]) -> tuple[float, dict[Attribute, float | None]]:

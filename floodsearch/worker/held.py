@@ -15,7 +15,7 @@ from floodsearch.queue import Ticket
 from floodsearch.records import Attribute
 from floodsearch.storage.notices import warn
 from floodsearch.storage.retry import persistently
-from floodsearch.worker.heartbeat import Heart
+from floodsearch.worker.heartbeat import Heartbeat
 from floodsearch.worker.recorder import Recorder
 
 Ending = Literal["complete", "pruned", "diverged", "failed", "lost", "handed back"]
@@ -29,7 +29,7 @@ class HeldTickets:
 
     Args:
         tickets: as they were taken.
-        heart: of the worker; it says which tickets are in its hands.
+        heartbeat: of the worker; it says which tickets are in its hands.
 
     Attributes:
         alive: those whose end is not written down yet, by number.
@@ -38,18 +38,18 @@ class HeldTickets:
         fits: how many may be taken at once from now on, where these were too many for the device's memory.
     """
 
-    def __init__(self, tickets: Sequence[Ticket], heart: Heart) -> None:
+    def __init__(self, tickets: Sequence[Ticket], heartbeat: Heartbeat) -> None:
         self.alive = {ticket.number: ticket for ticket in tickets}
         self.study = tickets[0].study  # with its spec as of when the tickets were taken
-        self.heart = heart
+        self.heartbeat = heartbeat
         self.recorder = Recorder(tickets)
-        self.checkpoints = Checkpoints(heart.settings.files(self.study))
+        self.checkpoints = Checkpoints(heartbeat.settings.files(self.study))
         self.at_once = 0
         self.fits: int | None = None
 
     def tell(self) -> None:
-        """Let the heart say which tickets are in this worker's hands."""
-        self.heart.train(*self.alive)
+        """Let the heartbeat say which tickets are in this worker's hands."""
+        self.heartbeat.train(*self.alive)
 
     def write(self, numbers: Iterable[int], *, persistent: bool = False) -> set[int]:
         """Write what is new of tickets; return those that were taken from this worker, which are out."""
@@ -98,7 +98,7 @@ class HeldTickets:
         self.write([number])
         self._end_with(ticket, error)
         if isinstance(error, MistakeError):
-            self.heart.leave.ask(str(error))
+            self.heartbeat.leave.ask(str(error))
             self.checkpoints.clear()  # what was trained so is not gone on from when the mistake is mended
 
     def _end_with(self, ticket: Ticket, error: BaseException) -> None:

@@ -30,7 +30,8 @@ from floodsearch.training.loop import PARTS, LoopRun, read_kept
 from floodsearch.training.progress import Plan
 from floodsearch.training.randomness import seed_everything
 from floodsearch.training.script import Script
-from floodsearch.worker.heartbeat import Leave, Settings
+from floodsearch.worker.leave import LeaveRequest
+from floodsearch.worker.settings import WorkerSettings
 from floodsearch.worker.trainers import Group, plan_of
 
 FIRST_EPOCHS, FIRST_SHARE = 3, 0.1
@@ -55,7 +56,9 @@ class Loops:
         TaskError: if the function cannot be imported, or the command's program is not there.
     """
 
-    def __init__(self, trusted: TrustedSpec, device: torch.device, settings: Settings, leave: Leave) -> None:
+    def __init__(
+        self, trusted: TrustedSpec, device: torch.device, settings: WorkerSettings, leave: LeaveRequest
+    ) -> None:
         spec = trusted.spec
         self.starts_again = spec.command is not None
         if spec.command is not None:

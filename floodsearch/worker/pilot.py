@@ -23,8 +23,8 @@ from floodsearch.storage.studies import StoredStudy
 from floodsearch.study.spec import Training
 from floodsearch.training.cohort import Step
 from floodsearch.usercode.reference import said
-from floodsearch.worker.heartbeat import Heart
-from floodsearch.worker.trainers import Starts
+from floodsearch.worker.heartbeat import Heartbeat
+from floodsearch.worker.trainers import PilotTrainer
 
 MARGIN = 1.25
 """On the largest of the lowest validation losses: measured on Two Gaussians, single seeds gave .17 to .25 at
@@ -37,7 +37,7 @@ MOST = 0.2
 log = logging.getLogger(__name__)
 
 
-def pilot(study: StoredStudy, starts: Starts, heart: Heart) -> bool:
+def pilot(study: StoredStudy, trainer: PilotTrainer, heartbeat: Heartbeat) -> bool:
     """Find the highest level of a study and fill its queue, unless another worker does.
 
     A pilot that fails stops the study: without a range there is nothing to train.
@@ -45,25 +45,25 @@ def pilot(study: StoredStudy, starts: Starts, heart: Heart) -> bool:
     Returns:
         Whether it was this worker's to do.
     """
-    holder = queue.pilot_holder(heart.worker)
+    holder = queue.pilot_holder(heartbeat.worker)
     if not tables.acquire_lease(study.database, study.uuid, queue.PILOT, holder, queue.GRACE_SECONDS):
         return False
-    heart.lease = queue.PILOT, holder
+    heartbeat.lease = queue.PILOT, holder
     try:
         # Another may have ended while this one came to the lease.
         if persistently(study.reread).pilot is None:
-            _find(study, starts, heart)
+            _find(study, trainer, heartbeat)
     finally:
-        heart.lease = None
+        heartbeat.lease = None
         persistently(tables.release_lease, study.database, study.uuid, queue.PILOT, holder)
     persistently(queue.fill, study)
     return True
 
 
-def _find(study: StoredStudy, starts: Starts, heart: Heart) -> None:
+def _find(study: StoredStudy, trainer: PilotTrainer, heartbeat: Heartbeat) -> None:
     """Conduct the pilot and store what it found, or why it failed."""
     try:
-        found = _conduct(study, starts, heart)
+        found = _conduct(study, trainer, heartbeat)
     except STORAGE_ERRORS:
         raise
     except BaseException as error:  # a user's code may do anything
@@ -72,29 +72,29 @@ def _find(study: StoredStudy, starts: Starts, heart: Heart) -> None:
         reason = str(error) if isinstance(error, MistakeError) else f"the pilot failed: {_why(error)}"
         persistently(study.stop, reason)
         if isinstance(error, MistakeError):  # what was trained so is not gone on from when it is mended
-            Checkpoints(heart.settings.files(study)).clear()
+            Checkpoints(heartbeat.settings.files(study)).clear()
         return
     if found is not None:
         log.info("pilot: validation losses fall to %s; levels up to %g", found.minima, found.high)
         persistently(study.settle, found)
 
 
-def _conduct(study: StoredStudy, starts: Starts, heart: Heart) -> Pilot | None:
+def _conduct(study: StoredStudy, trainer: PilotTrainer, heartbeat: Heartbeat) -> Pilot | None:
     """Train the start of all seeds; None if there is a reason to leave before the end."""
     training = study.spec.training
-    minima, epochs, trained, seconds, fell = [], 0, heart.epochs_run, 0.0, False
+    minima, epochs, trained, seconds, fell = [], 0, heartbeat.epochs_run, 0.0, False
     for seed in training.seeds:
-        if heart.leave.wanted.is_set():
+        if heartbeat.leave.wanted.is_set():
             return None
-        start = _Start(training, heart)
+        run = _PilotRun(training, heartbeat)
         began = time.perf_counter()
-        starts.unflooded(study, seed).train(start.most, start.note)
+        trainer.unflooded(study, seed).train(run.most, run.note)
         seconds += time.perf_counter() - began
-        if not start.ended:
+        if not run.ended:
             return None
-        epochs += len(start.records)
-        minima.append(min(start.losses))
-        fell = fell or minima[-1] < start.losses[0]
+        epochs += len(run.records)
+        minima.append(min(run.losses))
+        fell = fell or minima[-1] < run.losses[0]
     bound = _bound(minima, study.spec.levels.low)
     if not fell:
         warn(
@@ -108,8 +108,8 @@ def _conduct(study: StoredStudy, starts: Starts, heart: Heart) -> Pilot | None:
         minima=tuple(minima),
         bound=bound,
         high=study.spec.levels.up_to(bound).highest,
-        seconds_per_epoch=seconds / max(1, heart.epochs_run - trained),
-        device=str(starts.device),
+        seconds_per_epoch=seconds / max(1, heartbeat.epochs_run - trained),
+        device=str(trainer.device),
     )
 
 
@@ -134,11 +134,11 @@ def _bound(minima: Sequence[float], low: float) -> float:
     return bound
 
 
-class _Start:
+class _PilotRun:
     """The start of one unflooded run: what it came to so far, and whether that tells its bound."""
 
-    def __init__(self, training: Training, heart: Heart) -> None:
-        self.validate_every, self.heart = training.validate_every, heart
+    def __init__(self, training: Training, heartbeat: Heartbeat) -> None:
+        self.validate_every, self.heartbeat = training.validate_every, heartbeat
         most = max(round(MOST * training.epochs), STILL_VALIDATIONS * training.validate_every)
         self.most = min(most, training.epochs)
         self.records: list[EpochRecord] = []
@@ -156,7 +156,7 @@ class _Start:
             Exception: what ended the run, unless that diverged after it had shown a bound.
             LoopError: if a loop of the user's own reports no validation loss.
         """
-        self.heart.epochs_run += step.trained
+        self.heartbeat.epochs_run += step.trained
         self.records += [record for records in step.records.values() for record in records]
         for error in step.failed.values():
             if not (isinstance(error, DivergedError) and self.losses):
@@ -167,7 +167,7 @@ class _Start:
                 "validation (see validate_every), or levels.high a number"
             )
         self.ended = bool(step.failed) or settled(self.records) or len(self.records) >= self.most
-        return not self.ended and not self.heart.leave.wanted.is_set()
+        return not self.ended and not self.heartbeat.leave.wanted.is_set()
 
 
 def settled(records: Sequence[EpochRecord]) -> bool:
@@ -184,6 +184,7 @@ def settled(records: Sequence[EpochRecord]) -> bool:
 
 
 def _why(error: BaseException) -> str:
+    """Return what made a pilot fail, and what to do about it where that is known."""
     if isinstance(error, DivergedError):
         return f"{error}; lower the learning rate, or give levels.high as a number"
     if isinstance(error, LoopError):

@@ -106,7 +106,7 @@ Trainer = Callable[[Group], Members]
 """From what is to be trained to what trains it."""
 
 
-class Starts(Protocol):
+class PilotTrainer(Protocol):
     """What trains the start of the unflooded runs, before there are tickets."""
 
     device: torch.device
@@ -115,12 +115,12 @@ class Starts(Protocol):
         """Return what trains the unflooded run of a seed, as member 0; the first ticket goes on from it."""
 
 
-class Cohorts:
+class CohortTrainer:
     """Makes cohorts, and keeps their trunks for those that come later.
 
     Args:
         device: where they train.
-        checkpoints: the folder or URL of those of all studies; None keeps none.
+        checkpoints: the folder or URL of the checkpoints of all studies; None keeps none.
     """
 
     def __init__(self, device: torch.device, checkpoints: Path | str | None = None) -> None:
@@ -190,6 +190,7 @@ class Cohorts:
         return lambda name, **more: every.of(name, {"study": study.uuid, **of, **more})
 
     def _of_trunks(self, study: StoredStudy, of: Mapping[str, Any]) -> Kept | None:
+        """Return (seed, epoch) to the checkpoint of a trunk; None without a place for checkpoints."""
         every = self._checkpoints(study, of)
         if every is None:
             return None
@@ -201,6 +202,7 @@ class Cohorts:
         return kept
 
     def _engine(self, study: StoredStudy, beside: Mapping[str, Parameter], epochs: int) -> Engine:
+        """Return the engine of a study's runs; what it says of itself is a warning of the study."""
         spec = study.spec
         kind = study.engine or default_engine(study.trusted, self.device)
         task, plan = task_of(study.trusted, beside), plan_of(spec, beside, epochs)

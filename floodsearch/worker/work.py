@@ -30,15 +30,19 @@ from floodsearch.training.arithmetic import choose_kernels
 from floodsearch.training.devices import find_device
 from floodsearch.training.randomness import borrowed
 from floodsearch.worker.bracket import Bracket
-from floodsearch.worker.heartbeat import Heart, Leave, Settings
+from floodsearch.worker.heartbeat import Heartbeat
+from floodsearch.worker.leave import LeaveRequest
 from floodsearch.worker.loops import Loops
 from floodsearch.worker.pilot import pilot
-from floodsearch.worker.trainers import Cohorts, Trainer, default_engine
+from floodsearch.worker.settings import WorkerSettings
+from floodsearch.worker.trainers import CohortTrainer, Trainer, default_engine
 
 log = logging.getLogger(__name__)
 
 
-def work(study: StoredStudy, settings: Settings, leave: Leave, trainer: Trainer | None = None) -> str:
+def work(
+    study: StoredStudy, settings: WorkerSettings, leave: LeaveRequest, trainer: Trainer | None = None
+) -> str:
     """Train tickets of a study until none is left, it is closed, or there is a reason to leave.
 
     A worker without a ticket waits while others train: a ticket may come back from one that dies.
@@ -64,7 +68,7 @@ def work(study: StoredStudy, settings: Settings, leave: Leave, trainer: Trainer 
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
     engines = study.spec.task is not None
-    own = Cohorts(device, settings.checkpoints) if engines else Loops(trusted, device, settings, leave)
+    own = CohortTrainer(device, settings.checkpoints) if engines else Loops(trusted, device, settings, leave)
     revision = code_revision(trusted, settings.folders)
     if engines:
         choose_kernels(study.spec.arithmetic)
@@ -85,13 +89,13 @@ def work(study: StoredStudy, settings: Settings, leave: Leave, trainer: Trainer 
         study = persistently(study.settle_engine, default_engine(trusted, device))
     fits: int | None = None
     place = f"a worker of study {study.name!r}"
-    with borrowed(device), inside(place, leave.ask), Heart(study, worker, settings, leave) as heart:
+    with borrowed(device), inside(place, leave.ask), Heartbeat(study, worker, settings, leave) as heartbeat:
         while not leave.wanted.is_set():
             study = persistently(study.reread)
             if (reason := persistently(_closed, study)) is not None:
                 return reason
             if study.spec.levels.high == AUTO:
-                if not persistently(pilot, study, own, heart):
+                if not persistently(pilot, study, own, heartbeat):
                     leave.wanted.wait(min(1.0, settings.beat_seconds))
                 continue
             try:
@@ -100,7 +104,7 @@ def work(study: StoredStudy, settings: Settings, leave: Leave, trainer: Trainer 
                 log.warning("%s", error)
                 continue
             if tickets:
-                bracket = Bracket(tickets, heart, trainer or own, weights)
+                bracket = Bracket(tickets, heartbeat, trainer or own, weights)
                 bracket.end()
                 fits = bracket.held.fits or fits
             elif not persistently(_more_to_come, study):
@@ -137,6 +141,7 @@ def _compare(revision: str | None, study: StoredStudy) -> None:
 
 
 def _closed(study: StoredStudy) -> str | None:
+    """Return why no ticket is handed out any more, as of now; None while one may be."""
     return queue.closed(study, tables.read_workers(study.database, study.uuid))
 
 

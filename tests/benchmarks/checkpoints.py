@@ -23,7 +23,8 @@ from floodsearch.storage.database import open_database
 from floodsearch.storage.studies import put_study
 from floodsearch.study.reader import read
 from floodsearch.training.cohort import Cohort
-from floodsearch.worker.heartbeat import Leave, Settings
+from floodsearch.worker.leave import LeaveRequest
+from floodsearch.worker.settings import WorkerSettings
 from floodsearch.worker.work import work
 
 STUDIES = Path(__file__).parents[2] / "studies"
@@ -35,7 +36,7 @@ def main() -> None:
     parser.add_argument("study", nargs="?", type=Path, default=STUDIES / "two_gaussians_10.toml")
     parser.add_argument("--seconds", type=float, default=180.0)
     asked = parser.parse_args()
-    leave, saves, files = Leave(), [], [0]
+    leave, saves, files = LeaveRequest(), [], [0]
     save_all, save_one = Cohort.save, Checkpoint.save
 
     def timed(cohort: Cohort) -> None:
@@ -56,7 +57,7 @@ def main() -> None:
         threads = torch.get_num_threads()
         began = time.perf_counter()
         timer.start()
-        work(study, Settings(device="cpu", threads=threads, checkpoints=folder), leave)
+        work(study, WorkerSettings(device="cpu", threads=threads, checkpoints=folder), leave)
         seconds = time.perf_counter() - began
         timer.cancel()
         size = sum(path.stat().st_size for path in Path(folder).rglob("*.pt")) / 2**20

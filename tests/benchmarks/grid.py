@@ -43,7 +43,8 @@ from floodsearch.training.engine import Engine, Loop
 from floodsearch.training.progress import Plan
 from floodsearch.training.stack import Stack
 from floodsearch.training.trunk import Trunks
-from floodsearch.worker.heartbeat import Leave, Settings
+from floodsearch.worker.leave import LeaveRequest
+from floodsearch.worker.settings import WorkerSettings
 from floodsearch.worker.work import work
 
 SEED, VALIDATE_EVERY = 0, 5
@@ -94,7 +95,7 @@ def search(content: dict[str, Any], device: torch.device, threads: int) -> int:
         database = open_database(f"sqlite:///{Path(folder)}/floodsearch.db", create=True)
         study = put_study(database, parse(content, known()))
         queue.fill(study)
-        work(study, Settings(device=str(device), threads=threads), Leave())
+        work(study, WorkerSettings(device=str(device), threads=threads), LeaveRequest())
         now = status(study)
         assert now.finished
         trained = now.epochs_run

@@ -30,7 +30,8 @@ from floodsearch.catalog import known
 from floodsearch.storage.database import open_database
 from floodsearch.storage.studies import put_study
 from floodsearch.study.reader import parse
-from floodsearch.worker.heartbeat import Leave, Settings
+from floodsearch.worker.leave import LeaveRequest
+from floodsearch.worker.settings import WorkerSettings
 from floodsearch.worker.work import work
 
 EPOCHS, STEPS, WIDTH, BATCH = 6, 50, 300, 100  # 5 ms a step on the processor that the results name
@@ -103,7 +104,7 @@ def search(seed: int) -> None:
         database = open_database(f"sqlite:///{folder}/floodsearch.db", create=True)
         study = put_study(database, parse(content, known()))
         queue.fill(study)
-        work(study, Settings(device="cpu", threads=1, checkpoints=Path(folder)), Leave())
+        work(study, WorkerSettings(device="cpu", threads=1, checkpoints=Path(folder)), LeaveRequest())
         database.close()
 
 

@@ -44,8 +44,9 @@ from floodsearch.study.reader import parse
 from floodsearch.tasks.synthetic import two_gaussians
 from floodsearch.tasks.task import Data, Split, Task
 from floodsearch.training.cohort import Step
-from floodsearch.worker.heartbeat import Leave, Settings
-from floodsearch.worker.trainers import Cohorts, Group, Members
+from floodsearch.worker.leave import LeaveRequest
+from floodsearch.worker.settings import WorkerSettings
+from floodsearch.worker.trainers import CohortTrainer, Group, Members
 from floodsearch.worker.work import work
 
 EPOCHS, LEVELS, VALIDATE_EVERY = 500, 5, 5
@@ -180,15 +181,15 @@ def measure(folder: Path) -> Parts:
     gc.collect()
     watch = Stopwatch()
 
-    cohorts = Cohorts(CPU)
+    cohorts = CohortTrainer(CPU)
 
     def trainer(group: Group) -> Members:
         return Beside(lambda: cohorts(group), group, watch)
 
     # Beside the bare loop a run lasts twice as long; it is to have as many beats as alone.
-    settings = Settings(device="cpu", threads=1, beat_seconds=2 * Settings.beat_seconds)
+    settings = WorkerSettings(device="cpu", threads=1, beat_seconds=2 * WorkerSettings.beat_seconds)
     process = time.process_time()
-    work(study, settings, Leave(), trainer)
+    work(study, settings, LeaveRequest(), trainer)
     watch.lap("ticket")
     process = time.process_time() - process
     database.close()

@@ -40,7 +40,8 @@ from floodsearch.records import BestLevel
 from floodsearch.storage.database import open_database
 from floodsearch.storage.studies import put_study
 from floodsearch.study.reader import parse
-from floodsearch.worker.heartbeat import Leave, Settings
+from floodsearch.worker.leave import LeaveRequest
+from floodsearch.worker.settings import WorkerSettings
 from floodsearch.worker.work import work
 from tests.benchmarks.table import Recorded, Table
 
@@ -80,8 +81,8 @@ def search(table: Table, seeds: Sequence[int], **changes: object) -> BestLevel:
         queue.fill(study)
         work(
             study,
-            Settings(device="cpu"),
-            Leave(),
+            WorkerSettings(device="cpu"),
+            LeaveRequest(),
             partial(Recorded, table),
         )
         found = answer(study)
