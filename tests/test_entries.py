@@ -26,7 +26,8 @@ from floodsearch.storage import tables
 from floodsearch.storage.studies import find_study, put_study, read_trials
 from floodsearch.study.reader import parse
 from floodsearch.study.spec import Spec
-from floodsearch.worker.heartbeat import Leave, Settings
+from floodsearch.worker.leave import Leave
+from floodsearch.worker.settings import Settings
 from floodsearch.worker.work import work
 from tests.conftest import TINY, merged
 
