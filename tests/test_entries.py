@@ -26,13 +26,13 @@ from floodsearch.storage import tables
 from floodsearch.storage.studies import find_study, put_study, read_trials
 from floodsearch.study.reader import parse
 from floodsearch.study.spec import Spec
-from floodsearch.worker.leave import Leave
-from floodsearch.worker.settings import Settings
+from floodsearch.worker.leave import LeaveRequest
+from floodsearch.worker.settings import WorkerSettings
 from floodsearch.worker.work import work
 from tests.conftest import TINY, merged
 
 on_sqlite = pytest.mark.parametrize("storage_url", ["sqlite"], indirect=True)
-HERE = Settings(device="cpu", threads=1)
+HERE = WorkerSettings(device="cpu", threads=1)
 
 
 ENTRIES = {*PRUNERS, *SAMPLERS, *SCHEDULES}
@@ -87,7 +87,7 @@ def search(database) -> Callable[[Spec], Mapping[int, Any]]:
     def search(spec: Spec) -> Mapping[int, Any]:
         study = put_study(database, spec)
         queue.fill(study)
-        assert work(study, HERE, Leave()) == "all tickets are finished"
+        assert work(study, HERE, LeaveRequest()) == "all tickets are finished"
         return latest(read_trials(find_study(database, spec.name)))
 
     return search
