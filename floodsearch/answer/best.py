@@ -101,7 +101,7 @@ def best_level(
 
 
 def _nothing(trials: Sequence[TrialRecord], question: Question, stopped: str | None) -> str:
-    """Return why a study has no answer, and what to do about it."""
+    """Return the message for a study without a complete ticket: its counts, the reason, and what to do."""
     counts = count(trials)
     failed = [one for one in latest(trials).values() if one.state == "failed" or one.cause == "diverged"]
     then = "ask again later" if counts.unfinished else f"floodsearch status {question.study} shows why"
@@ -117,7 +117,7 @@ def _nothing(trials: Sequence[TrialRecord], question: Question, stopped: str | N
 
 
 def _no_baseline(trials: Iterable[TrialRecord], best: TrialRecord) -> str:
-    """Return what became of level 0 of the answer's combination, which is not complete."""
+    """Return the state of level 0 in the answer's combination, where it is not complete, with the reason."""
     plain = [
         one for one in latest(trials).values() if one.level == 0 and one.beside.items() <= best.beside.items()
     ]
@@ -132,7 +132,7 @@ def _no_baseline(trials: Iterable[TrialRecord], best: TrialRecord) -> str:
 
 
 def _early_stopping(response: Response, question: Question) -> EarlyStopping | None:
-    """Return how stopping level 0 early compares with the answer, where all seeds were tested for that."""
+    """Return the comparison of level 0, stopped early, with the answer; None unless all seeds were tested."""
     if response.baseline is None or response.chosen == 0:
         return None
     measure: Literal["test_accuracy", "test_loss"] = (
@@ -182,7 +182,7 @@ def _level(trial: TrialRecord, question: Question) -> float:
     return _decimal(statistics.median(found))
 
 
-def _reached(trial: TrialRecord) -> tuple[float, float] | None:
+def _range_reached(trial: TrialRecord) -> tuple[float, float] | None:
     """Return the lowest and the highest level that the runs of a trial came to."""
     found = _final_levels(trial)
     return (min(found), max(found)) if trial.stands_for and len(found) > 1 else None
@@ -202,7 +202,7 @@ def _range(
 ) -> tuple[tuple[float, float] | None, tuple[float, ...] | None]:
     """Return the interval of the answer, and what is tied with it; None where no levels were compared."""
     if question.finds_level:
-        return _reached(response.trials[response.chosen]), None
+        return _range_reached(response.trials[response.chosen]), None
     return _tied(response) if has_curve(response, found) else (None, None)
 
 
