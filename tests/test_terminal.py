@@ -16,7 +16,7 @@ import pytest
 from floodsearch import queue
 from floodsearch.findings import StudyStatus, TicketCounts, TicketNote
 from floodsearch.process import terminal
-from floodsearch.process.terminal import LogFormatter, escaped, indented, one_line
+from floodsearch.process.terminal import LogFormatter, escape, indent_lines, one_line
 from floodsearch.report.text import failures_text, notes_text, progress_text, status_text
 from floodsearch.storage.database import open_database
 from floodsearch.storage.studies import put_study
@@ -61,7 +61,7 @@ def trained(study):
 )
 def test_what_cannot_be_seen_is_shown_as_an_escape(text, shown):
     """Control characters, invisible ones and halves of characters are escaped; text of any script is not."""
-    assert escaped(text) == shown
+    assert escape(text) == shown
 
 
 def test_a_record_is_shown_in_one_line_each_text():
@@ -73,7 +73,7 @@ def test_a_record_is_shown_in_one_line_each_text():
 
 def test_a_text_of_many_lines_forges_no_message():
     """What goes on in a second line is indented there; what is indented already stays."""
-    assert indented("a\nb\n  c\n\nd") == "a\n  b\n  c\n\n  d"
+    assert indent_lines("a\nb\n  c\n\nd") == "a\n  b\n  c\n\n  d"
 
 
 def test_a_record_of_a_log_forges_no_other():

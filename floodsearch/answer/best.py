@@ -95,7 +95,7 @@ def best_level(
 
 
 def _nothing(trials: Sequence[MeasuredTrial], question: Question, stopped: str | None) -> str:
-    """Return why a study has no answer, and what to do about it."""
+    """Return the message for a study without a complete ticket: its counts, the reason, and what to do."""
     counts = count(trials)
     failed = [one for one in latest(trials).values() if one.state == "failed" or one.cause == "diverged"]
     then = "ask again later" if counts.unfinished else f"floodsearch status {question.study} shows why"
@@ -111,7 +111,7 @@ def _nothing(trials: Sequence[MeasuredTrial], question: Question, stopped: str |
 
 
 def _no_baseline(trials: Iterable[MeasuredTrial], best: MeasuredTrial) -> str:
-    """Return what became of level 0 of the answer's combination, which is not complete."""
+    """Return the state of level 0 in the answer's combination, where it is not complete, with the reason."""
     plain = [
         one for one in latest(trials).values() if one.level == 0 and one.beside.items() <= best.beside.items()
     ]
@@ -126,7 +126,7 @@ def _no_baseline(trials: Iterable[MeasuredTrial], best: MeasuredTrial) -> str:
 
 
 def _early_stopping(response: Response, question: Question) -> EarlyStopping | None:
-    """Return how stopping level 0 early compares with the answer, where all seeds were tested for that."""
+    """Return the comparison of level 0, stopped early, with the answer; None unless all seeds were tested."""
     if response.baseline is None or response.chosen == 0:
         return None
     measure: Literal["test_accuracy", "test_loss"] = (
@@ -176,7 +176,7 @@ def _level(trial: MeasuredTrial, question: Question) -> float:
     return _decimal(statistics.median(found))
 
 
-def _reached(trial: MeasuredTrial) -> tuple[float, float] | None:
+def _range_reached(trial: MeasuredTrial) -> tuple[float, float] | None:
     """Return the lowest and the highest level that the runs of a trial came to."""
     found = _final_levels(trial)
     return (min(found), max(found)) if trial.stands_for and len(found) > 1 else None
@@ -196,7 +196,7 @@ def _range(
 ) -> tuple[tuple[float, float] | None, tuple[float, ...] | None]:
     """Return the interval of the answer, and what is tied with it; None where no levels were compared."""
     if question.finds_level:
-        return _reached(response.trials[response.chosen]), None
+        return _range_reached(response.trials[response.chosen]), None
     return _tied(response) if has_curve(response, found) else (None, None)
 
 

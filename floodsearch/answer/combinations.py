@@ -25,7 +25,9 @@ def responses(trials: Sequence[MeasuredTrial], question: Question) -> list[Respo
 
 
 def _by_combination(trials: Iterable[MeasuredTrial]) -> list[list[MeasuredTrial]]:
-    """Return what has ended of each combination of the parameters beside the level, by its first tickets.
+    """Return the complete and pruned trials of each combination of the parameters beside the level.
+
+    The combinations are in the order of their first tickets.
 
     The settings of a schedule mean nothing at level 0, so that its trial has none: it is the baseline of all
     combinations that agree with it in the rest, and one of its own only where there is none. Settings from a
@@ -51,7 +53,10 @@ def best_response(found: Iterable[Response]) -> Response:
 
 
 def has_curve(response: Response, found: Sequence[Response]) -> bool:
-    """Return whether a response compares levels: where there are several, some hold one level each."""
+    """Return whether a response compares flooded levels with each other.
+
+    Where a study has several combinations, some of them hold one flooded level only, and compare nothing.
+    """
     return int(np.count_nonzero(response.levels)) > (0 if len(found) == 1 else 1)
 
 

@@ -80,7 +80,7 @@ class Gain:
 def gain_over_zero(
     levels: Array, values: Array, measured: NDArray[np.bool_], top: int, *, highest: float
 ) -> Gain:
-    """Return what the best flooded level brings.
+    """Return the gain of the best flooded level over level 0, measured on seeds that did not choose it.
 
     Each seed is measured at the level that the other seeds choose, so that no seed's luck chooses where it is
     measured. The measurements share most of their choosers; with Student's t alone the interval held the

@@ -121,7 +121,7 @@ def measure_response(trials: Iterable[MeasuredTrial], *, maximize: bool, highest
         maximize: whether a larger metric is better.
         highest: of all levels of the study.
     """
-    trials = _preferred(trials)
+    trials = _by_preference(trials)
     aside = {trial.level for trial in trials if _stopped_before_it_flooded(trial)}
     rows = {
         trial.stands_for: (trial, found)
@@ -142,7 +142,7 @@ def measure_response(trials: Iterable[MeasuredTrial], *, maximize: bool, highest
             table[: len(row), place, epochs.index(epoch)] = row[:seeds]
     table *= 1.0 if maximize else -1.0
     levels = _levels([trial for trial, _ in by_level])
-    values = _filled(levels, _carried(levels, table, BANDWIDTH * highest), BANDWIDTH * highest)
+    values = _fill_added_seeds(levels, _carry_on(levels, table, BANDWIDTH * highest), BANDWIDTH * highest)
     known = np.asarray(np.isfinite(values).all(axis=0))
     return Response(
         trials=tuple(trial for (trial, _), keep in zip(by_level, known, strict=True) if keep),
@@ -190,7 +190,7 @@ def _levels(trials: Iterable[MeasuredTrial]) -> Array:
     return np.array([trial.stands_for for trial in trials], dtype=float)
 
 
-def _preferred(trials: Iterable[MeasuredTrial]) -> list[MeasuredTrial]:
+def _by_preference(trials: Iterable[MeasuredTrial]) -> list[MeasuredTrial]:
     """Return the trials so that of one level the one that says most comes last."""
     return sorted(
         trials, key=lambda one: (one.state == "complete", one.seeds, one.epoch, -one.ticket, one.trial)
@@ -208,7 +208,7 @@ def _rungs(trial: MeasuredTrial) -> dict[int, tuple[float, ...]]:
     return {}
 
 
-def _carried(levels: Array, table: Array, bandwidth: float) -> Array:
+def _carry_on(levels: Array, table: Array, bandwidth: float) -> Array:
     """Return the values at the last rung: a level that was stopped changes on as those around it did.
 
     Args:
@@ -232,7 +232,7 @@ def _carried(levels: Array, table: Array, bandwidth: float) -> Array:
     return current
 
 
-def _filled(levels: Array, values: Array, bandwidth: float) -> Array:
+def _fill_added_seeds(levels: Array, values: Array, bandwidth: float) -> Array:
     """Return the values with the seeds that were added to other levels only, (S, L).
 
     A level gets the mean of its own seeds, and what the new seed did to the levels around it.

@@ -54,7 +54,7 @@ class Smooth:
         )
 
     def tied(self, index: int) -> NDArray[np.bool_] | None:
-        """Return which levels cannot be told apart from the one at `index`, itself included, (L,).
+        """Return a mask, (L,), of the levels that cannot be told apart from that at `index`, and of itself.
 
         Those that are not worse by more than the one-sided 90 % point of the error of the difference. The
         range that they span holds the best level of the true curve, smoothed likewise, about nine times in
@@ -116,7 +116,9 @@ def peak(values: Array, among: NDArray[np.bool_] | None = None) -> int:
 
 
 def kernel(x: Array, knots: Array, bandwidth: float) -> Array:
-    """Return how much each of `knots`, (K,), says about each of `x`, (L,), as weights (L, K) that add to 1.
+    """Return the weights, (L, K), of the values at `knots`, (K,), in a mean for each of `x`, (L,).
+
+    The weights of each of `x` add to 1.
 
     Gaussian. Beyond 30 bandwidths everything is equally far, so that the weights never vanish all together.
     """

@@ -30,7 +30,7 @@ def revisions(trials: Iterable[TrialRecord]) -> tuple[str, ...]:
 
 
 def count(trials: Iterable[TrialRecord]) -> TicketCounts:
-    """Return how many tickets are in each state."""
+    """Return the number of tickets in each state."""
     states = [trial.state for trial in latest(trials).values()]
     return TicketCounts(
         complete=states.count("complete"),

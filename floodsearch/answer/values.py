@@ -118,7 +118,7 @@ def best_validation(records: Iterable[EpochRecord], field: str, *, maximize: boo
 
 
 def seed_result(records: Sequence[EpochRecord], question: Question, epochs: int) -> SeedResult:
-    """Return what one finished run came to.
+    """Return the result of one finished run: its value at the end, and test metrics there and at its best.
 
     Args:
         records: at least those of the window and the validation that is best.

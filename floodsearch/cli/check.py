@@ -57,7 +57,7 @@ def check(
 
 
 def _pilot_of(storage: str, name: str) -> Pilot | None:
-    """Return what the pilot of a study found; without it nothing is known of the time, which is no error."""
+    """Return the record of a study's pilot; None where there is none, or no such study, which is no error."""
     try:
         with open_study(storage, name, read_only=True) as study:
             return study.pilot

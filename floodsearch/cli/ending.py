@@ -26,7 +26,7 @@ NOT_WRITTEN = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EBADF, errno.EIO)
 
 
 def message_of(error: Exception) -> str:
-    """Return what a person is told of an error that ends a command."""
+    """Return the message for a person of an error that ends a command."""
     if isinstance(error, FloodsearchError):
         return str(error)
     if hasattr(error, "format_message"):  # typer's own: an unknown option, a missing argument

@@ -9,7 +9,7 @@ import typer
 
 from floodsearch.cli.ending import FAILED
 from floodsearch.errors import UsageError
-from floodsearch.process.terminal import escaped, indented, mute, stdout
+from floodsearch.process.terminal import escape, indent_lines, mute, stdout
 
 OURS = logging.getLogger("floodsearch")
 """The logger above those of all our modules: its level decides what they tell."""
@@ -18,7 +18,7 @@ OURS = logging.getLogger("floodsearch")
 def echo(text: str) -> bool:
     """Print a text as a terminal takes it; return whether anybody still reads it."""
     try:
-        print(escaped(text), file=stdout(), flush=True)
+        print(escape(text), file=stdout(), flush=True)
     except BrokenPipeError:  # `floodsearch logs ... | head`: the reader has what it wanted
         mute(stdout())
         return False
@@ -44,7 +44,7 @@ def echo_bytes(content: bytes) -> None:
 def say(message: str) -> None:
     """Tell a person something; without anybody who listens, the command goes on."""
     try:
-        print(f"floodsearch: {indented(message)}", file=sys.stderr, flush=True)  # noqa: T201
+        print(f"floodsearch: {indent_lines(message)}", file=sys.stderr, flush=True)  # noqa: T201
     except OSError:
         mute(sys.stderr)
 
@@ -62,7 +62,7 @@ def confirm(question: str) -> None:
 
     console = Console(stderr=True)
     try:
-        if Confirm.ask(Text(escaped(question)), console=console, default=False):
+        if Confirm.ask(Text(escape(question)), console=console, default=False):
             return
     except EOFError:
         console.print()  # ends the line of the question

@@ -54,12 +54,12 @@ class Crew:
 
 
 def available_cores() -> int:
-    """Return how many cores this process may use."""
+    """Return the number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def idle_text(spec: Spec, workers: int) -> str | None:
-    """Return what to say where more workers are started than can train at once; None if there are not."""
+    """Return a warning where more workers are started than can train at once; else None."""
     portions = queue.portions(spec)
     if (idle := workers - portions) <= 0:
         return None

@@ -149,13 +149,13 @@ class Launch:
         """
         now, finished = self._status(), None
         idle = idle_text(self.study.spec, len(self.slots))
-        yield Look(now, (*((idle,) if idle else ()), *_warned(now)))
+        yield Look(now, (*((idle,) if idle else ()), *_warning_lines(now)))
         while not all(slot.closed for slot in self.slots):
             time.sleep(POLL_SECONDS)
             over = now.finished or now.stopped is not None
             said = [text for slot in self.slots if (text := self._look_after(slot, over))]
             before, now = now, self._status()
-            said += _warned(now)[len(before.warnings) :]
+            said += _warning_lines(now)[len(before.warnings) :]
             finished = (finished or time.monotonic()) if now.finished else None
             if finished is not None and time.monotonic() - finished > STOP_SECONDS:
                 self.stop()  # threads that code of the user's own has left behind keep a process
@@ -277,8 +277,8 @@ def _close_lifeline(process: subprocess.Popen[bytes]) -> None:
         process.stdin.close()
 
 
-def _warned(status: StudyStatus) -> list[str]:
-    """Return what is to be said of the warnings of a study's workers, the oldest first."""
+def _warning_lines(status: StudyStatus) -> list[str]:
+    """Return the warnings of a study's workers as lines, the oldest first."""
     return [f"warning: {warning}" for warning in status.warnings]
 
 

@@ -106,7 +106,7 @@ def last_line(log: Path, since: int = 0) -> str:
 
 
 def memory_kills(proc: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")) -> int:
-    """Return how many processes of our control group the kernel has killed for want of memory so far.
+    """Return the number of processes of our control group that the kernel has killed for want of memory.
 
     0 where it does not count them.
 
@@ -125,7 +125,7 @@ def memory_kills(proc: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys
 
 
 def _memory_files(proc: Path, root: Path) -> Iterator[Path]:
-    """Yield where the count may stand; inside of a container a group's own path is that of its root."""
+    """Yield the files that may hold that count; in a container a group's own path is that of its root."""
     try:
         lines = proc.read_text(encoding="utf-8").splitlines()
     except OSError:

@@ -25,16 +25,16 @@ TOLERANT = "floodsearch.plain"
 """The name of the error handler that prints these, and of other characters their escapes."""
 
 
-def escaped(text: str) -> str:
+def escape(text: str) -> str:
     r"""Return a text with what cannot be seen as escapes such as `\x1b`; lines and tabs stay.
 
     These are control characters, invisible ones such as those that turn the order of letters round, and
     halves of a character.
     """
-    return text if text.isprintable() else "".join(map(_escaped, text))
+    return text if text.isprintable() else "".join(map(_escape, text))
 
 
-def _escaped(character: str) -> str:
+def _escape(character: str) -> str:
     if character.isprintable() or character in "\n\t":
         return character
     return character.encode("unicode_escape").decode()
@@ -44,7 +44,7 @@ def one_line(value: Value) -> Value:
     """Return a text in one line, escaped; or a record, sequence or mapping with each text of it so."""
     found: Any = value
     if isinstance(value, str):
-        found = escaped(value).replace("\n", "\\n")
+        found = escape(value).replace("\n", "\\n")
     elif dataclasses.is_dataclass(value) and not isinstance(value, type):
         found = dataclasses.replace(value, **{name: one_line(one) for name, one in _fields(value)})
     elif isinstance(value, Mapping):
@@ -59,9 +59,9 @@ def _fields(record: Any) -> Iterator[tuple[str, Any]]:
     return ((field.name, getattr(record, field.name)) for field in dataclasses.fields(record))
 
 
-def indented(text: str) -> str:
+def indent_lines(text: str) -> str:
     """Return a text, escaped, in which no line but the first can be taken for the beginning of a text."""
-    return re.sub(r"\n(?=\S)", "\n  ", escaped(text))
+    return re.sub(r"\n(?=\S)", "\n  ", escape(text))
 
 
 class LogFormatter(logging.Formatter):
@@ -69,7 +69,7 @@ class LogFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the lines of a record."""
-        return escaped(super().format(record)).replace("\n", "\n  ")
+        return escape(super().format(record)).replace("\n", "\n  ")
 
 
 # Standard streams
@@ -78,7 +78,7 @@ _own: TextIO | None = None
 
 
 def stdout() -> TextIO:
-    """Return where a command prints what it was asked for."""
+    """Return the stream to which a command prints its result, rather than messages."""
     return sys.stdout if _own is None else _own
 
 

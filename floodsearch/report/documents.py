@@ -20,7 +20,7 @@ def best_document(best: BestLevel) -> Document:
 
 
 def status_document(status: StudyStatus) -> Document:
-    """Return where a study stands, a field of the record each."""
+    """Return the status of a study, a field of the record each."""
     return asdict(status)
 
 

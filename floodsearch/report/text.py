@@ -63,7 +63,7 @@ def paste_line(best: BestLevel) -> str:
 
 
 def weights_text(best: BestLevel, keep: Keep, copied: Sequence[Path]) -> str:
-    """Return which weights were copied, and where they are."""
+    """Return the files to which the weights of the answer were copied, under a line that names the answer."""
     best, paths = one_line(best), one_line(list(map(str, copied)))
     beside = "".join(f", {name} = {value}" for name, value in best.parameters.items())
     level = f"level {best.level:g}{beside}" + (" (no flooding)" if best.level == 0 else "")
@@ -75,7 +75,7 @@ def weights_text(best: BestLevel, keep: Keep, copied: Sequence[Path]) -> str:
 
 
 def status_text(status: StudyStatus) -> str:
-    """Return where a study stands, in a few lines."""
+    """Return the status of a study in a few lines."""
     status = one_line(status)
     state = status.stopped or ("finished" if status.finished else f"{status.workers} workers alive")
     if status.finished and not status.trials.unfinished:
@@ -103,11 +103,11 @@ def status_text(status: StudyStatus) -> str:
     lines += [f"  warning   {warning}" for warning in status.warnings]
     wrong = ("diverged", "error", BY_HAND)
     failed = [one for one in status.notes if one.cause in wrong and one.state in ENDED]
-    return "\n".join([*lines, *(f"  {_note(one)}" for one in failed)])
+    return "\n".join([*lines, *(f"  {_note_line(one)}" for one in failed)])
 
 
 def notes_text(status: StudyStatus) -> str:
-    """Return why tickets were pruned, by the rung where they were, and why others were taken up again."""
+    """Return why tickets were pruned, a line a rung, and why others were taken up again."""
     status = one_line(status)
     by_epoch: dict[int, list[TicketNote]] = {}
     again = []
@@ -116,12 +116,12 @@ def notes_text(status: StudyStatus) -> str:
             by_epoch.setdefault(note.epoch, []).append(note)
         elif note.state not in ENDED and note.reason is not None:
             again.append(note)
-    pruned = [_pruned(epoch, notes) for epoch, notes in sorted(by_epoch.items())]
-    return "\n".join(f"  {line}" for line in [*pruned, *map(_note, again)])
+    pruned = [_pruned_line(epoch, notes) for epoch, notes in sorted(by_epoch.items())]
+    return "\n".join(f"  {line}" for line in [*pruned, *map(_note_line, again)])
 
 
 def failures_text(status: StudyStatus) -> str:
-    """Return which tickets failed for good, and why, in one line; empty if none did."""
+    """Return the tickets that failed for good with their reasons, in one line; empty if none did."""
     status = one_line(status)
     reasons: dict[str, list[TicketNote]] = {}
     for note in status.notes:
@@ -134,10 +134,10 @@ def failures_text(status: StudyStatus) -> str:
     return "; ".join(told)
 
 
-def _pruned(epoch: int, notes: Sequence[TicketNote]) -> str:
-    """Return which tickets were pruned at an epoch, and why if it is one."""
+def _pruned_line(epoch: int, notes: Sequence[TicketNote]) -> str:
+    """Return a line for the tickets that were pruned at one epoch; with the reason, if it is a single one."""
     if len(notes) == 1:
-        return _note(notes[0])
+        return _note_line(notes[0])
     levels = sorted({note.level for note in notes if note.level is not None})
     named = ", ".join(f"{level:g}" for level in levels[:MOST_NAMED])
     more = ", ..." if len(levels) > MOST_NAMED else ""
@@ -145,8 +145,8 @@ def _pruned(epoch: int, notes: Sequence[TicketNote]) -> str:
     return f"pruned {when}: {len(notes)} tickets, level {named}{more}"
 
 
-def _note(note: TicketNote) -> str:
-    """Return what became of a ticket, and why."""
+def _note_line(note: TicketNote) -> str:
+    """Return a line with the end of a ticket, or its state after an interruption, and the reason."""
     level = "open level" if note.level is None else f"level {note.level:g}"
     attempt = "" if note.attempts == 1 else f" in attempt {note.attempts}"
     if note.cause == "pruned":
@@ -157,12 +157,12 @@ def _note(note: TicketNote) -> str:
 
 
 def progress_text(status: StudyStatus) -> str:
-    """Return where a study stands, in one line."""
+    """Return the status of a study in one line."""
     return " · ".join(filter(None, (stage_text(status), time_text(status), found_text(status))))
 
 
 def stage_text(status: StudyStatus) -> str:
-    """Return what a study trains now, and how much of what is expected it has trained."""
+    """Return the epochs and the number of levels in training now, and the share of the expected epochs."""
     status = one_line(status)
     if status.piloting:
         return f"pilot: looking for the highest level · {status.epochs_run:,} epochs"
@@ -178,7 +178,7 @@ def stage_text(status: StudyStatus) -> str:
 
 
 def time_text(status: StudyStatus) -> str:
-    """Return how long a study still takes; empty where that is not known."""
+    """Return the time that a study still takes; empty where that is not known."""
     return "" if status.seconds_left is None else f"about {duration(status.seconds_left)} left"
 
 
@@ -206,12 +206,12 @@ def crew_lines(status: StudyStatus) -> list[str]:
     """Return a line for each worker that is alive: where it is, what it trains, and since when."""
     status = one_line(status)
     hosts = {one.host for one in status.crew}
-    lines = [_worker(one, status, where=len(hosts) > 1) for one in status.crew[:MOST_NAMED]]
+    lines = [_worker_line(one, status, where=len(hosts) > 1) for one in status.crew[:MOST_NAMED]]
     more = len(status.crew) - len(lines)
     return [*lines, f"and {more} more workers"] if more > 0 else lines
 
 
-def _worker(one: WorkerStatus, status: StudyStatus, *, where: bool) -> str:
+def _worker_line(one: WorkerStatus, status: StudyStatus, *, where: bool) -> str:
     """Return the line of a worker; `where` names its machine too."""
     does = "waits for work"
     if one.levels:
@@ -247,7 +247,7 @@ def epochs_text(status: StudyStatus) -> str:
 
 
 def pilot_text(pilot: Pilot) -> str:
-    """Return what the pilot found, in one line."""
+    """Return the lowest losses of the pilot and the highest level that follows, in one line."""
     losses = f"{min(pilot.minima):.4g}"
     if max(pilot.minima) > min(pilot.minima):
         losses += f" to {max(pilot.minima):.4g}"
@@ -256,21 +256,21 @@ def pilot_text(pilot: Pilot) -> str:
 
 def spec_text(spec: Spec) -> str:
     """Return all settings of a study, a line each, as `table.name = value`."""
-    settings = _flattened(spec.model_dump(mode="json"))
+    settings = _flatten(spec.model_dump(mode="json"))
     return "\n".join(f"{key} = {json.dumps(value)}" for key, value in settings)
 
 
-def _flattened(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def _flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Yield the leaves of a tree of tables, each with its names from the root, joined by dots."""
     for key, value in tree.items():
         if isinstance(value, Mapping) and value:
-            yield from _flattened(value, f"{prefix}{key}.")
+            yield from _flatten(value, f"{prefix}{key}.")
         else:
             yield prefix + key, value
 
 
 def outlook_text(spec: Spec, outlook: Outlook) -> str:
-    """Return what the search of a study costs at most, and about how much is expected."""
+    """Return the epochs that the search of a study costs at most, those expected, and their time."""
     seeds, epochs = len(spec.training.seeds), spec.training.epochs
     most, expected = outlook.epochs_exhaustive, outlook.epochs_expected
     if most is None or expected is None:

@@ -27,7 +27,7 @@ def headline(best: BestLevel) -> str:
 
 
 def _alone(best: BestLevel) -> str:
-    """Return why nothing can be compared with level 0."""
+    """Return the reason for which nothing can be compared with level 0."""
     if best.never_flooded:
         return f"no level up to {best.never_flooded[-1]:g} ever flooded, so each of them is level 0"
     others = ", ".join(part for part in _occurring(best.trials) if not part.endswith("complete"))
@@ -36,7 +36,7 @@ def _alone(best: BestLevel) -> str:
 
 
 def not_searched(best: BestLevel) -> str:
-    """Return what a study that was closed early has left out; where that is all, the first line says it."""
+    """Return the tickets that a study closed early has left out; empty where the headline says it."""
     if best.stopped is None or not best.trials.unfinished or not best.tried:
         return ""
     tickets = "ticket" if best.trials.unfinished == 1 else "tickets"
@@ -64,7 +64,7 @@ def _interval(best: BestLevel) -> str:
 
 
 def gain(best: BestLevel) -> str:
-    """Return what flooding brings over level 0, and whether that is shown."""
+    """Return the gain over level 0 with its interval, and the verdict."""
     if best.gain is None:
         return f"not known: {best.no_baseline}"
     if not best.tried:
@@ -75,7 +75,7 @@ def gain(best: BestLevel) -> str:
         return f"{best.gain:+.4f} on the seed that chose the level, which flatters; its error is not known"
     found = f"flooding {best.verdict}" if best.verdict in ("helps", "hurts") else "not shown to help"
     if best.verdict != "helps" and best.highest is None:
-        found += f", at the {_levels(best.tried)}"
+        found += f", at the {_levels_tried(best.tried)}"
     if best.level == 0 and not best.gain:
         return f"none: no level was better than no flooding; {found}"
     low, high = best.gain_interval or (best.gain, best.gain)
@@ -83,19 +83,23 @@ def gain(best: BestLevel) -> str:
     return f"{best.gain:+.4f} ({low:+.4f} to {high:+.4f} with 90 %; {best.seeds} seeds{p_value}): {found}"
 
 
-def _levels(tried: Sequence[float]) -> str:
-    """Return which levels were compared."""
+def _levels_tried(tried: Sequence[float]) -> str:
+    """Return the range of the levels that were compared."""
     if len(tried) == 1:
         return f"level tried: {tried[0]:g}"
     return f"levels tried: {tried[0]:g} to {tried[-1]:g}"
 
 
 def never_flooded(best: BestLevel) -> str:
-    """Return which levels never flooded, and what to do about it; empty if all did."""
+    """Return the levels that never flooded, and the advice that follows; empty if all did."""
     never = best.never_flooded
     if not never:
         return ""
-    levels = f"levels up to {never[-1]:g}" if never[-1] < min(best.tried, default=math.inf) else _named(never)
+    levels = (
+        f"levels up to {never[-1]:g}"
+        if never[-1] < min(best.tried, default=math.inf)
+        else _list_levels(never)
+    )
     if len(never) <= len(best.tried):
         return f"{levels}: they are level 0"
     most = "most" if best.tried else "all"
@@ -104,7 +108,7 @@ def never_flooded(best: BestLevel) -> str:
     )
 
 
-def _named(levels: Sequence[float]) -> str:
+def _list_levels(levels: Sequence[float]) -> str:
     """Return levels one by one, many by their range."""
     if len(levels) > MOST_NAMED:
         return f"{len(levels)} levels between {levels[0]:g} and {levels[-1]:g}"
@@ -112,7 +116,7 @@ def _named(levels: Sequence[float]) -> str:
 
 
 def more_seeds(best: BestLevel) -> str:
-    """Return how many more seeds would decide what is not; empty where nothing is left to decide."""
+    """Return the number of seeds that would decide a verdict which is "not shown"; empty with another."""
     if not best.tried:
         return ""
     if best.seeds == 1:
@@ -133,7 +137,7 @@ def tied(best: BestLevel) -> str:
         return ""
     if best.tied is None:
         return "not known: too few levels to see their noise"
-    return _named(best.tied) or "none"
+    return _list_levels(best.tied) or "none"
 
 
 def combination(one: Combination) -> str:
