@@ -259,7 +259,7 @@ def test_only_one_module_makes_what_code_is_resolved_by() -> None:
         "find_code": {"catalog.py", "tasks/task.py"},
         "file_of": {"catalog.py"},
         "find_spec": {"usercode/reference.py"},
-        "import_module": {"usercode/reference.py", "__init__.py"},
+        "import_module": {"usercode/reference.py", "__init__.py", "search/__init__.py"},
         "build_task": {"catalog.py"},
         "find_task": {"catalog.py", "tasks/task.py"},
         "describe_task": {"catalog.py", "study/trained.py"},
