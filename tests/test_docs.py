@@ -113,15 +113,17 @@ def anchors(text: str) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
-def parse_command(words: list[str]) -> None:
-    """Fail unless a command line can be given; it may lack an argument, as a command named in a sentence."""
+def problem(words: list[str]) -> str | None:
+    """Return what is wrong with a command line; it may be a bare name, as of a command in a sentence."""
     name, *arguments = words
-    assert name in COMMANDS, f"there is no command {name}"
+    if name not in COMMANDS:
+        return f"there is no command {name}"
     try:
         COMMANDS[name].make_context(name, list(arguments))
     except Exception as error:
-        assert not arguments, f"{words}: {error}"
-        assert type(error).__name__ == "MissingParameter"
+        bare = not arguments and type(error).__name__ == "MissingParameter"
+        return None if bare else f"{' '.join(words)}: {error}"
+    return None
 
 
 @pytest.fixture
@@ -306,11 +308,11 @@ def test_command_lines_that_are_shown_can_be_given() -> None:
         program, *arguments = words
         seen.add(program)
         if program == "floodsearch":
-            parse_command(arguments)
+            assert problem(arguments) is None, where
         elif program == "make":
             assert set(arguments) <= targets, where
         elif program == "docker" and "worker" in arguments:
-            parse_command(arguments[arguments.index("worker") + 1 :])
+            assert problem(arguments[arguments.index("worker") + 1 :]) is None, where
         elif program == "python":
             assert arguments[0] == "-m", where
             assert (ROOT / arguments[1].replace(".", "/")).with_suffix(".py").exists() or (
@@ -329,7 +331,7 @@ def test_commands_named_in_sentences_can_be_given() -> None:
     commands = re.findall(r"`floodsearch ([a-z][^`]*)`", MANUAL)
     assert len(commands) > len(COMMANDS)
     for line in commands:
-        parse_command(shlex.split(line.replace("[", "").replace("]", "")))
+        assert problem(shlex.split(line.replace("[", "").replace("]", ""))) is None
     for option in re.findall(r"`(--[a-z-]+)", MANUAL):
         assert option in OPTIONS | foreign | {"--debug"}, option
 
@@ -369,3 +371,14 @@ def test_the_answer_that_is_shown_is_one_that_is_printed() -> None:
     assert len(labels) > 5
     for label in labels:
         assert label == "val_accuracy" or f'"{label}"' in inspect.getsource(report_text), label
+
+
+def test_what_runs_before_a_change_lands_mends_nothing() -> None:
+    """It checks formatting and style, and fails where `make lint` would mend them."""
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    recipe = makefile.split("\ncheck:")[1].split("\n\n")[0]
+    assert "ruff format --check ." in recipe
+    assert "ruff check ." in recipe
+    assert "--fix" not in recipe
+    words = (ROOT / ".ci" / "run").read_text(encoding="utf-8").split()
+    assert {words[index + 1] for index, word in enumerate(words) if word == "make"} == {"check", "test"}

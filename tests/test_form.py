@@ -1,12 +1,10 @@
-"""The shape of the code: who may import whom, what stays light, what the documents promise."""
+"""The shape of the code: who may import whom, what stays light, what the command line offers."""
 
 from __future__ import annotations
 
 import ast
-import re
 import subprocess
 import sys
-import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,15 +13,10 @@ import typer.main
 
 from floodsearch.catalog import known
 from floodsearch.cli import app
-from floodsearch.schedules import SCHEDULES
-from floodsearch.search.pruners import PRUNERS
-from floodsearch.search.samplers import SAMPLERS
 from floodsearch.studyfile import read
-from floodsearch.tasks import TASKS
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "floodsearch"
-README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 ROWS: list[dict[str, set[str]]] = [
     # A file imports only from rows above its own. Each entry names the third-party packages it may import
@@ -219,46 +212,11 @@ def test_the_command_line_is_frozen() -> None:
     }
 
 
-def test_readme_names_every_command_and_table_entry() -> None:
-    """The README mentions every command, task, sampler and pruner."""
-    group = typer.main.get_command(app)
-    for command in group.commands:  # type: ignore[attr-defined]
-        assert f"floodsearch {command}" in README
-    for name in (*TASKS, *SAMPLERS, *PRUNERS, *SCHEDULES):
-        assert f"`{name}`" in README
-
-
-def test_readme_maps_every_file_of_the_package() -> None:
-    """The file map of the README has a line for each module."""
-    for name, path in MODULES.items():
-        if name and path.name != "__init__.py":
-            assert path.name in README, f"{path} is not in the README's map"
-
-
-def test_readme_links_resolve() -> None:
-    """Every relative link of a document leads to a file."""
-    for document in (ROOT / "README.md", ROOT / "studies" / "README.md"):
-        text = document.read_text(encoding="utf-8")
-        for link in re.findall(r"\]\(([^)#]+)[^)]*\)", text):
-            assert link.startswith("http") or (document.parent / link).exists(), f"{document}: {link}"
-
-
 @pytest.mark.parametrize("path", sorted((ROOT / "studies").glob("*.toml")), ids=lambda path: path.stem)
 def test_study_file_loads_and_is_described(path: Path) -> None:
     """Every study file of the repository is valid, and the README beside it says what it asks."""
     read(path, known())
     assert f"`{path.name}`" in (path.parent / "README.md").read_text(encoding="utf-8")
-
-
-def test_the_readme_example_of_a_study_file_is_valid(tmp_path: Path) -> None:
-    """The study file that the README shows can be launched as it stands."""
-    blocks = re.findall(r"```toml\n(.*?)```", README, flags=re.DOTALL)
-    assert blocks
-    for index, block in enumerate(blocks):
-        tomllib.loads(block)
-        path = tmp_path / f"{index}.toml"
-        path.write_text(block, encoding="utf-8")
-        read(path, known())
 
 
 def test_all_is_what_the_package_offers() -> None:
