@@ -60,7 +60,7 @@ class Smooth:
         range that they span holds the best level of the true curve, smoothed likewise, about nine times in
         ten: see the calibration in the tests. Where the true curve falls steeply just above its maximum, that
         lies up to a bandwidth below it, and more seeds show it only more surely (of five seeds, the range
-        held the maximum itself in .3 to .6 of the cases, and the answer lost .004 to .010 of accuracy).
+        held the maximum itself in .25 to .56 of the cases, and the answer lost .004 to .010 of accuracy).
         """
         if self.covariance is None:
             return None
