@@ -287,7 +287,10 @@ def test_optunas_commands_read_our_studies(database, make_spec, storage_url):
     for value in (0.7, 0.9):
         queue.complete(queue.take(study, worker)[0], value, {})
     url = storage_url.replace("postgresql://", "postgresql+psycopg://")
-    optuna.create_study(storage=url, study_name="theirs").enqueue_trial({"x": 1.0})
+    theirs = optuna.storages.RDBStorage(url)
+    optuna.create_study(storage=theirs, study_name="theirs").enqueue_trial({"x": 1.0})
+    theirs.remove_session()
+    theirs.engine.dispose()
 
     def said(*words):
         command = [sys.executable, "-c", "from optuna.cli import main; main()", *words, "-f", "json"]
