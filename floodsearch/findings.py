@@ -97,8 +97,8 @@ class BestLevel:
     interval: tuple[float, float] | None
     """Holds the best level of the smoothed curve about nine times in ten (`answer.smoothing.Smooth.tied`):
     from the lowest to the highest level of `tied` and the answer. None where the data show no error, as with
-    one seed and few levels. Where each run finds its own level: from the lowest to the highest that a run came
-    to; None with one seed and at level 0."""
+    one seed and few levels. Where each run finds its own level: from the lowest to the highest that a run
+    came to; None with one seed and at level 0."""
     tied: tuple[float, ...] | None
     """The other levels that cannot be told apart from the answer; None where no levels were compared."""
     metric: str

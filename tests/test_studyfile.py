@@ -779,6 +779,15 @@ def of_loop(**changes: Any) -> dict[str, Any]:
     return merged(OWN, changes)
 
 
+def test_choices_among_the_options_of_a_loop_count_as_tickets(loop):
+    """Three levels with two choices each are six trials by default, and as many may be asked for."""
+    for asked in (None, 4, 6):
+        changes = of_loop(
+            options={"kind": {"choices": ["a", "b"]}}, search={"sampler": "random", "trials": asked}
+        )
+        assert spec(objective=loop, **changes).search.trials == (asked or 6)
+
+
 def test_a_loop_is_a_study_of_settings_that_have_any_name(loop):
     """Those of [options] and [training] are kept as they are, and choices are searched beside the level."""
     asked = of_loop(

@@ -77,7 +77,7 @@ def _settings_of_one(
 def with_trials(
     search: Search,
     levels: Levels,
-    recipe: Mapping[str, Any],
+    training: Mapping[str, Any],
     settings: Mapping[str, Any],
     fixed: Collection[str],
 ) -> tuple[Search, Problems]:
@@ -86,11 +86,11 @@ def with_trials(
     Args:
         search: as it was read; the number of trials may be missing.
         levels: to search.
-        recipe: of the training; some of it may be searched.
+        training: its options and recipe, by name; some may be searched.
         settings: of the schedule, by their keys in the file; some may be searched.
         fixed: the samplers that propose nothing.
     """
-    size, baselines = exhaustive(levels, recipe, settings), combinations(recipe)
+    size, baselines = exhaustive(levels, training, settings), combinations(training)
     if search.sampler in fixed:
         return search, [*_grid_problems(search, levels, settings, size)]
     problems: Problems = []

@@ -91,7 +91,8 @@ def _spec(raw: Raw, known: Known) -> tuple[Spec | None, Problems]:
         if search is not None and levels is not None:
             schedule = training.schedule
             by_key = {f"{schedule}.{name}": value for name, value in settings.get(schedule, {}).items()}
-            search, of_trials = with_trials(search, levels, trained.recipe, by_key, known.fixed)
+            searched = {**trained.options, **trained.recipe}
+            search, of_trials = with_trials(search, levels, searched, by_key, known.fixed)
     sections = dict(zip(SECTIONS, (levels, training, arithmetic, search, budget), strict=True))
     spec, of_whole = _whole(raw, sections, options=trained.options, settings=settings)
     return spec, [

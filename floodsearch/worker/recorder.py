@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterable, Sequence
 
 from floodsearch import queue
-from floodsearch.answer.values import RUNG_VALIDATIONS, mean_and_se, recent_mean
+from floodsearch.answer.values import mean_and_se, rung_value
 from floodsearch.queue import Entry, Ticket
 from floodsearch.records import EpochRecord
 from floodsearch.storage import tables
@@ -113,8 +113,8 @@ class Recorder:
     def recent_mean(self, number: int, epoch: int) -> float:
         """Return the mean over a ticket's seeds of the metric's last few validations, in its unit."""
         curve, question = self.curves[number], self.study.question
-        at_least = 1 if epoch == curve.ticket.epochs else RUNG_VALIDATIONS
-        means = [recent_mean(curve.of(s), question, epoch, at_least=at_least) for s in curve.ticket.seeds]
+        epochs = curve.ticket.epochs
+        means = [rung_value(curve.of(s), question, epoch, epochs=epochs) for s in curve.ticket.seeds]
         return mean_and_se(means)[0]
 
     def write(self, numbers: Iterable[int], *, persistent: bool = False) -> set[int]:
