@@ -147,7 +147,7 @@ def test_what_a_trainer_raises_outside_of_its_runs_fails_its_tickets(make_study,
             raise GeneratorExit
 
     study = make_study(LOOP.format(raises="pass"))
-    work(study, here, LeaveRequest(), lambda study, tickets, seeds: Members())
+    work(study, here, LeaveRequest(), lambda group: Members())
     assert {(one.state, one.cause) for one in read_trials(study)} == {("failed", "error")}
     assert all(one.reason.startswith("GeneratorExit (") for one in read_trials(study))
 
@@ -166,7 +166,7 @@ def test_a_pilot_that_is_interrupted_by_its_loop_stops_the_study(make_study, her
     assert status(study).stopped.startswith("the pilot failed: KeyboardInterrupt (users_")
 
 
-def test_whatever_ends_a_heart_hands_back(make_study, here):
+def test_whatever_ends_a_heartbeat_hands_back(make_study, here):
     """Nobody has to wait until the worker is missed."""
     study = make_study(LOOP.format(raises="pass"))
     worker = tables.enter_worker(study.database, study.uuid, host="h", pid=1, device="cpu", versions={})

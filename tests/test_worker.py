@@ -589,7 +589,7 @@ def test_pruners_prune(database, make_spec, pruner):
         assert trial.epoch in rungs[:-1]
         curve = tables.read_curves(database, study.uuid, {trial.ticket})[trial.ticket]
         assert max(record.epoch for record in curve) == trial.epoch
-        reports = database.optuna.get_all_trials(study.id)[trial.number].intermediate_values
+        reports = database.optuna.get_all_trials(study.id)[trial.trial].intermediate_values
         assert trial.value == reports[max(reports)]
     saved = sum((20 - trial.epoch) * 2 for trial in pruned)
     curves = tables.read_curves(database, study.uuid).values()
