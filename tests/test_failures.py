@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import sqlite3
+import threading
 
 import pytest
 import sqlalchemy
@@ -65,6 +66,11 @@ def test_a_file_that_is_gone_ends_a_training(tmp_path, make_spec, change):
     study = put(database, make_spec())
     with pytest.raises(StorageFailedError, match=r"studies\.db was removed or replaced while it was used"):
         work(study, HASTY, LeaveRequest(), interrupted(lambda: change(path)))
+    assert "heartbeat" not in {thread.name for thread in threading.enumerate()}
+    if change is remove:
+        database.engine.dispose()
+        with pytest.raises(StorageFailedError, match="removed or replaced"):  # of a new connection, too
+            find_study(database, "tiny")
     database.close()
     assert path.exists() == (change is replace)
 

@@ -33,8 +33,8 @@ def take(
     """Take the next tickets that are trained together, with their levels; none if no ticket waits.
 
     Of a grid whose tickets are judged together this is a bracket; of open tickets as many as the judge says;
-    else one. Taking is atomic: no ticket is in two hands. Where a sampler
-    proposes levels, one worker at a time takes, so that each sees what the one before was given.
+    else one. Taking is atomic: no ticket is in two hands. Where a sampler proposes levels, one worker at a
+    time takes, so that each sees what the one before was given.
 
     Args:
         study: whose tickets.

@@ -162,14 +162,20 @@ def _connecting(place: Place, *, read_only: bool) -> dict[str, Any]:
     """Return the arguments of `create_engine` that say how a connection is made."""
     if place.path is None:
         return {"connect_args": POSTGRESQL}
-    connect = partial(_connect_sqlite, place.path, read_only=read_only)
+    connect = partial(_connect_sqlite, place, place.path, read_only=read_only)
     # Where we may not write, each connection looks anew whether somebody else does.
     alone = read_only and not _may_write(place.path)
     return {"creator": connect, "poolclass": NullPool if alone else QueuePool}
 
 
-def _connect_sqlite(path: Path, *, read_only: bool) -> sqlite3.Connection:
-    """Connect to a file of SQLite that exists; one that is gone must not come back empty."""
+def _connect_sqlite(place: Place, path: Path, *, read_only: bool) -> sqlite3.Connection:
+    """Connect to a file of SQLite that exists; one that is gone must not come back empty.
+
+    Raises:
+        StorageFailedError: if it is gone since the database was opened.
+    """
+    if _identity(path) is None:
+        raise _gone(place)
     mode = "rw"
     if read_only and not _may_write(path):
         # SQLite reads beside writers with the help of files that these have made; it makes none of its own.
@@ -246,6 +252,14 @@ def _identity(path: Path) -> tuple[int, int] | None:
     return found.st_dev, found.st_ino
 
 
+def _gone(place: Place) -> StorageFailedError:
+    """Return the error of whoever uses a file of SQLite that is not there any more, or is another one."""
+    return StorageFailedError(
+        f"{place.name} was removed or replaced while it was used, and what was written since is lost; "
+        "launch the study again"
+    )
+
+
 def _begin_sqlite(
     place: Place, opened: tuple[int, int] | None, read_only: bool, connection: Connection
 ) -> None:
@@ -256,10 +270,7 @@ def _begin_sqlite(
             would be lost.
     """
     if place.path is not None and _identity(place.path) != opened:
-        raise StorageFailedError(
-            f"{place.name} was removed or replaced while it was used, and what was written since is lost; "
-            "launch the study again"
-        )
+        raise _gone(place)
     reads = read_only or _reading.get() or connection.get_execution_options().get("floodsearch_read_only")
     connection.exec_driver_sql("BEGIN" if reads else "BEGIN IMMEDIATE")
 

@@ -56,13 +56,15 @@ class Heartbeat:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
-        if kind is not None:  # whatever it is, nobody has to wait until this worker is missed
-            with contextlib.suppress(KeyError):  # Optuna's word for a study that somebody deleted
-                attempt(queue.hand_all_back, self.study, self.worker)
-        self.leave.overdue = None
-        self._stopped = True
-        self._wake.set()
-        self._thread.join()
+        try:
+            if kind is not None:  # whatever it is, nobody has to wait until this worker is missed
+                with contextlib.suppress(KeyError):  # Optuna's word for a study that somebody deleted
+                    attempt(queue.hand_all_back, self.study, self.worker)
+        finally:
+            self.leave.overdue = None
+            self._stopped = True
+            self._wake.set()
+            self._thread.join()
         attempt(self.beat, leaving=True)
 
     def _run(self) -> None:
