@@ -782,7 +782,14 @@ def test_a_study_that_grew_trains_its_loop_again(make_study, here, database):
     queue.fill(grown)
     work(grown, here, LeaveRequest())
     assert answer(grown).seeds == 3
-    assert epochs_run(grown) <= 5 * 3 * 12
+    before = epochs_run(grown)
+    assert before <= 5 * 3 * 12
+    training = grown.spec.training.model_copy(update={"epochs": 18})
+    longer = put_study(database, grown.spec.model_copy(update={"training": training}))
+    queue.fill(longer)
+    work(longer, here, LeaveRequest())
+    assert {one.epoch for one in latest(read_trials(longer)).values()} == {18}
+    assert epochs_run(longer) - before == 5 * 3 * 18
 
 
 @sqlite
