@@ -62,10 +62,15 @@ def merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any
 
 @pytest.fixture(autouse=True)
 def as_before() -> Iterator[None]:
-    """Let no variable of ours and no handler of signals outlast its test: commands run in this process."""
+    """Let nothing that a command sets outlast its test: commands run in this process.
+
+    That is variables of ours, handlers of signals, and from which level on our loggers speak.
+    """
     variables, numbers = set(os.environ), (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
     handlers = {number: signal.getsignal(number) for number in numbers}
+    ours, level = logging.getLogger("floodsearch"), logging.getLogger("floodsearch").level
     yield
+    ours.setLevel(level)
     for name in set(os.environ) - variables:
         if name.startswith("FLOODSEARCH_"):
             del os.environ[name]
