@@ -144,7 +144,9 @@ def is_fast(item: pytest.Item) -> bool:
     """Return whether a test starts no process and opens no storage, as far as names tell."""
     if not isinstance(item, pytest.Function) or item.get_closest_marker("postgres"):
         return False
-    fixtures = [found[-1].func for found in item._fixtureinfo.name2fixturedefs.values()]
+    always = set(item.session._fixturemanager._getautousenames(item))  # of all tests: they start nothing yet
+    found = item._fixtureinfo.name2fixturedefs.items()
+    fixtures = [one[-1].func for name, one in found if name not in always]
     values = item.callspec.params if hasattr(item, "callspec") else {}
     return not (any(map(function_reaches, [item.function, *fixtures])) or reaches(values))
 

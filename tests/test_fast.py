@@ -10,7 +10,7 @@ import pytest
 
 import floodsearch.cli
 from floodsearch.errors import UsageError
-from tests.fast import is_slow, reaches
+from tests.fast import ROOT, is_slow, reaches
 
 
 def starts():
@@ -86,3 +86,13 @@ def test_a_fast_run_starts_no_process(tmp_path):
     command = [sys.executable, "-m", "pytest", "-q", "-p", "tests.fast", "-p", "no:cacheprovider"]
     ran = subprocess.run([*command, tmp_path], capture_output=True, text=True, check=False)
     assert "1 passed, 2 skipped" in ran.stdout, ran.stdout
+
+
+def test_pure_tests_are_chosen() -> None:
+    """What every test has, such as the place where commands would be started, makes none of them slow."""
+    command = [sys.executable, "-m", "pytest", "-p", "tests.fast", "--collect-only", "-q"]
+    found = subprocess.run(
+        [*command, "tests/test_smoothing.py"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert found.returncode == 0, found.stdout
+    assert "tests/test_smoothing.py::" in found.stdout
