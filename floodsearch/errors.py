@@ -29,6 +29,8 @@ import threading
 from collections.abc import Sequence
 from typing import NamedTuple
 
+DONE, FAILED, WRONG_USE = 0, 1, 2
+"""The exit statuses of a command that did what it was asked, could not, or was asked what cannot be."""
 HANDED_BACK = 75
 """The exit status of a worker that was asked to leave, `EX_TEMPFAIL` of sysexits.h: start me again."""
 INTERRUPTED = 130

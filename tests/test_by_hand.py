@@ -19,9 +19,9 @@ from optuna.trial import TrialState
 from floodsearch import queue
 from floodsearch.artifacts.files import Folder
 from floodsearch.artifacts.names import remove_files
-from floodsearch.errors import DamagedError, StudyDeletedError, UsageError
+from floodsearch.errors import WRONG_USE, DamagedError, StudyDeletedError, UsageError
 from floodsearch.launchers.crew import Crew
-from floodsearch.launchers.local import WRONG_USE, Launch
+from floodsearch.launchers.local import Launch
 from floodsearch.queries import answer, status
 from floodsearch.queue import Ticket
 from floodsearch.queue.ownership import lose

@@ -21,9 +21,8 @@ import typer.main
 
 from floodsearch.catalog import known
 from floodsearch.cli import app
-from floodsearch.cli.ending import DONE, FAILED, WRONG_USE
 from floodsearch.cli.run import VARIABLES
-from floodsearch.errors import HANDED_BACK, INTERRUPTED
+from floodsearch.errors import DONE, FAILED, HANDED_BACK, INTERRUPTED, WRONG_USE
 from floodsearch.findings import BestLevel
 from floodsearch.flooding.schedules import SCHEDULES
 from floodsearch.report import text as report_text

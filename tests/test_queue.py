@@ -7,7 +7,6 @@ from collections import Counter
 from contextlib import contextmanager
 from functools import partial
 
-import optuna
 import pytest
 import sqlalchemy
 from optuna.trial import TrialState
@@ -893,7 +892,7 @@ def test_trials_of_others_are_not_reaped(study, eventually):
     """A trial that a user asked for with plain Optuna runs as long as it likes."""
     while study.optuna()._pop_waiting_trial_id() is not None:
         pass
-    study.optuna(optuna.samplers.RandomSampler()).ask()
+    study.optuna().ask()
     reaper = Reaper(study, "me", grace_seconds=GRACE)
     reaper.look()
     assert look(reaper, eventually) == [0, 1, 2]

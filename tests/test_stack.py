@@ -155,7 +155,7 @@ def test_on_a_cpu_of_another_make_places_are_alike_only_where_its_library_is_tol
         [sys.executable, "-c", OTHER_MAKE], env=environment, capture_output=True, text=True, check=False
     )
     if "no such library" in done.stderr:
-        pytest.skip("this torch has no MKL whose DEVICE could be of another make")
+        pytest.skip("this torch has no MKL whose CPU could be of another make")
     assert done.stdout.split() == (["[False,", "False]"] if told else ["[True,", "True]"]), done.stderr
 
 

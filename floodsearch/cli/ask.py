@@ -9,12 +9,12 @@ from typing import Annotated
 
 import typer
 
-from floodsearch.cli.ending import FAILED, end_now
+from floodsearch.cli.ending import end_now
 from floodsearch.cli.opening import open_storage, open_study
 from floodsearch.cli.options import AsJson, Checkpoints, Logs, Name, Storage, at_home
 from floodsearch.cli.printing import echo, echo_bytes, echo_json, say
 from floodsearch.defaults import CHECKPOINTS, LOGS, LOOPBACK, STORAGE
-from floodsearch.errors import UsageError
+from floodsearch.errors import FAILED, UsageError
 from floodsearch.process.terminal import one_line, stdout
 
 

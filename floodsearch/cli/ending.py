@@ -13,10 +13,9 @@ from contextlib import contextmanager
 
 import typer
 
-from floodsearch.errors import HANDED_BACK, DamagedError, FloodsearchError, UsageError
+from floodsearch.errors import FAILED, HANDED_BACK, WRONG_USE, DamagedError, FloodsearchError, UsageError
 from floodsearch.process.signals import listen
 
-DONE, FAILED, WRONG_USE = 0, 1, 2
 SECONDS_TO_END = 1.0
 """For Python to end a command after a signal; a call into C may last longer."""
 SECONDS_TO_STOP = 40.0

@@ -7,8 +7,7 @@ import sys
 
 import typer
 
-from floodsearch.cli.ending import FAILED
-from floodsearch.errors import UsageError
+from floodsearch.errors import FAILED, UsageError
 from floodsearch.process.terminal import escape, indent_lines, mute, stdout
 
 OURS = logging.getLogger("floodsearch")

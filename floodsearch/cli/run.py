@@ -17,10 +17,10 @@ from floodsearch.artifacts.files import expanded
 from floodsearch.cli.ask import best, export, logs, serve, status, weights
 from floodsearch.cli.check import check
 from floodsearch.cli.end import delete, stop
-from floodsearch.cli.ending import DONE, exit_status, message_of, obey_signals
+from floodsearch.cli.ending import exit_status, message_of, obey_signals
 from floodsearch.cli.printing import OURS, say
 from floodsearch.cli.search import create, launch, work
-from floodsearch.errors import INTERRUPTED, UsageError
+from floodsearch.errors import DONE, INTERRUPTED, UsageError
 from floodsearch.process.terminal import LogFormatter, mute, standard_streams, stdout
 
 VARIABLES = tuple(f"FLOODSEARCH_{name}" for name in ("STORAGE", "STORAGE_FILE", "CHECKPOINTS", "LOGS"))

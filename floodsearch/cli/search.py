@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from floodsearch.artifacts.files import expanded, is_url
-from floodsearch.cli.ending import FAILED, SECONDS_TO_STOP, end_after, hand_back, terminate
+from floodsearch.cli.ending import SECONDS_TO_STOP, end_after, hand_back, terminate
 from floodsearch.cli.opening import join_storage, open_storage, read_spec
 from floodsearch.cli.options import Checkpoints, Logs, Storage, StudyFile
 from floodsearch.cli.printing import OURS, echo, say
 from floodsearch.cli.progress import show_progress
 from floodsearch.defaults import CHECKPOINTS, LEAVE_SECONDS, LOGS, REPRODUCIBLE, STORAGE
-from floodsearch.errors import INTERRUPTED, NoAnswerError
+from floodsearch.errors import FAILED, INTERRUPTED, NoAnswerError
 from floodsearch.process.nesting import refuse
 from floodsearch.process.signals import listen
 from floodsearch.process.terminal import keep_stdout

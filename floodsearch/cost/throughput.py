@@ -10,7 +10,7 @@ from floodsearch.catalog import task_of
 from floodsearch.study.levels import AUTO
 from floodsearch.study.spec import Spec
 from floodsearch.study.trust import given
-from floodsearch.tasks.task import Data, Task
+from floodsearch.tasks.task import Data
 from floodsearch.training.arithmetic import choose_kernels
 from floodsearch.training.devices import find_device
 from floodsearch.training.engine import AnyRun, Engine
@@ -52,8 +52,8 @@ def measure_speeds(spec: Spec, device: str, at_once: Sequence[int]) -> dict[int,
     choose_kernels(spec.arithmetic)
     choices, seed = first_choices(spec), spec.training.seeds[0]
     task = task_of(given(spec), choices)
-    task = _short(task, task.draw(seed, where))
-    samples = len(task.draw(seed, where).train.inputs)
+    few = _first_batches(task.draw(seed, where), task.recipe.batch_size)
+    task, samples = replace(task, data=lambda _: few), len(few.train.inputs)
     kind = default_engine(given(spec), where) if spec.training.engine == AUTO else spec.training.engine
     engine = engine_of(kind, task, plan_of(spec, choices, spec.training.epochs), where, seed)
     with borrowed(where):
@@ -63,11 +63,9 @@ def measure_speeds(spec: Spec, device: str, at_once: Sequence[int]) -> dict[int,
         }
 
 
-def _short(task: Task, drawn: Data) -> Task:
-    """Return a task whose epochs have a few batches of the data that were drawn."""
-    most = BATCHES * task.recipe.batch_size
-    few = Data(*(part.first(most) for part in (drawn.train, drawn.validation, drawn.test)))
-    return replace(task, data=lambda _: few)
+def _first_batches(data: Data, batch_size: int) -> Data:
+    """Return the first few batches of each split."""
+    return Data(*(part.first(BATCHES * batch_size) for _, part in data.named()))
 
 
 def _speed(engine: Engine, runs: Sequence[AnyRun], samples: int) -> float:

@@ -21,7 +21,7 @@ from typing import NamedTuple
 
 from floodsearch import queue
 from floodsearch.defaults import CHECKPOINTS, LOGS
-from floodsearch.errors import WorkersFailedError
+from floodsearch.errors import DONE, WRONG_USE, WorkersFailedError
 from floodsearch.findings import StudyStatus
 from floodsearch.launchers.crew import Crew, idle_text
 from floodsearch.launchers.logs import log_size, open_log
@@ -37,7 +37,6 @@ from floodsearch.usercode.reference import FOLDERS
 FLOODSEARCH = (sys.executable, "-P", str(Path(__file__).parents[1] / "__main__.py"))
 """The command line, as processes of our own are started: this package, and no module of the current folder
 in the place of Python's own."""
-DONE, WRONG_USE = 0, 2
 """Exit statuses of a worker that has no more to do, and of one that can never work as it was told."""
 POLL_SECONDS = 0.5
 STOP_SECONDS = 30.0

@@ -56,7 +56,8 @@ def _take(
     signature = {Attribute.WORKER: worker} | ({} if revision is None else {Attribute.REVISION: revision})
     most = judge_of(study.spec).most_open
     with study.database.write() as connection:
-        claimed = trials.signed(connection, study.id, worker) if again else []
+        running = trials.running(connection, study.id) if again else []
+        claimed = [one.id for one in running if one.worker == worker]
         claimed = claimed or trials.claim(connection, study.id, signature, most=most, fits=fits)
     if not claimed:
         return []

@@ -176,15 +176,9 @@ class StoredStudy:
         """Stop the study for a reason, so that it hands out no more tickets; with None, let it go on."""
         self.database.optuna.set_study_user_attr(self.id, STOPPED, reason or "")
 
-    def optuna(
-        self,
-        sampler: optuna.samplers.BaseSampler | None = None,
-        pruner: optuna.pruners.BasePruner | None = None,
-    ) -> optuna.Study:
+    def optuna(self, pruner: optuna.pruners.BasePruner | None = None) -> optuna.Study:
         """Return Optuna's object for this study."""
-        return optuna.load_study(
-            study_name=self.name, storage=self.database.optuna, sampler=sampler, pruner=pruner
-        )
+        return optuna.load_study(study_name=self.name, storage=self.database.optuna, pruner=pruner)
 
 
 def versions() -> dict[str, str]:

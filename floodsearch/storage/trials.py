@@ -149,18 +149,6 @@ def running(connection: Connection, study_id: int) -> list[RunningTrial]:
     return [RunningTrial(*one, *map(known.get, keys)) for one, known in found.items()]
 
 
-def signed(connection: Connection, study_id: int, worker: int) -> list[int]:
-    """Return Optuna's ids of the running trials of a study that a worker signed, by trial number."""
-    found = (
-        select(TRIAL.c.trial_id)
-        .join(ATTRIBUTE, ATTRIBUTE.c.trial_id == TRIAL.c.trial_id)
-        .where(TRIAL.c.study_id == study_id, TRIAL.c.state == TrialState.RUNNING)
-        .where(ATTRIBUTE.c.key == Attribute.WORKER.value, ATTRIBUTE.c.value_json == json.dumps(worker))
-        .order_by(TRIAL.c.number)
-    )
-    return list(connection.execute(found).scalars())
-
-
 def _waiting(study_id: int, attribute: Attribute) -> Select[Any]:
     """Return a query that locks the waiting trials with an attribute and gives their ids, by trial number."""
     return (

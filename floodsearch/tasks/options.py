@@ -31,8 +31,35 @@ class TaskOptions(Protocol):
         """How the task is trained with these options, unless the study file says otherwise."""
 
 
+def _check_label_noise(label_noise: float) -> None:
+    if not 0 <= label_noise <= 1:
+        raise ValueError(f"label_noise must be a share in [0, 1], but is {label_noise}")
+
+
+class _Layered:
+    """What tasks on a network of equal layers check of their options."""
+
+    label_noise: float
+    width: int
+    depth: int
+
+    def __post_init__(self) -> None:
+        _check_label_noise(self.label_noise)
+        if self.width < 1 or self.depth < 1:
+            raise ValueError(f"width and depth must be at least 1, but are {self.width} and {self.depth}")
+
+
+class _Synthetic(_Layered):
+    """What the synthetic tasks have in common."""
+
+    @property
+    def recipe(self) -> Recipe:
+        """The recipe of the flooding paper."""
+        return SYNTHETIC
+
+
 @dataclass(frozen=True, kw_only=True)
-class TwoGaussians:
+class TwoGaussians(_Synthetic):
     """Options of `two_gaussians`.
 
     Args:
@@ -52,17 +79,11 @@ class TwoGaussians:
     def __post_init__(self) -> None:
         if self.dimensions < 1:
             raise ValueError(f"dimensions must be at least 1, but is {self.dimensions}")
-        _check_label_noise(self.label_noise)
-        _check_layers(self.width, self.depth)
-
-    @property
-    def recipe(self) -> Recipe:
-        """The recipe of the flooding paper."""
-        return SYNTHETIC
+        super().__post_init__()
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sinusoid:
+class Sinusoid(_Synthetic):
     """Options of `sinusoid`; each as in `TwoGaussians`."""
 
     label_noise: float = 0.10
@@ -70,18 +91,9 @@ class Sinusoid:
     depth: int = 5
     batch_norm: bool = False
 
-    def __post_init__(self) -> None:
-        _check_label_noise(self.label_noise)
-        _check_layers(self.width, self.depth)
-
-    @property
-    def recipe(self) -> Recipe:
-        """The recipe of the flooding paper."""
-        return SYNTHETIC
-
 
 @dataclass(frozen=True, kw_only=True)
-class Spiral:
+class Spiral(_Synthetic):
     """Options of `spiral`; the others are as in `TwoGaussians`.
 
     Args:
@@ -97,27 +109,17 @@ class Spiral:
     def __post_init__(self) -> None:
         if not (math.isfinite(self.spread) and self.spread >= 0):
             raise ValueError(f"spread must be at least 0, but is {self.spread}")
-        _check_label_noise(self.label_noise)
-        _check_layers(self.width, self.depth)
-
-    @property
-    def recipe(self) -> Recipe:
-        """The recipe of the flooding paper."""
-        return SYNTHETIC
+        super().__post_init__()
 
 
 @dataclass(frozen=True, kw_only=True)
-class Digits:
+class Digits(_Layered):
     """Options of `digits`; each as in `TwoGaussians`, and a wrong label may be that of any other class."""
 
     label_noise: float = 0.10
     width: int = 256
     depth: int = 2
     batch_norm: bool = True
-
-    def __post_init__(self) -> None:
-        _check_label_noise(self.label_noise)
-        _check_layers(self.width, self.depth)
 
     @property
     def recipe(self) -> Recipe:
@@ -172,13 +174,3 @@ class Photographs(GreyImages):
     """Options of `cifar10` and `cifar100`; as those of `GreyImages`, with another model."""
 
     model: Model = "resnet34"
-
-
-def _check_label_noise(label_noise: float) -> None:
-    if not 0 <= label_noise <= 1:
-        raise ValueError(f"label_noise must be a share in [0, 1], but is {label_noise}")
-
-
-def _check_layers(width: int, depth: int) -> None:
-    if width < 1 or depth < 1:
-        raise ValueError(f"width and depth must be at least 1, but are {width} and {depth}")
