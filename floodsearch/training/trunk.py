@@ -137,9 +137,8 @@ class Trunk:
         """Take in the record of an epoch, or the error that ended it."""
         if isinstance(outcome, BaseException):
             self.error = outcome
-            if (
-                self.checkpoint_of is not None
-            ):  # the next one begins anew: it may be what this one went on from
+            if self.checkpoint_of is not None:
+                # The next one begins anew: it may be what this one went on from.
                 self.checkpoint_of(self.seed, None).remove()
             return
         keeps, so_far = self._keeps(), min(self._lowest, default=math.inf)
@@ -240,12 +239,8 @@ class TrunkPool:
         lowest_level: float = 0.0,
         checkpoint_of: CheckpointOf | None = None,
     ) -> None:
-        self.engine, self.room, self.lowest_level, self.checkpoint_of = (
-            engine,
-            room,
-            lowest_level,
-            checkpoint_of,
-        )
+        self.engine, self.room, self.lowest_level = engine, room, lowest_level
+        self.checkpoint_of = checkpoint_of
         self._by_seed: dict[int, Trunk] = {}
 
     def of(self, seed: int) -> Trunk:

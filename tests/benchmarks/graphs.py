@@ -72,10 +72,8 @@ class Net:
         self.order = torch.randperm(count, generator=draw, device=device)
         self.shifts = torch.randint(0, 2 * PADDING + 1, (2, count), generator=draw, device=device)
         self.mirrored = torch.randint(0, 2, (count,), generator=draw, device=device).bool()
-        self.at, self.within = (
-            torch.zeros((), dtype=torch.long, device=device),
-            torch.arange(BATCH, device=device),
-        )
+        self.at = torch.zeros((), dtype=torch.long, device=device)
+        self.within = torch.arange(BATCH, device=device)
 
     def batch(self) -> tuple[Tensor, Tensor]:
         """Return the images and labels of the step that the net is at."""
