@@ -17,7 +17,7 @@ from floodsearch.storage import tables
 from floodsearch.storage.database import open_database
 from floodsearch.storage.studies import StoredStudy, find_study
 from floodsearch.storage.trial_records import read_measured, read_trials
-from floodsearch.study.levels import AUTO
+from floodsearch.study.section import AUTO
 
 
 def best(name: str, *, storage: str = STORAGE) -> BestLevel:
@@ -54,7 +54,7 @@ def _answer(
 ) -> BestLevel:
     found = best_level(
         trials,
-        study.question,
+        study.criterion,
         epochs_run=sum(worker.epochs_run for worker in workers),
         epochs_exhaustive=epochs_exhaustive(study.spec),
         finished=finished,
@@ -79,14 +79,14 @@ def status(study: StoredStudy, *, with_answer: bool = False) -> StudyStatus:
     alive = [one for one in workers if one.left is None and now - one.last_beat < queue.GRACE_SECONDS]
     counts = count(trials)
     finished = _finished(study, trials, workers)
-    best_so_far = best_of(comparable(trials), study.question)
+    best_so_far = best_of(comparable(trials), study.criterion)
     try:
         answered = None if measured is None else _answer(study, measured, workers, finished)
     except NoAnswerError:
         answered = None
     return StudyStatus(
         name=study.name,
-        metric=study.question.metric,
+        metric=study.criterion.metric,
         trials=counts,
         workers=len(alive),
         best_level=_level(best_so_far, study),
@@ -186,4 +186,4 @@ def _notes(trials: Sequence[TrialRecord]) -> list[TicketNote]:
 
 def _level(trial: TrialRecord | None, study: StoredStudy) -> float | None:
     """Return the level of a trial; None where its runs found their own, which only the curves tell."""
-    return None if trial is None or (study.question.finds_level and trial.stands_for) else trial.stands_for
+    return None if trial is None or (study.criterion.finds_level and trial.stands_for) else trial.stands_for

@@ -18,13 +18,13 @@ from floodsearch.answer.best import best_level
 from floodsearch.answer.follow_up import unconfirmed, worth_more_seeds
 from floodsearch.answer.smoothing import smooth
 from floodsearch.answer.tickets import comparable, count, latest
-from floodsearch.answer.values import Question, mean_and_se, mean_of, recent_mean, rung_value, seed_result
+from floodsearch.answer.values import Criterion, mean_and_se, mean_of, recent_mean, rung_value, seed_result
 from floodsearch.errors import NoAnswerError
 from floodsearch.findings import BestLevel, TicketCounts
 from floodsearch.records import EpochRecord, MeasuredTrial, SeedResult
 
-QUESTION = Question(study="tiny", metric="val_accuracy", maximize=True, window=0.2)
-LOSS_QUESTION = Question(study="tiny", metric="val_loss", maximize=False, window=0.2)
+CRITERION = Criterion(study="tiny", metric="val_accuracy", maximize=True, window=0.2)
+LOSS_CRITERION = Criterion(study="tiny", metric="val_loss", maximize=False, window=0.2)
 repeatable = settings(derandomize=True, deadline=None, database=None)
 
 
@@ -68,9 +68,9 @@ def trial(ticket: int, level: float | None, values: Sequence[float] = (), **fiel
     return MeasuredTrial(ticket=ticket, **defaults | fields)
 
 
-def answer(trials: Sequence[MeasuredTrial], question: Question = QUESTION, **fields: Any) -> BestLevel:
+def answer(trials: Sequence[MeasuredTrial], criterion: Criterion = CRITERION, **fields: Any) -> BestLevel:
     return best_level(
-        trials, question, **{"epochs_run": 30, "epochs_exhaustive": 60, "finished": True} | fields
+        trials, criterion, **{"epochs_run": 30, "epochs_exhaustive": 60, "finished": True} | fields
     )
 
 
@@ -80,10 +80,10 @@ def answer(trials: Sequence[MeasuredTrial], question: Question = QUESTION, **fie
 def test_a_value_is_the_mean_over_the_last_window():
     """Epochs in (e * (1 - window), e] count, whatever their order; later and unvalidated ones do not."""
     records = curve({8: 100.0, 9: 0.5, 10: 0.7, 11: 100.0})
-    assert recent_mean(records, QUESTION, 10) == pytest.approx(0.6, abs=1e-15)
-    assert recent_mean([*reversed(records), epoch_record(9)], QUESTION, 10) == pytest.approx(0.6, abs=1e-15)
-    assert recent_mean(records, QUESTION, 9) == pytest.approx((100 + 0.5) / 2)  # above 7.2
-    assert recent_mean(curve({10: 0.3}, "val_loss"), LOSS_QUESTION, 10) == 0.3
+    assert recent_mean(records, CRITERION, 10) == pytest.approx(0.6, abs=1e-15)
+    assert recent_mean([*reversed(records), epoch_record(9)], CRITERION, 10) == pytest.approx(0.6, abs=1e-15)
+    assert recent_mean(records, CRITERION, 9) == pytest.approx((100 + 0.5) / 2)  # above 7.2
+    assert recent_mean(curve({10: 0.3}, "val_loss"), LOSS_CRITERION, 10) == 0.3
 
 
 @pytest.mark.parametrize("epoch", [1, 10, 25, 100])
@@ -93,7 +93,7 @@ def test_the_window_is_exact(epoch):
     wrong = []
     for percent in range(1, 101):
         first = math.floor(epoch * (1 - Fraction(percent, 100))) + 1
-        value = recent_mean(records, replace(QUESTION, window=percent / 100), epoch)
+        value = recent_mean(records, replace(CRITERION, window=percent / 100), epoch)
         if value != (first + epoch) / 2:
             wrong.append(percent)
     assert wrong == []
@@ -102,15 +102,15 @@ def test_the_window_is_exact(epoch):
 def test_an_empty_window_is_refused():
     """Without a validation in the window there is no value, and the error says where."""
     with pytest.raises(ValueError, match="no val_accuracy between epoch 8 and 10"):
-        recent_mean(curve({8: 0.5}), QUESTION, 10)
+        recent_mean(curve({8: 0.5}), CRITERION, 10)
 
 
 def test_a_rung_is_judged_by_three_validations_and_the_end_by_the_window():
     """Before the last epoch a window with fewer is widened, where there are as many; the end is the value."""
     records = curve({2: 0.2, 4: 0.4, 6: 0.6, 8: 0.8, 10: 1.0})
-    assert rung_value(records, QUESTION, 10, epochs=10) == recent_mean(records, QUESTION, 10) == 1.0
-    assert rung_value(records, QUESTION, 10, epochs=20) == pytest.approx((0.6 + 0.8 + 1.0) / 3)
-    assert rung_value(records, QUESTION, 4, epochs=20) == pytest.approx((0.2 + 0.4) / 2)
+    assert rung_value(records, CRITERION, 10, epochs=10) == recent_mean(records, CRITERION, 10) == 1.0
+    assert rung_value(records, CRITERION, 10, epochs=20) == pytest.approx((0.6 + 0.8 + 1.0) / 3)
+    assert rung_value(records, CRITERION, 4, epochs=20) == pytest.approx((0.2 + 0.4) / 2)
 
 
 def test_the_result_of_a_run_takes_its_last_and_its_best_epoch():
@@ -120,38 +120,38 @@ def test_the_result_of_a_run_takes_its_last_and_its_best_epoch():
         epoch_record(3, val_accuracy=0.9, test_loss=0.3, test_accuracy=0.8),
         epoch_record(10, val_accuracy=0.7, test_loss=0.6, test_accuracy=0.6, test_accuracy_clean=0.65),
     ]
-    found = seed_result(records, QUESTION, 10)
+    found = seed_result(records, CRITERION, 10)
     assert found.value == pytest.approx(0.6)
     assert (found.test_loss, found.test_accuracy, found.test_accuracy_clean) == (0.6, 0.6, 0.65)
     assert (found.best_epoch, found.best_test_loss, found.best_test_accuracy) == (3, 0.3, 0.8)
-    only_last = seed_result(records[-1:], QUESTION, 10)
+    only_last = seed_result(records[-1:], CRITERION, 10)
     assert (only_last.best_epoch, only_last.best_test_accuracy) == (10, 0.6)
 
 
 def test_what_a_loop_did_not_test_is_not_known():
     """Test numbers of another epoch are not those of the best one; a test accuracy needs no test loss."""
     untested = [*curve({1: 0.1, 3: 0.9}), epoch_record(10, val_accuracy=0.7, test_accuracy=0.6)]
-    found = seed_result(untested, QUESTION, 10)
+    found = seed_result(untested, CRITERION, 10)
     assert (found.best_epoch, found.best_test_accuracy) == (3, None)
     assert (found.test_accuracy, found.test_loss) == (0.6, None)
     every = [epoch_record(n, val_accuracy=1 - abs(n - 4) / 10, test_accuracy=n / 100) for n in range(1, 11)]
-    found = seed_result([*every, epoch_record(11)], QUESTION, 10)
+    found = seed_result([*every, epoch_record(11)], CRITERION, 10)
     assert (found.best_epoch, found.best_test_accuracy, found.test_accuracy) == (4, 0.04, 0.1)
 
 
 def test_a_metric_of_another_name_is_read_from_its_own_field():
     """A name that the records know is that field; any other is in `metric`."""
-    assert QUESTION.field == "val_accuracy"
+    assert CRITERION.field == "val_accuracy"
     records = [epoch_record(n, val_accuracy=0.5, metric=n / 10) for n in (8, 9, 10)]
-    question = replace(QUESTION, metric="f1", maximize=False)
-    assert recent_mean(records, question, 10) == pytest.approx(0.95)
-    assert seed_result(records, question, 10).best_epoch == 8
+    criterion = replace(CRITERION, metric="f1", maximize=False)
+    assert recent_mean(records, criterion, 10) == pytest.approx(0.95)
+    assert seed_result(records, criterion, 10).best_epoch == 8
 
 
 def test_the_result_of_a_run_tells_the_level_it_came_to():
     """The level of the last epoch, whatever it was before."""
     records = [epoch_record(9, level=0.4, val_accuracy=0.5), epoch_record(10, level=0.3, val_accuracy=0.7)]
-    assert seed_result(records, QUESTION, 10).final_level == 0.3
+    assert seed_result(records, CRITERION, 10).final_level == 0.3
 
 
 def test_the_standard_error_is_that_of_a_mean():
@@ -243,7 +243,7 @@ def test_the_best_level_has_the_highest_mean_over_seeds():
 def test_a_loss_is_to_minimize():
     """With val_loss the lowest mean wins, and the gain is positive where the loss is lower."""
     best = answer(
-        [trial(0, 0.0, [0.6, 0.8]), trial(1, 0.1, [0.4, 0.5]), trial(2, 0.2, [0.9, 0.9])], LOSS_QUESTION
+        [trial(0, 0.0, [0.6, 0.8]), trial(1, 0.1, [0.4, 0.5]), trial(2, 0.2, [0.9, 0.9])], LOSS_CRITERION
     )
     assert best.level == 0.1
     assert best.gain == pytest.approx(0.25)
@@ -251,15 +251,15 @@ def test_a_loss_is_to_minimize():
     assert best.gain_interval[0] < 0.25 < best.gain_interval[1]
 
 
-@pytest.mark.parametrize("question", [QUESTION, LOSS_QUESTION], ids=lambda question: question.metric)
-def test_of_equal_levels_the_lowest_is_taken(question):
+@pytest.mark.parametrize("criterion", [CRITERION, LOSS_CRITERION], ids=lambda criterion: criterion.metric)
+def test_of_equal_levels_the_lowest_is_taken(criterion):
     """Ties are frequent with 100 validation samples: the lowest of the tied levels is the answer."""
     values = (
-        {0.0: 0.5, 0.3: 0.75, 0.1: 0.75, 0.2: 0.75} if question.maximize else {0.3: 0.2, 0.1: 0.2, 0.0: 0.5}
+        {0.0: 0.5, 0.3: 0.75, 0.1: 0.75, 0.2: 0.75} if criterion.maximize else {0.3: 0.2, 0.1: 0.2, 0.0: 0.5}
     )
     trials = [trial(ticket, level, [value]) for ticket, (level, value) in enumerate(values.items())]
-    assert answer(trials, question).level == 0.1
-    assert answer(trials[::-1], question).level == 0.1
+    assert answer(trials, criterion).level == 0.1
+    assert answer(trials[::-1], criterion).level == 0.1
 
 
 def test_of_equal_choices_at_one_level_it_is_always_the_same():
@@ -328,7 +328,7 @@ def found_levels(ticket: int, *levels: float, value: float = 0.8, **fields: Any)
     return trial(ticket, 0.5, [value] * len(levels), results=results, **fields)
 
 
-FINDS_LEVEL = replace(QUESTION, finds_level=True)
+FINDS_LEVEL = replace(CRITERION, finds_level=True)
 
 
 def test_the_level_that_the_runs_found_is_the_answer():
@@ -413,12 +413,12 @@ def test_an_incomplete_maximum_is_to_be_confirmed():
         0.5: {10: [0.7]},
     }
     stopped = halved(values)
-    found = unconfirmed(stopped, QUESTION)
+    found = unconfirmed(stopped, CRITERION)
     assert found is not None
     assert (found.ticket, found.state) == (2, "pruned")
     assert answer(stopped).level == 0.1, "until then the answer is what is complete"
     confirmed = halved({**values, 0.3: {10: [0.8], 100: [0.81]}})
-    assert unconfirmed(confirmed, QUESTION) is None
+    assert unconfirmed(confirmed, CRITERION) is None
     assert answer(confirmed).level == 0.3
 
 
@@ -432,29 +432,29 @@ def test_the_winner_of_halving_needs_no_confirmation():
             0.5: {10: [0.55]},
         }
     )
-    assert unconfirmed(trials, QUESTION) is None
+    assert unconfirmed(trials, CRITERION) is None
     assert answer(trials).level == 0.3
 
 
 def test_nothing_is_confirmed_where_level_zero_wins():
     """A stopped level is not trained on to be second to level 0."""
     trials = halved({0.0: {10: [0.8], 100: [0.8]}, 0.2: {10: [0.6]}, 0.4: {10: [0.5]}})
-    assert unconfirmed(trials, QUESTION) is None
+    assert unconfirmed(trials, CRITERION) is None
     assert answer(trials).level == 0
 
 
 def test_nothing_is_confirmed_before_anything_is_complete():
     """Without a complete ticket there is no maximum to confirm, and every ticket is worth more seeds."""
     trials = [trial(0, 0.0, state="running"), trial(1, 0.2)]
-    assert unconfirmed(trials, QUESTION) is None
-    assert worth_more_seeds(trials, QUESTION) == {0, 1}
+    assert unconfirmed(trials, CRITERION) is None
+    assert worth_more_seeds(trials, CRITERION) == {0, 1}
 
 
 def test_a_diverged_level_is_never_the_maximum():
     """However good it was before it diverged: it has no end."""
     trials = halved({0.0: {10: [0.5], 100: [0.4]}, 0.2: {10: [0.6], 100: [0.6]}, 0.4: {10: [0.9]}})
     trials[2] = replace(trials[2], cause="diverged")
-    assert unconfirmed(trials, QUESTION) is None
+    assert unconfirmed(trials, CRITERION) is None
     assert answer(trials).level == 0.2
 
 
@@ -474,7 +474,7 @@ def test_more_seeds_are_worth_it_where_levels_are_tied():
     """Worth it are level 0, the answer and its ties, and not the levels that are clearly worse."""
     trials = [trial(ticket, level, row) for ticket, (level, row) in enumerate(hill(LEVELS, 5).items())]
     best = answer(trials)
-    worth = {LEVELS[ticket] for ticket in worth_more_seeds(trials, QUESTION)}
+    worth = {LEVELS[ticket] for ticket in worth_more_seeds(trials, CRITERION)}
     assert best.tied is not None
     assert worth == {0.0, best.level, *best.tied}
     assert len(worth) < len(LEVELS) / 2
@@ -484,7 +484,7 @@ def test_seeds_added_to_some_levels_count():
     """When the tied levels and level 0 grow to more seeds, the gain is measured on all of them."""
     rows = hill(LEVELS, 8)
     few = [trial(ticket, level, row[:4]) for ticket, (level, row) in enumerate(rows.items())]
-    worth = worth_more_seeds(few, QUESTION)
+    worth = worth_more_seeds(few, CRITERION)
     grown = [
         trial(ticket, LEVELS[ticket], rows[LEVELS[ticket]], trial=100 + ticket) for ticket in sorted(worth)
     ]
@@ -511,7 +511,7 @@ def test_a_combination_without_the_added_seeds_is_not_the_answer():
     ]
     best = answer(grown)
     assert (best.parameters, best.level, best.seeds) == (many, 0.2, 8)
-    assert {2, 3} == worth_more_seeds(grown, QUESTION)
+    assert {2, 3} == worth_more_seeds(grown, CRITERION)
 
 
 def test_the_best_flooded_level_is_worth_more_seeds_where_level_zero_wins():
@@ -519,7 +519,7 @@ def test_the_best_flooded_level_is_worth_more_seeds_where_level_zero_wins():
     rows = {0.0: [0.90, 0.91, 0.9], 0.1: [0.80, 0.81, 0.80], 0.5: [0.70, 0.71, 0.7]}
     trials = [trial(ticket, level, row) for ticket, (level, row) in enumerate(rows.items())]
     assert answer(trials).tied == ()
-    assert worth_more_seeds(trials, QUESTION) == {0, 1}
+    assert worth_more_seeds(trials, CRITERION) == {0, 1}
 
 
 def test_each_combination_is_answered():
@@ -565,7 +565,7 @@ def test_settings_of_the_schedule_share_the_baseline():
         ({"until_accuracy": 0.9}, 0.1, pytest.approx(0.705)),
         ({"until_accuracy": 1.0}, 0.3, pytest.approx(0.705)),
     ]
-    assert 0 in worth_more_seeds(trials, QUESTION)
+    assert 0 in worth_more_seeds(trials, CRITERION)
 
 
 def test_where_level_zero_wins_its_settings_mean_nothing():
@@ -609,8 +609,8 @@ def test_a_ticket_that_stands_alone_is_not_confirmed():
         )
         for one in trials
     ]
-    assert unconfirmed(trials, QUESTION) is not None
-    assert unconfirmed(alone, QUESTION) is None
+    assert unconfirmed(trials, CRITERION) is not None
+    assert unconfirmed(alone, CRITERION) is None
     assert answer(alone).level == 0.2
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from floodsearch.catalog import known
 from floodsearch.cost import throughput as speed
-from floodsearch.cost.forecast import Stage, current_stage, plan, speeds_of, timed
+from floodsearch.cost.forecast import Stage, current_stage, plan, speeds_of, time_stages
 from floodsearch.errors import UsageError
 from floodsearch.findings import StudyStage
 from floodsearch.records import TrialRecord
@@ -59,7 +59,7 @@ def test_time_is_images_over_the_speed_at_that_many_runs(make_spec) -> None:
     """Between two numbers that were measured the slower one's speed counts, below the first the first's."""
     spec = make_spec(search={"pruner": "halving"})
     stages = [Stage(0, 10, 12), Stage(10, 20, 3), Stage(20, 30, 1)]
-    found = timed(spec, stages, samples=100, speeds={2: 50.0, 8: 200.0})
+    found = time_stages(spec, stages, samples=100, speeds={2: 50.0, 8: 200.0})
     assert [(one.samples, one.seconds) for one in found] == [(12_000, 60.0), (3_000, 60.0), (1_000, 20.0)]
 
 

@@ -31,7 +31,7 @@ from floodsearch.storage.trial_records import read_trials
 from floodsearch.worker.leave import LeaveRequest
 from floodsearch.worker.settings import WorkerSettings
 from floodsearch.worker.work import work
-from tests.test_analysis import FINDS_LEVEL, QUESTION, answer, found_levels, halved, repeatable, trial
+from tests.test_analysis import CRITERION, FINDS_LEVEL, answer, found_levels, halved, repeatable, trial
 
 PLAIN = [0.70, 0.72, 0.71]
 
@@ -63,7 +63,7 @@ def test_they_change_nothing_of_an_answer(plain, others, count):
     assert after.never_flooded == tuple(one.level for one in more)
     same = {"never_flooded": before.never_flooded, "trials": before.trials}
     assert replace(after, **same) == before
-    assert worth_more_seeds(known + more, QUESTION) == worth_more_seeds(known, QUESTION)
+    assert worth_more_seeds(known + more, CRITERION) == worth_more_seeds(known, CRITERION)
 
 
 def test_where_one_of_them_is_the_best_the_answer_is_level_zero():
@@ -135,10 +135,10 @@ def test_none_of_them_is_confirmed_or_given_seeds():
         {0.0: {10: [0.8], 100: [0.4]}, 0.1: {10: [0.8]}, 0.2: {10: [0.5], 100: [0.5]}, 0.3: {10: [0.4]}}
     )
     stopped[1] = replace(stopped[1], cause="pruned", flooded=False)
-    assert unconfirmed(stopped, QUESTION) is None
-    assert unconfirmed([replace(one, flooded=None) for one in stopped], QUESTION) is not None
+    assert unconfirmed(stopped, CRITERION) is None
+    assert unconfirmed([replace(one, flooded=None) for one in stopped], CRITERION) is not None
     complete = [trial(0, 0.0, PLAIN), never(1, 0.1), flooded(2, 0.2, PLAIN)]
-    assert worth_more_seeds(complete, QUESTION) == {0, 2}
+    assert worth_more_seeds(complete, CRITERION) == {0, 2}
 
 
 def test_untried_levels_below_them_never_mattered():

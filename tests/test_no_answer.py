@@ -18,7 +18,7 @@ from floodsearch.storage.studies import put_study
 from floodsearch.worker.leave import LeaveRequest
 from floodsearch.worker.settings import WorkerSettings
 from floodsearch.worker.work import work
-from tests.test_analysis import LOSS_QUESTION, QUESTION, answer, result, trial
+from tests.test_analysis import CRITERION, LOSS_CRITERION, answer, result, trial
 
 HERE = WorkerSettings(device="cpu", threads=1)
 JUDGED = ("helps", "hurts", "shown to help")
@@ -252,12 +252,12 @@ def test_both_ends_of_the_answer_have_to_be_reached(unflooded, at_end, stopped, 
 def test_a_search_by_loss_is_held_against_test_losses():
     """There the lower one is better."""
     low = searched(measured(0.7, 0.4, value=0.9), measured(0.7, 0.45, loss=0.5, value=0.3))
-    found = answer(low, LOSS_QUESTION).early_stopping
+    found = answer(low, LOSS_CRITERION).early_stopping
     assert found is not None
     assert (found.measure, found.as_good) == ("test_loss", True)
     assert found.unflooded == pytest.approx(0.4)
     high = searched(measured(0.7, 0.6, value=0.9), measured(0.7, 0.45, loss=0.5, value=0.3))
-    assert not getattr(answer(high, LOSS_QUESTION).early_stopping, "as_good", True)
+    assert not getattr(answer(high, LOSS_CRITERION).early_stopping, "as_good", True)
 
 
 def test_what_was_not_tested_is_not_compared():
@@ -267,4 +267,4 @@ def test_what_was_not_tested_is_not_compared():
     assert answer(searched(plain, untested)).early_stopping is None
     assert answer(searched(plain, best)[1:]).early_stopping is None
     assert answer(searched(best, plain)).early_stopping is None
-    assert answer(searched(plain, best), replace(QUESTION, metric="f1")).early_stopping is not None
+    assert answer(searched(plain, best), replace(CRITERION, metric="f1")).early_stopping is not None

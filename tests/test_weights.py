@@ -96,7 +96,7 @@ def check_tests(study, here, tickets):
     for ticket in tickets:
         for seed in study.spec.training.seeds:
             records = [record for record in curves[ticket] if record.seed == seed]
-            result = seed_result(records, study.question, study.spec.training.epochs)
+            result = seed_result(records, study.criterion, study.spec.training.epochs)
             model = task.model()
             model.load_state_dict(loaded(study, here, ticket, seed))
             found = evaluate(model, task, task.draw(seed, CPU).test)
@@ -345,7 +345,7 @@ def check_loops(study, here, module):
     for ticket in complete:
         for seed in (0, 1):
             records = [record for record in curves[ticket] if record.seed == seed]
-            result = seed_result(records, study.question, study.spec.training.epochs)
+            result = seed_result(records, study.criterion, study.spec.training.epochs)
             best_epochs.add(result.best_epoch)
             model = module.network()
             model.load_state_dict(loaded(study, here, ticket, seed))

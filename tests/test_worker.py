@@ -209,7 +209,7 @@ def test_a_worker_trains_every_ticket(database, make_spec):
         by_seed = {
             seed: [record for record in curves[trial.ticket] if record.seed == seed] for seed in (0, 1)
         }
-        means = [recent_mean(records, study.question, 10) for records in by_seed.values()]
+        means = [recent_mean(records, study.criterion, 10) for records in by_seed.values()]
         assert trial.value == pytest.approx(math.fsum(means) / 2, abs=1e-12)
         assert [result.value for result in trial.results] == means
     [worker] = tables.read_workers(database, study.uuid)
@@ -427,7 +427,7 @@ def test_added_seeds_come_in_rounds_that_end(put_hill, monkeypatch):
     """What one round of added seeds makes worth more is trained in the next, whatever is worth less now."""
     train_hill(put_hill(3))
 
-    def worth(trials, question):
+    def worth(trials, criterion):
         whole = {trial.ticket for trial in trials if trial.seeds == 8 and trial.state == "complete"}
         return {0, 5} if not whole else {7, 5} if 7 not in whole else set(range(3)) - {0}
 

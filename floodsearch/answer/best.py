@@ -15,7 +15,7 @@ from floodsearch.answer.gain import Gain, gain_over_zero
 from floodsearch.answer.response import Response
 from floodsearch.answer.smoothing import ROUNDING
 from floodsearch.answer.tickets import count, latest
-from floodsearch.answer.values import Question, mean_and_se, mean_of
+from floodsearch.answer.values import Criterion, mean_and_se, mean_of
 from floodsearch.errors import NoAnswerError
 from floodsearch.findings import Baseline, BestLevel, Combination, EarlyStopping, Verdict
 from floodsearch.records import MeasuredTrial
@@ -23,7 +23,7 @@ from floodsearch.records import MeasuredTrial
 
 def best_level(
     trials: Sequence[MeasuredTrial],
-    question: Question,
+    criterion: Criterion,
     *,
     epochs_run: int,
     epochs_exhaustive: int | None,
@@ -34,7 +34,7 @@ def best_level(
 
     Args:
         trials: all trials of the study.
-        question: what is compared.
+        criterion: by what trials are compared.
         epochs_run: member-epochs that the workers trained.
         epochs_exhaustive: tickets x seeds x epochs, if that is known.
         finished: whether the search is over; before, the answer is provisional.
@@ -43,25 +43,25 @@ def best_level(
     Raises:
         NoAnswerError: if no ticket is complete, saying what became of them.
     """
-    found = responses(trials, question)
+    found = responses(trials, criterion)
     if not found:
-        raise NoAnswerError(_nothing(trials, question, stopped))
+        raise NoAnswerError(_nothing(trials, criterion, stopped))
     response = best_response(found)
     best, baseline = response.trials[response.chosen], response.baseline
-    level = _level(best, question)
+    level = _level(best, criterion)
     value, value_se = mean_and_se([result.value for result in best.results])
     flooded, gain = _gains(response)
     shown = gain if level and gain is not None else None
-    interval, tied = _range(response, found, question)
+    interval, tied = _range(response, found, criterion)
     return BestLevel(
-        study=question.study,
+        study=criterion.study,
         level=level,
-        highest=max(trial.level or 0.0 for trial in trials) if question.finds_level else None,
+        highest=max(trial.level or 0.0 for trial in trials) if criterion.finds_level else None,
         parameters=best.beside,
         trial=best.trial,
         interval=interval,
         tied=tied,
-        metric=question.metric,
+        metric=criterion.metric,
         value=value,
         value_se=value_se,
         seeds=len(best.results),
@@ -75,14 +75,14 @@ def best_level(
         no_baseline=_no_baseline(trials, best) if baseline is None else None,
         tried=tuple(response.levels[response.levels > 0].tolist()),
         never_flooded=response.never_flooded,
-        early_stopping=_early_stopping(response, question),
+        early_stopping=_early_stopping(response, criterion),
         gain=None if gain is None else gain.mean,
         gain_se=None if gain is None else gain.se,
         gain_interval=None if shown is None else shown.interval,
         p_value=None if shown is None else shown.p_value,
         verdict=_verdict(flooded, response),
         more_seeds=None if flooded is None else flooded.more_seeds,
-        combinations=tuple(_combination(one, question) for one in found)
+        combinations=tuple(_combination(one, criterion) for one in found)
         if any(one.beside for one in found)
         else (),
         trials=count(trials),
@@ -94,18 +94,18 @@ def best_level(
     )
 
 
-def _nothing(trials: Sequence[MeasuredTrial], question: Question, stopped: str | None) -> str:
+def _nothing(trials: Sequence[MeasuredTrial], criterion: Criterion, stopped: str | None) -> str:
     """Return the message for a study without a complete ticket: its counts, the reason, and what to do."""
     counts = count(trials)
     failed = [one for one in latest(trials).values() if one.state == "failed" or one.cause == "diverged"]
-    then = "ask again later" if counts.unfinished else f"floodsearch status {question.study} shows why"
+    then = "ask again later" if counts.unfinished else f"floodsearch status {criterion.study} shows why"
     if stopped is not None:
         then = stopped
     elif failed and not counts.unfinished:
         last = max(failed, key=lambda one: one.trial)
         then = f"ticket {last.ticket}: {last.reason or last.cause}"
     return (
-        f"study {question.study!r} has no complete ticket yet: {counts.running} running, "
+        f"study {criterion.study!r} has no complete ticket yet: {counts.running} running, "
         f"{counts.waiting} waiting, {counts.pruned} pruned, {counts.failed} failed; {then}"
     )
 
@@ -125,12 +125,12 @@ def _no_baseline(trials: Iterable[MeasuredTrial], best: MeasuredTrial) -> str:
     return f"level 0 {'diverged' if one.cause == 'diverged' else one.state}: {one.reason or one.cause}"
 
 
-def _early_stopping(response: Response, question: Question) -> EarlyStopping | None:
+def _early_stopping(response: Response, criterion: Criterion) -> EarlyStopping | None:
     """Return the comparison of level 0, stopped early, with the answer; None unless all seeds were tested."""
     if response.baseline is None or response.chosen == 0:
         return None
     measure: Literal["test_accuracy", "test_loss"] = (
-        "test_loss" if question.metric == "val_loss" else "test_accuracy"
+        "test_loss" if criterion.metric == "val_loss" else "test_accuracy"
     )
     plain, best = response.baseline.results, response.trials[response.chosen].results
     every = [(plain, f"best_{measure}"), (best, measure), (best, f"best_{measure}")]
@@ -168,10 +168,10 @@ def _verdict(flooded: Gain | None, response: Response) -> Verdict | None:
     return "not shown" if flooded.verdict == "helps" and response.chosen == 0 else flooded.verdict
 
 
-def _level(trial: MeasuredTrial, question: Question) -> float:
+def _level(trial: MeasuredTrial, criterion: Criterion) -> float:
     """Return the level that a complete trial stands for."""
     found = _final_levels(trial)
-    if not question.finds_level or not trial.stands_for or not found:
+    if not criterion.finds_level or not trial.stands_for or not found:
         return trial.stands_for or 0.0
     return _decimal(statistics.median(found))
 
@@ -192,10 +192,10 @@ def _decimal(level: float) -> float:
 
 
 def _range(
-    response: Response, found: Sequence[Response], question: Question
+    response: Response, found: Sequence[Response], criterion: Criterion
 ) -> tuple[tuple[float, float] | None, tuple[float, ...] | None]:
     """Return the interval of the answer, and what is tied with it; None where no levels were compared."""
-    if question.finds_level:
+    if criterion.finds_level:
         return _range_reached(response.trials[response.chosen]), None
     return _tied(response) if has_curve(response, found) else (None, None)
 
@@ -212,11 +212,11 @@ def _tied(response: Response) -> tuple[tuple[float, float] | None, tuple[float, 
     return (min(both), max(both)), tuple(others)
 
 
-def _combination(response: Response, question: Question) -> Combination:
+def _combination(response: Response, criterion: Criterion) -> Combination:
     best, gain = response.trials[response.chosen], _gains(response)[1]
     return Combination(
         parameters=response.beside,
-        level=_level(best, question),
+        level=_level(best, criterion),
         value=mean_of(best.results, "value") or 0.0,
         baseline=None if response.baseline is None else mean_of(response.baseline.results, "value"),
         gain=None if gain is None else gain.mean,

@@ -9,18 +9,18 @@ import numpy as np
 from floodsearch.answer.response import Response, measure_response
 from floodsearch.answer.smoothing import CONFIDENCE, student
 from floodsearch.answer.tickets import comparable
-from floodsearch.answer.values import Question, mean_and_se
+from floodsearch.answer.values import Criterion, mean_and_se
 from floodsearch.records import MeasuredTrial
 
 
-def responses(trials: Sequence[MeasuredTrial], question: Question) -> list[Response]:
+def responses(trials: Sequence[MeasuredTrial], criterion: Criterion) -> list[Response]:
     """Return the response of each combination that has a complete trial, by its first ticket."""
     complete = comparable(trials)
     if not complete:
         return []
-    highest = question.scale or max(trial.level or 0.0 for trial in trials)
+    highest = criterion.scale or max(trial.level or 0.0 for trial in trials)
     groups = _by_combination(trial for trial in trials if trial.epochs == complete[0].epochs)
-    found = (measure_response(own, maximize=question.maximize, highest=highest) for own in groups)
+    found = (measure_response(own, maximize=criterion.maximize, highest=highest) for own in groups)
     return [one for one in found if one is not None]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import TypeVar
 
-from floodsearch.answer.values import Question
+from floodsearch.answer.values import Criterion
 from floodsearch.findings import TicketCounts
 from floodsearch.records import BY_HAND, TrialRecord
 
@@ -68,12 +68,12 @@ def _largest(trials: Iterable[Trial], key: Callable[[TrialRecord], int]) -> list
     return max(groups.items(), key=rank, default=(0, []))[1]
 
 
-def best_of(trials: Iterable[TrialRecord], question: Question) -> TrialRecord | None:
+def best_of(trials: Iterable[TrialRecord], criterion: Criterion) -> TrialRecord | None:
     """Return the trial with the best value; of equal ones the lowest level, then the first ticket.
 
     Levels are what the trials stand for: one that never flooded counts as level 0.
     """
-    sign = 1.0 if question.maximize else -1.0
+    sign = 1.0 if criterion.maximize else -1.0
     return max(
         (trial for trial in trials if trial.value is not None),
         key=lambda trial: (sign * (trial.value or 0.0), -(trial.stands_for or 0.0), -trial.ticket),

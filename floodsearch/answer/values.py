@@ -20,8 +20,8 @@ RUNG_VALIDATIONS = 3
 
 
 @dataclass(frozen=True, kw_only=True)
-class Question:
-    """What is asked of the records of one study.
+class Criterion:
+    """By what the runs of one study are compared.
 
     Args:
         study: its name.
@@ -47,7 +47,7 @@ class Question:
 
 
 def recent_mean(
-    records: Iterable[EpochRecord], question: Question, epoch: int, *, at_least: int = 1
+    records: Iterable[EpochRecord], criterion: Criterion, epoch: int, *, at_least: int = 1
 ) -> float:
     """Return the mean of the metric over the validations of one run in the last window before `epoch`.
 
@@ -56,41 +56,41 @@ def recent_mean(
 
     Args:
         records: of one run, in any order; those after `epoch` or without a validation do not count.
-        question: names the metric and the window.
+        criterion: names the metric and the window.
         epoch: counts itself: the window is (epoch * (1 - window), epoch].
         at_least: so many validations count, even where the window holds fewer.
 
     Raises:
         ValueError: if no validation lies in the window.
     """
-    start = window_start(epoch, question.window)
+    start = window_start(epoch, criterion.window)
     found = sorted(
         (record.epoch, value)
         for record in records
-        if record.epoch <= epoch and (value := getattr(record, question.field)) is not None
+        if record.epoch <= epoch and (value := getattr(record, criterion.field)) is not None
     )
     inside = sum(validated > start for validated, _ in found)
     if not inside:
-        raise ValueError(f"no {question.metric} between epoch {start:g} and {epoch}")
+        raise ValueError(f"no {criterion.metric} between epoch {start:g} and {epoch}")
     values = [value for _, value in found[-max(inside, at_least) :]]
     return math.fsum(values) / len(values)
 
 
-def rung_value(records: Iterable[EpochRecord], question: Question, rung: int, *, epochs: int) -> float:
+def rung_value(records: Iterable[EpochRecord], criterion: Criterion, rung: int, *, epochs: int) -> float:
     """Return by what a run is judged at a rung: its recent mean, at the last epoch its value.
 
     Before the last epoch the mean is over at least `RUNG_VALIDATIONS`, where there are as many.
 
     Args:
         records: of one run, in any order, at least those up to the rung.
-        question: names the metric and the window.
+        criterion: names the metric and the window.
         rung: the epoch at which it is judged.
         epochs: length of the run.
 
     Raises:
         ValueError: if no validation lies in the window.
     """
-    return recent_mean(records, question, rung, at_least=1 if rung == epochs else RUNG_VALIDATIONS)
+    return recent_mean(records, criterion, rung, at_least=1 if rung == epochs else RUNG_VALIDATIONS)
 
 
 def window_start(epoch: int, window: float) -> float:
@@ -117,22 +117,22 @@ def best_validation(records: Iterable[EpochRecord], field: str, *, maximize: boo
     return max(validated, key=lambda one: one[0])[1] if validated else None
 
 
-def seed_result(records: Sequence[EpochRecord], question: Question, epochs: int) -> SeedResult:
+def seed_result(records: Sequence[EpochRecord], criterion: Criterion, epochs: int) -> SeedResult:
     """Return the result of one finished run: its value at the end, and test metrics there and at its best.
 
     Args:
         records: at least those of the window and the validation that is best.
-        question: names the metric and the window.
+        criterion: names the metric and the window.
         epochs: length of the run.
     """
     by_epoch = {record.epoch: record for record in records if record.epoch <= epochs}
     last = by_epoch[epochs]
-    best = best_validation(by_epoch.values(), question.field, maximize=question.maximize)
+    best = best_validation(by_epoch.values(), criterion.field, maximize=criterion.maximize)
     if best is None:
-        raise ValueError(f"no {question.metric} up to epoch {epochs}")
+        raise ValueError(f"no {criterion.metric} up to epoch {epochs}")
     return SeedResult(
         seed=last.seed,
-        value=recent_mean(records, question, epochs),
+        value=recent_mean(records, criterion, epochs),
         train_accuracy=last.train_accuracy,
         test_loss=last.test_loss,
         test_accuracy=last.test_accuracy,

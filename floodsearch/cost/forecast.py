@@ -133,7 +133,9 @@ class Timed(NamedTuple):
         return self.samples / self.speed
 
 
-def timed(spec: Spec, stages: Sequence[Stage], samples: int, speeds: Mapping[int, float]) -> list[Timed]:
+def time_stages(
+    spec: Spec, stages: Sequence[Stage], samples: int, speeds: Mapping[int, float]
+) -> list[Timed]:
     """Return how long one worker trains each stage.
 
     Args:

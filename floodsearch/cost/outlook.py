@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from floodsearch.cost.forecast import Stage, Timed, at_once, epochs_exhaustive, plan, speeds_of, timed
+from floodsearch.cost.forecast import Stage, Timed, at_once, epochs_exhaustive, plan, speeds_of, time_stages
 from floodsearch.errors import UsageError
 from floodsearch.records import Pilot
 from floodsearch.search.tickets import ticket_count
@@ -76,6 +76,6 @@ def look_ahead(spec: Spec, *, speed: str | None = None, measure: str | None = No
 def at_speeds(
     outlook: Outlook, spec: Spec, stages: Sequence[Stage], samples: int, speeds: Mapping[int, float]
 ) -> Outlook:
-    """Return an outlook with the time of each stage; the arguments are those of `timed`."""
-    times = timed(spec, stages, samples, speeds)
+    """Return an outlook with the time of each stage; the arguments are those of `time_stages`."""
+    times = time_stages(spec, stages, samples, speeds)
     return replace(outlook, stages=tuple(times), seconds=sum(one.seconds for one in times) if times else None)

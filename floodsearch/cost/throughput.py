@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from floodsearch.catalog import task_of
-from floodsearch.study.levels import AUTO
+from floodsearch.study.section import AUTO
 from floodsearch.study.spec import Spec
 from floodsearch.study.trust import given
 from floodsearch.tasks.task import Data

@@ -15,7 +15,7 @@ from floodsearch.storage import tables, trials
 from floodsearch.storage.studies import StoredStudy
 from floodsearch.storage.trial_records import read_measured, read_trials
 from floodsearch.storage.trials import NewTrial
-from floodsearch.study.levels import AUTO
+from floodsearch.study.section import AUTO
 from floodsearch.study.spec import Spec
 
 
@@ -69,7 +69,7 @@ def _to_queue(study: StoredStudy, history: Sequence[TrialRecord]) -> list[int]:
         return absent
     if not (short := short_of_seeds(study.spec, history)):
         return []
-    worth = worth_more_seeds(read_measured(study), study.question)
+    worth = worth_more_seeds(read_measured(study), study.criterion)
     return [number for number in short if number in worth]
 
 
@@ -80,7 +80,7 @@ def _unconfirmed(study: StoredStudy, newest: Mapping[int, TrialRecord]) -> list[
     """
     if all(one.cause != "pruned" for one in newest.values()):
         return []  # without reading the curves
-    found = unconfirmed(read_measured(study), study.question)
+    found = unconfirmed(read_measured(study), study.criterion)
     return [found] if found is not None and found.cause == "pruned" else []
 
 

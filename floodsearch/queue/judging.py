@@ -73,7 +73,7 @@ def judge(standings: Mapping[int, tuple[Ticket, Standing]], epoch: int) -> dict[
 
 def _scale(study: StoredStudy) -> float:
     """Return the range of levels over which their curve is smooth, in the unit of the loss."""
-    return study.question.scale or study.spec.levels.highest
+    return study.criterion.scale or study.spec.levels.highest
 
 
 def _stops(pruner: BasePruner, ticket: Ticket) -> bool:

@@ -9,6 +9,7 @@ before to the nearest new one. A new sampler is one entry of `SAMPLERS`.
 from __future__ import annotations
 
 import itertools
+import logging
 import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -23,9 +24,6 @@ from optuna.trial import TrialState
 from floodsearch.records import Parameter
 from floodsearch.search.history import Tried, at_the_end
 from floodsearch.search.space import Space
-
-# Optuna tells of each study and trial on stderr; here they are many and short-lived.
-optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 Rule = Callable[..., dict[str, Parameter]]
 
@@ -188,6 +186,8 @@ def _ask(sampler: BaseSampler, space: Space, tried: Sequence[Tried]) -> dict[str
     trials is to leave them out (GP) or to rank them behind all others (TPE), although their scores compare.
     """
     distributions = {**space.distributions(), "level": FloatDistribution(space.low, space.high)}
+    # Optuna tells of each new study on stderr; these live for one question.
+    logging.getLogger("optuna.storages").setLevel(logging.WARNING)
     study = optuna.create_study(direction="maximize", sampler=sampler)
     for one in tried:
         parameters = {"level": one.level, **one.beside}

@@ -14,7 +14,7 @@ from typing import Any
 
 import optuna
 
-from floodsearch.answer.values import Question
+from floodsearch.answer.values import Criterion
 from floodsearch.errors import (
     DamagedError,
     Problem,
@@ -33,7 +33,7 @@ from floodsearch.storage.database import Database
 from floodsearch.storage.rows import number, parsed, read_by_optuna, text, uuid_of, whole
 from floodsearch.study.extend import differences
 from floodsearch.study.fields import fields_of
-from floodsearch.study.levels import AUTO
+from floodsearch.study.section import AUTO
 from floodsearch.study.spec import Spec, from_json
 from floodsearch.study.trust import NOTHING, TrustedSpec, Trusts, trust_in
 
@@ -76,10 +76,10 @@ class StoredStudy:
         return self.trusts.allow(self.spec)
 
     @property
-    def question(self) -> Question:
+    def criterion(self) -> Criterion:
         """The metric, its direction and window, by which the records of this study are compared."""
         search = self.spec.search
-        return Question(
+        return Criterion(
             study=self.name,
             metric=search.metric,
             maximize=self.spec.maximize,

@@ -27,7 +27,7 @@ from floodsearch.search.tickets import tickets
 from floodsearch.storage import tables
 from floodsearch.storage.rows import flag, read_by_optuna, text, whole
 from floodsearch.storage.studies import StoredStudy
-from floodsearch.study.levels import AUTO
+from floodsearch.study.section import AUTO
 from floodsearch.study.spec import Spec
 
 STATES: Mapping[TrialState, TicketState] = {
@@ -197,7 +197,7 @@ def _ends_of_curves(study: StoredStudy, ended: Sequence[TrialRecord]) -> Curves:
         study.uuid,
         {trial.ticket for trial in ended},
         after=window_start(min(rungs), study.spec.search.window) if ends else 0,
-        having=study.question.field,
+        having=study.criterion.field,
     )
     by_seed: dict[tuple[int, int], list[EpochRecord]] = {}
     for ticket, curve in curves.items():
@@ -215,7 +215,7 @@ def _measured(study: StoredStudy, trial: TrialRecord, rungs: Sequence[int], by_s
         rungs: the epochs at which trials of its length ended, ascending.
         by_seed: the curves; one that was deleted by hand leaves its seed out.
     """
-    question, complete = study.question, trial.state == "complete"
+    criterion, complete = study.criterion, trial.state == "complete"
     if complete and trial.epoch != trial.epochs:
         where = f"attribute 'epochs' of trial {trial.trial}"
         raise DamagedError(where, trial.epochs, f"{trial.epoch}, which is the last epoch that it reported")
@@ -224,9 +224,9 @@ def _measured(study: StoredStudy, trial: TrialRecord, rungs: Sequence[int], by_s
     reached = [rung for rung in rungs if rung <= trial.epoch] if len(whole) == trial.seeds else []
     return _with(
         trial,
-        results=tuple(seed_result(curve, question, trial.epochs) for curve in whole) if complete else (),
+        results=tuple(seed_result(curve, criterion, trial.epochs) for curve in whole) if complete else (),
         rungs={
-            rung: tuple(rung_value(curve, question, rung, epochs=trial.epochs) for curve in whole)
+            rung: tuple(rung_value(curve, criterion, rung, epochs=trial.epochs) for curve in whole)
             for rung in reached
         },
     )

@@ -13,12 +13,10 @@ from pydantic_core import PydanticCustomError
 
 from floodsearch.errors import Problem
 from floodsearch.records import LARGEST
-from floodsearch.study.section import Section
+from floodsearch.study.section import AUTO, Section
 
 MOST_LEVELS = 10_000
 """Far above any search that makes sense: a slip of the keyboard must not fill the memory or the database."""
-AUTO: Literal["auto"] = "auto"
-"""A highest level that the pilot finds."""
 
 
 def _level_or_auto(value: object) -> float | Literal["auto"]:

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import BaseModel, ConfigDict
+
+AUTO: Literal["auto"] = "auto"
+"""What a study file says where the data decide: a highest level that the pilot finds, or the engine."""
 
 
 class Section(BaseModel):

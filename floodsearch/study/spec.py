@@ -17,7 +17,7 @@ from pydantic import Field, ValidationError
 from floodsearch.errors import Problem, StudyFileError
 from floodsearch.records import Keep, Parameter, Scalar, Setting
 from floodsearch.study.levels import MOST_LEVELS, Levels
-from floodsearch.study.section import Section
+from floodsearch.study.section import AUTO, Section
 
 V = TypeVar("V", Setting, Setting | None)
 # Far above any search that makes sense, as is `MOST_LEVELS`.
@@ -77,7 +77,7 @@ class Training(Section):
         default_factory=lambda given: default_validate_every(given.get("epochs", DEFAULT_EPOCHS)), ge=1
     )
     schedule: str = "constant"
-    engine: Literal["auto", "loop", "stack"] = "auto"
+    engine: Literal["auto", "loop", "stack"] = AUTO
     keep: Keep = "none"
     recipe: dict[str, Choices | Setting] = Field(default_factory=dict)
 

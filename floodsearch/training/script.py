@@ -98,9 +98,8 @@ class Script:
                     f"the command printed nothing of epoch {wanted}, at which {run.metric} is due, but then "
                     f"of epoch {epoch}; if it validates seldom, say so with validate_every in [training]"
                 )
-            if (
-                wanted == run.length and next(printed, None) is None
-            ):  # whether it ends well is part of the run
+            # Whether it ends well is part of the run.
+            if wanted == run.length and next(printed, None) is None:
                 self._ended(run, process, wanted + 1)
                 if not run.goes_on:
                     return None

@@ -208,7 +208,7 @@ class Bracket:
         self.held.write([number], persistent=True)  # a complete ticket without its curve would have no value
         if number not in self.held.alive:
             return
-        results = [seed_result(curve.of(seed), self.study.question, ticket.epochs) for seed in ticket.seeds]
+        results = [seed_result(curve.of(seed), self.study.criterion, ticket.epochs) for seed in ticket.seeds]
         value, numbers = _summary(results)
         self.held.end(ticket, "complete", queue.complete, value, numbers, flooded=curve.flooded)
         _look_whether_levels_flood(ticket, [one for one in lowest if one is not None], self.heartbeat)

@@ -112,9 +112,9 @@ class Recorder:
 
     def recent_mean(self, number: int, epoch: int) -> float:
         """Return the mean over a ticket's seeds of the metric's last few validations, in its unit."""
-        curve, question = self.curves[number], self.study.question
+        curve, criterion = self.curves[number], self.study.criterion
         epochs = curve.ticket.epochs
-        means = [rung_value(curve.of(s), question, epoch, epochs=epochs) for s in curve.ticket.seeds]
+        means = [rung_value(curve.of(s), criterion, epoch, epochs=epochs) for s in curve.ticket.seeds]
         return mean_and_se(means)[0]
 
     def write(self, numbers: Iterable[int], *, persistent: bool = False) -> set[int]:

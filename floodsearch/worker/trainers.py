@@ -24,7 +24,7 @@ from floodsearch.records import EpochRecord, Parameter
 from floodsearch.search.space import Space
 from floodsearch.storage.notices import warn
 from floodsearch.storage.studies import StoredStudy
-from floodsearch.study.levels import AUTO
+from floodsearch.study.section import AUTO
 from floodsearch.study.spec import Spec
 from floodsearch.study.trust import TrustedSpec
 from floodsearch.tasks.task import Task

@@ -26,7 +26,7 @@ from floodsearch.storage.notices import warn
 from floodsearch.storage.retry import persistently
 from floodsearch.storage.studies import StoredStudy, versions
 from floodsearch.storage.trial_records import read_trials
-from floodsearch.study.levels import AUTO
+from floodsearch.study.section import AUTO
 from floodsearch.training.arithmetic import choose_kernels
 from floodsearch.training.devices import find_device
 from floodsearch.training.randomness import borrowed
