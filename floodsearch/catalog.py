@@ -155,7 +155,7 @@ def _recipe_fields(defaults: Recipe) -> Fields:
 
 
 def _unfit(build: Callable[[dict[str, Any]], object], values: Mapping[str, Any]) -> Iterator[Problem]:
-    """Yield what `build` says against recipe values, each tried by itself, and each of several choices."""
+    """Yield a problem for each recipe value that `build` refuses; of several choices, each is tried."""
     for name, value in values.items():
         for choice in getattr(value, "choices", (value,)):
             try:
@@ -263,7 +263,7 @@ def code_revision(trusted: TrustedSpec, folders: Sequence[Path] = ()) -> str | N
 
 
 def loop_settings(trusted: TrustedSpec, beside: Mapping[str, Parameter]) -> dict[str, Setting | None]:
-    """Return what a loop of the user's own is handed: all settings, with those that a ticket searches."""
+    """Return all settings that a loop of the user's own is handed, searched ones too, by name."""
     return with_chosen(trusted.spec.training_settings, beside)
 
 
@@ -283,6 +283,6 @@ def rule_of(spec: Spec) -> Rule | None:
 
 
 def judge_of(spec: Spec) -> Judge:
-    """Return who decides which levels of a study go on, made for its epochs by its pruner's settings."""
+    """Return the judge of a study: its pruner, with its settings, for the epochs of the study."""
     name = spec.search.pruner
     return PRUNERS[name](spec.training, **spec.settings.get(name, {}))

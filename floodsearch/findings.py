@@ -16,7 +16,7 @@ Verdict = Literal["helps", "not shown", "hurts"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TicketCounts:
-    """How many tickets of a study are in each state."""
+    """The number of tickets of a study in each state."""
 
     complete: int = 0
     pruned: int = 0

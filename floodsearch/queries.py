@@ -65,7 +65,7 @@ def _answer(
 
 
 def status(study: StoredStudy, *, with_answer: bool = False) -> StudyStatus:
-    """Return where a study stands, from few and cheap reads.
+    """Return the status of a study, from few and cheap reads.
 
     Args:
         study: which study.

@@ -8,7 +8,7 @@ from floodsearch.errors import LoopError
 
 
 def check_alone() -> None:
-    """Look whether this process is one of several that train together.
+    """Refuse a process that is one of several which train together.
 
     Raises:
         LoopError: if it is: the others would wait for it, or it for them.

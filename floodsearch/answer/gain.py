@@ -25,7 +25,7 @@ MOST_SEEDS = 100
 
 @dataclass(frozen=True)
 class Gain:
-    """What flooding brings, in the metric's unit, positive where it is better.
+    """The gain of flooding, in the metric's unit, positive where it is better.
 
     Args:
         mean: value at the level minus value at level 0.

@@ -40,7 +40,7 @@ log = logging.getLogger(__name__)
 
 
 class Pace:
-    """When the next checkpoint is due: a while after the last one, longer if that took long."""
+    """Decides when the next checkpoint is due: a while after the last one, longer if that took long."""
 
     def __init__(self) -> None:
         self._next = time.monotonic() + SECONDS

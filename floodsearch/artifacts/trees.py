@@ -11,7 +11,7 @@ MAPPINGS, SEQUENCES = (dict, OrderedDict, Counter), (list, tuple)
 
 
 def leaves(value: Any) -> Iterator[Any]:
-    """Yield what lies in nested containers, in their order."""
+    """Yield the leaves of nested containers, all that is no container itself, in their order."""
     if type(value) in MAPPINGS:
         parts = value.values()
     elif type(value) in SEQUENCES:

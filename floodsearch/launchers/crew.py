@@ -16,7 +16,7 @@ MOST_CPU_WORKERS = 8
 
 @dataclass(frozen=True, kw_only=True)
 class Crew:
-    """How many local workers, where, and with how many threads each.
+    """The local workers of a launch: their devices, and the threads of each.
 
     Args:
         devices: one for each worker.

@@ -70,7 +70,7 @@ class Slot:
 
 
 class Look(NamedTuple):
-    """What a look at a launch shows: where the study stands, and what is to be said since the last look."""
+    """The status of the study of a launch, and the messages since the last look at it."""
 
     status: StudyStatus
     said: tuple[str, ...] = ()
@@ -141,7 +141,7 @@ class Launch:
             )
 
     def watch(self) -> Iterator[Look]:
-        """Yield where the study stands, about twice a second, until the workers are done.
+        """Yield the status of the study, about twice a second, until the workers are done.
 
         Raises:
             WorkersFailedError: if the last worker was given up, or one can never work.
@@ -237,7 +237,7 @@ class Launch:
         return f"{slot.given_up}; {left} of {len(self.slots)} workers are left" if left else None
 
     def _status(self) -> StudyStatus:
-        """Ask where the study stands; a storage that is away for a moment ends no launch."""
+        """Read the status of the study; a storage that is away for a moment ends no launch."""
         return persistently(status, self.study)
 
     def _release(self, pid: int, reason: str) -> WorkerRecord | None:

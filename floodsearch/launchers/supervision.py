@@ -44,12 +44,12 @@ class Death:
 
     @property
     def from_outside(self) -> bool:
-        """Whether it fell by no fault of its own, as far as can be told."""
+        """Whether something outside of it ended it, as far as can be told."""
         return self.status in FROM_OUTSIDE and not self.out_of_memory
 
     @property
     def cause(self) -> str:
-        """What happened to it, as the rest of a sentence."""
+        """The cause of the death, as the rest of a sentence."""
         if self.status >= 0:
             asked = " (it was asked to leave)" if self.status in FROM_OUTSIDE else ""
             return f"ended with exit status {self.status}{asked}"
@@ -64,7 +64,7 @@ class Death:
 
 @dataclass
 class Patience:
-    """How often a place for a worker may still be taken; one for each place.
+    """Counts deaths of workers in one place, until no other may take it.
 
     Attributes:
         deaths: in a row of workers that had done nothing.

@@ -23,7 +23,7 @@ _places: list[_Place] = []
 
 @dataclass(eq=False)
 class _Place:
-    """Where code of a study's own runs in this process, and what it was refused there."""
+    """A place in this process where code of a study's own runs, and what was refused to it."""
 
     name: str
     on_refusal: Callable[[str], object]

@@ -12,13 +12,21 @@ from floodsearch.study.spec import Spec
 
 
 def bracket_of(spec: Spec, total: int) -> Callable[[int], int | None]:
-    """Return what tells the bracket of a ticket of so many: a block of a grid, in spread order; or None."""
+    """Return a function from the number of a ticket to the number of its bracket.
+
+    A bracket is a block of a grid whose levels are spread over the whole range. The function returns None
+    where tickets are not judged together.
+
+    Args:
+        spec: of the study.
+        total: the number of its tickets.
+    """
     parts = judge_of(spec).brackets if SAMPLERS[spec.search.sampler].fixed else None
     return lambda number: None if parts is None else number * parts // total
 
 
 def portions(spec: Spec) -> int:
-    """Return how many workers can have tickets of a study in their hands at once."""
+    """Return the number of workers that can train a study at once: each takes a whole bracket."""
     total = ticket_count(spec) or MOST_LEVELS
     bracket = bracket_of(spec, total)
     brackets = {bracket(number) for number in range(total)}

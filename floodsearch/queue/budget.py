@@ -13,7 +13,12 @@ SECONDS_PER_HOUR = 3600
 
 
 def closed(study: StoredStudy, workers: Iterable[WorkerRecord]) -> str | None:
-    """Return why no ticket is handed out any more: the study was stopped, or its budget is spent."""
+    """Return why the study hands out no more tickets, stopped or its budget spent; None while it does.
+
+    Args:
+        study: which study.
+        workers: all that it ever had.
+    """
     if (reason := study.stopped()) is not None:
         return reason
     budget, workers = study.spec.budget, list(workers)
@@ -25,12 +30,12 @@ def closed(study: StoredStudy, workers: Iterable[WorkerRecord]) -> str | None:
 
 
 def _raise(key: str) -> str:
-    """Return what to do when a key of the budget is spent."""
+    """Return the advice for a budget that is spent."""
     return f"raise budget.{key} in the study file and launch it again to go on"
 
 
 def seconds_worked(workers: Iterable[WorkerRecord]) -> float:
-    """Return for how many seconds at least one worker was alive."""
+    """Return the seconds during which at least one worker was alive."""
     total, until = 0.0, -math.inf
     for start, end in sorted((one.started, one.left or one.last_beat) for one in workers):
         total += max(0.0, end - max(start, until))

@@ -83,7 +83,7 @@ def _stops(pruner: BasePruner, ticket: Ticket) -> bool:
 
 
 def _rivals(first: Ticket, judged: Collection[int], epoch: int) -> dict[int, Standing]:
-    """Return how other tickets stood at a rung: of the same bracket, or of all earlier rounds.
+    """Return the standings at a rung of tickets that have ended: of the same bracket, or of earlier rounds.
 
     They ended before, because a lost bracket is trained again without what it had pruned already, or
     because open tickets are taken a few at a time. Keyed below zero, apart from tickets in training.

@@ -41,7 +41,7 @@ class Ticket:
 
 @dataclass(frozen=True)
 class Entry:
-    """What a ticket has shown since it was last written down.
+    """The part of a ticket's curves that the database does not have yet.
 
     Args:
         ticket: whose it is.

@@ -107,7 +107,7 @@ def status_text(status: StudyStatus) -> str:
 
 
 def notes_text(status: StudyStatus) -> str:
-    """Return why tickets were pruned, a line a rung, and why others were taken up again."""
+    """Return the reasons for which tickets were pruned, a line a rung, and taken up again, a line each."""
     status = one_line(status)
     by_epoch: dict[int, list[TicketNote]] = {}
     again = []

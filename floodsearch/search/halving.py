@@ -27,7 +27,7 @@ from floodsearch.records import Decision
 
 @dataclass(frozen=True)
 class Standing:
-    """How a level stands at a rung.
+    """A level with its value at a rung.
 
     Args:
         level: in the unit of the training loss.
@@ -54,7 +54,7 @@ def spread(levels: Sequence[float], count: int) -> list[float]:
 def halve(
     standings: Mapping[int, Standing], *, epoch: int, highest: float, keep: int, ties: float
 ) -> dict[int, Decision]:
-    """Return which levels go on after a rung: a pure function of what they came to at that rung.
+    """Return a decision on each level that has reached a rung: a pure function of the values there.
 
     A level that has not flooded yet goes on without a place among those that are kept: until it floods it
     costs nothing.

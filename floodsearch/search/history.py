@@ -38,7 +38,7 @@ class Tried:
 
 
 def tried_in(trials: Iterable[FrozenTrial], space: Space, *, maximize: bool) -> list[Tried]:
-    """Return what was proposed in a study, as its trials tell it, in their order.
+    """Return all levels that were proposed in a study, with the scores of its trials, in their order.
 
     A failed trial says nothing of its level: its ticket is trained again under a new number. A trial that
     somebody else has added counts where its parameters are of the space, under its own number.

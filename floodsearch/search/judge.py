@@ -19,7 +19,9 @@ from floodsearch.search.halving import Standing, halve, spread
 
 @dataclass(frozen=True)
 class Rung:
-    """What is known when tickets have reached a rung together; what a judge does not ask for is not read.
+    """A rung that tickets have reached together, with all that a judge may ask about them.
+
+    What it does not ask for is not read from the database.
 
     Args:
         epoch: that they have reached.
@@ -164,7 +166,7 @@ class OptunaJudge(Judge):
     pruner: BasePruner
 
     def judge(self, rung: Rung) -> dict[int, Decision]:
-        """Return what the pruner says of each ticket that has reached a rung."""
+        """Return the pruner's decision on each ticket that has reached a rung."""
         return {ticket: self._decision(rung, ticket) for ticket in rung.standings}
 
     def _decision(self, rung: Rung, ticket: int) -> Decision:

@@ -94,7 +94,7 @@ def _every_trial(study: optuna.Study) -> list[FrozenTrial]:
 
 
 def _standings(trials: Mapping[int, FrozenTrial], epoch: int, *, maximize: bool) -> dict[int, Standing]:
-    """Return how those of some trials stood at an epoch that have a level and reported there, by number."""
+    """Return the standings at an epoch, by number, of those trials that have a level and reported there."""
     unflooded = [_until(epoch, one) for one in trials.values() if one.params.get("level") == 0]
     sign = 1.0 if maximize else -1.0
     return {
@@ -109,5 +109,5 @@ def _standings(trials: Mapping[int, FrozenTrial], epoch: int, *, maximize: bool)
 
 
 def _until(epoch: int, trial: FrozenTrial) -> dict[int, float]:
-    """Return what a trial has reported until an epoch."""
+    """Return the intermediate values of a trial up to an epoch."""
     return {step: value for step, value in trial.intermediate_values.items() if step <= epoch}

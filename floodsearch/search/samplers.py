@@ -154,7 +154,7 @@ def heuristic(
 
 @dataclass(frozen=True)
 class Sampler:
-    """Where the levels of a study come from.
+    """A way to choose the levels of a study.
 
     Args:
         rule: proposes the level of an open ticket when a worker takes it. None where nothing is proposed:

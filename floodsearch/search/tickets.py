@@ -9,7 +9,7 @@ from floodsearch.study.spec import Spec, combinations, exhaustive
 
 
 def tickets(spec: Spec) -> list[dict[str, Parameter] | None]:
-    """Return what each ticket of a study evaluates, by ticket number; None is an open ticket.
+    """Return the parameters that each ticket of a study evaluates, by ticket number; None of an open ticket.
 
     Level 0 comes first, once for each combination of recipe fields; it has no settings of the schedule, which
     mean nothing there. A grid follows in van der Corput order, so that any first part of it is spread over
@@ -33,7 +33,7 @@ def tickets(spec: Spec) -> list[dict[str, Parameter] | None]:
 
 
 def ticket_count(spec: Spec) -> int | None:
-    """Return how many tickets a study has, or None if the pilot decides that: with a step and no end."""
+    """Return the number of tickets of a study; None with a step and no end, until the pilot has found one."""
     if SAMPLERS[spec.search.sampler].fixed:
         return exhaustive(spec.levels, spec.training_settings, spec.schedule_settings)
     return max(spec.search.trials or 0, combinations(spec.training_settings))

@@ -49,7 +49,7 @@ def attempt(call: Callable[Given, Result], *args: Given.args, **named: Given.kwa
 
 
 def _repeated(call: Callable[[], Result], patience: float) -> Result:
-    """Return what a call returns in the end; after so many seconds its failure is the last one."""
+    """Return the result of a call, which is repeated for so many seconds as long as the storage fails."""
     began, wait = time.monotonic(), 0.1
     while True:
         try:

@@ -29,7 +29,7 @@ def _level_or_auto(value: object) -> float | Literal["auto"]:
 
 
 class Levels(Section):
-    """Which flood levels are searched, in the unit of the training loss."""
+    """The flood levels that are searched, in the unit of the training loss."""
 
     low: float = Field(0.0, ge=0, le=LARGEST)
     high: Annotated[float | Literal["auto"], PlainValidator(_level_or_auto)]
@@ -140,7 +140,7 @@ def _two_digits(number: Decimal) -> Decimal:
 
 
 def _ill_stepped(low: float, high: float, step: float) -> str | None:
-    """Return why a step does not fit between two levels, or None; it may be as wide as their distance."""
+    """Return the problem with a step between two levels, or None; it may be as wide as their distance."""
     width = _decimal(high) - _decimal(low)
     if _decimal(step) > width:
         return f"{step:g} is larger than the range, {width:g} wide"

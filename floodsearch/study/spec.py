@@ -46,7 +46,7 @@ class Range(Section):
     """Whether values are spread evenly by their logarithm."""
 
     def problem(self) -> str | None:
-        """Return why the two ends are no range, or None."""
+        """Return the problem with the two ends as a range, or None."""
         if self.low >= self.high:
             return f"low = {self.low:g} is not below high = {self.high:g}"
         if self.log and self.low <= 0:
@@ -60,7 +60,7 @@ def default_validate_every(epochs: int) -> int:
 
 
 class Training(Section):
-    """How one level is trained. `recipe` holds the fields of the task's recipe.
+    """The training of one level. `recipe` holds the fields of the task's recipe.
 
     `keep` changes no result: it says which weights of completed tickets are kept.
     """
@@ -106,7 +106,7 @@ class Training(Section):
 
 
 class Arithmetic(Section):
-    """How numbers are computed. Results differ by it as by rounding, so it is the same for all workers.
+    """The arithmetic of a training. Results differ by it as by rounding: it is the same for all workers.
 
     Attributes:
         precision: `float32`; `tf32` rounds the factors of matrix products and convolutions to ten bits on
@@ -136,7 +136,7 @@ PLAIN = Arithmetic()
 
 
 class Search(Section):
-    """How levels are proposed, judged and compared."""
+    """The search: its sampler, its pruner, and the metric by which levels are compared."""
 
     sampler: str = "grid"
     pruner: str = "halving"
@@ -148,7 +148,7 @@ class Search(Section):
 
 
 class Budget(Section):
-    """What the whole study may cost, however many workers it has; None is no bound."""
+    """The bounds of what the whole study may cost, however many workers it has; None is no bound."""
 
     epochs: int | None = Field(None, ge=1)
     hours: float | None = Field(None, gt=0)

@@ -91,7 +91,7 @@ SOURCES: Mapping[str, Source] = {
 
 
 class Resident(NamedTuple):
-    """What lies on a device."""
+    """The images of a data set on a device, and the numbers that normalise them."""
 
     images: Tensor  # (n, channels, height, width), bytes
     mean: Tensor  # (channels, 1, 1)

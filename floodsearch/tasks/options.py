@@ -28,7 +28,7 @@ class TaskOptions(Protocol):
 
     @property
     def recipe(self) -> Recipe:
-        """How the task is trained with these options, unless the study file says otherwise."""
+        """The recipe of the task with these options, which the study file may change."""
 
 
 def _check_label_noise(label_noise: float) -> None:
@@ -37,7 +37,7 @@ def _check_label_noise(label_noise: float) -> None:
 
 
 class _Layered:
-    """What tasks on a network of equal layers check of their options."""
+    """Options of tasks on a network of equal layers, checked."""
 
     label_noise: float
     width: int
@@ -50,7 +50,7 @@ class _Layered:
 
 
 class _Synthetic(_Layered):
-    """What the synthetic tasks have in common."""
+    """Options of the synthetic tasks: all are trained by the recipe of the paper."""
 
     @property
     def recipe(self) -> Recipe:

@@ -9,7 +9,7 @@ from typing import Literal
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """How a task is trained unless the study file says otherwise; every field may be set there.
+    """The numbers by which a task is trained; a study file may set each of them.
 
     Args:
         batch_size: samples a step, at least 1; the last batch of an epoch may be smaller.

@@ -10,7 +10,7 @@ from floodsearch.errors import DivergedError, LoopError
 
 
 class _At(enum.Enum):
-    """Where the user's function is."""
+    """The place that the user's function has come to, by its calls."""
 
     BEFORE = enum.auto()  # `epochs` has not been asked for the first epoch
     IN_EPOCH = enum.auto()  # in the body of the loop, before the report
@@ -32,7 +32,7 @@ class CallOrder:
 
     @contextmanager
     def remembering(self) -> Iterator[None]:
-        """Keep what is raised against the function, in case its own code catches it."""
+        """Keep an error that is raised against the function, in case its own code catches it."""
         try:
             yield
         except (LoopError, DivergedError) as error:

@@ -32,7 +32,7 @@ from floodsearch.training.trunk import Trunk, TrunkPool, train
 
 @dataclass
 class EpochOutcome:
-    """What one epoch of a cohort came to.
+    """The outcome of one epoch of a cohort: records of its members, and errors of those that failed.
 
     Attributes:
         records: by member, one for each seed that it still trains.

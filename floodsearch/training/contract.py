@@ -119,7 +119,7 @@ def mean_loss(task: Task, outputs: Any, labels: Tensor) -> Tensor:
 
 
 def count_correct(correctness: Correct, outputs: Tensor, labels: Tensor) -> Tensor:
-    """Return how many samples of a batch are correct, (); its outputs and labels may be changed.
+    """Return the number of correct samples of a batch, (); the metric may change its outputs and labels.
 
     Raises:
         TaskError: if the metric gives something else than one truth a sample.

@@ -43,7 +43,7 @@ Name = tuple[Literal["object", "memory"], int]
 
 
 class RunKey(NamedTuple):
-    """Which run of a study."""
+    """The identity of a run in its study."""
 
     beside: Hashable
     """What is set beside the level."""
@@ -53,7 +53,7 @@ class RunKey(NamedTuple):
 
 
 class Shown(NamedTuple):
-    """What a run has shown in an epoch."""
+    """The record of one epoch of a run, with the losses of its batches."""
 
     record: EpochRecord
     losses: Sequence[float] = ()
@@ -74,7 +74,7 @@ class Finding(NamedTuple):
 
 @dataclass
 class _Begun:
-    """How far a run was compared: with which earlier one of its seed, and which of its level.
+    """A run in training, as far as it was compared with earlier ones: of its seed, and of its level.
 
     Attributes:
         first: whether later runs may be compared with it when it has ended.
@@ -216,7 +216,7 @@ def _is_coarse(number: float) -> bool:
 
 
 def batches_parted(one: Shown, other: Shown, rounding: float) -> str | None:
-    """Return where the batches of two runs of one seed part in an epoch, if they were equal before.
+    """Return the first batch of an epoch at which two runs of one seed part that were equal before.
 
     Args:
         one: of either run.
@@ -257,7 +257,7 @@ def _told(what: str, pair: tuple[float, float]) -> str:
 
 
 class Owners:
-    """Which run trains an object; it keeps none of them alive."""
+    """The runs that train objects, such as models; no object is kept alive by it."""
 
     def __init__(self) -> None:
         self._owners: dict[Name, tuple[weakref.ref[object], RunKey]] = {}
@@ -296,7 +296,7 @@ def _parts(one: object) -> Iterator[tuple[Name, object]]:
 
 
 def _address(parameter: object) -> int:
-    """Return where the numbers of a parameter lie, which others may share; 0 where that is not known."""
+    """Return the address of a parameter's memory, which others may share; 0 if it has none."""
     try:
         return parameter.untyped_storage().data_ptr() if isinstance(parameter, Tensor) else 0
     except Exception:  # whatever kind of tensor it is: one without memory has no address

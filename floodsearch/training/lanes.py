@@ -23,7 +23,7 @@ Key = tuple[str, str]
 
 
 class SeedInit:
-    """What all runs of a seed begin with: its data, and its initialisation.
+    """The start that all runs of a seed have in common: its data, and its initialisation.
 
     Args:
         task: what is trained.

@@ -22,7 +22,7 @@ from floodsearch.study.spec import PLAIN, Arithmetic
 
 @dataclass(frozen=True, kw_only=True)
 class RunPlan:
-    """What all runs of a study have in common beside their task.
+    """The plan that all runs of a study follow: epochs, validations, schedule, arithmetic.
 
     Args:
         epochs: length of a run.

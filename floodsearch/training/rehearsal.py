@@ -62,11 +62,11 @@ def findings(task: Task, seeds: Sequence[int], sizes: Collection[int]) -> list[s
 
 
 class _EndedError(Exception):
-    """What comes next makes no sense after what was found."""
+    """Ends a rehearsal: after its last finding nothing else can be tried."""
 
 
 class _Findings:
-    """What was found so far, a line each.
+    """The findings of a rehearsal so far, a line each.
 
     Attributes:
         found: in the order of the rehearsal.
@@ -86,7 +86,7 @@ class _Findings:
 
     @contextmanager
     def telling(self, what: str, more: str = "") -> Iterator[None]:
-        """Note what the user's own code raises, and end there."""
+        """Note an error of the user's own code as a finding, and end the rehearsal there."""
         try:
             yield
         except (Exception, SystemExit) as error:  # it may do anything

@@ -22,7 +22,7 @@ takes steps of full size; a model that is not computed as it is alone is off by 
 
 
 def obstacle(task: Task, device: torch.device, seed: int) -> str | None:
-    """Return why runs of a task cannot be stacked, or None.
+    """Return the reason for which runs of a task cannot be stacked, or None.
 
     Two runs, flooded and not, are trained for two epochs of at most two batches in turn, by a stack and
     alone. Random modules in training mode, control flow by data, modules without a functional form and

@@ -119,7 +119,7 @@ class Bracket:
             self._complete(number, members)
 
     def _begin(self, tickets: Sequence[Ticket]) -> Group | None:
-        """Return what of tickets is to be trained, without the runs that are done; None if nothing is.
+        """Return the group of tickets that are to be trained, without runs that are done; None if none is.
 
         How the tickets ended with which halving does not begin is written down.
         """
@@ -189,7 +189,7 @@ class Bracket:
                 self.held.end(ticket, "pruned", queue.prune, decision, flooded=flooded)
 
     def _write_all(self, members: Members, *, persistent: bool = False) -> None:
-        """Write what is new of all tickets; those that are another's by now are trained no further."""
+        """Write the new records of all tickets; those that are another worker's by now train no further."""
         for number in self.held.write(self.held.alive, persistent=persistent):
             members.drop(number)
 

@@ -107,7 +107,7 @@ class Heartbeat:
         os._exit(self.leave.status)
 
     def train(self, *tickets: int) -> None:
-        """Say what is trained from now on; written by the thread, so that training waits for no database."""
+        """Note the tickets in training; the thread writes them, so that training waits for no database."""
         self.training = tickets
         self._wake.set()
 

@@ -52,7 +52,7 @@ class HeldTickets:
         self.heartbeat.train(*self.alive)
 
     def write(self, numbers: Iterable[int], *, persistent: bool = False) -> set[int]:
-        """Write what is new of tickets; return those that were taken from this worker, which are out."""
+        """Write the new records of tickets; return those that were taken from this worker, which it drops."""
         lost = self.recorder.write(numbers, persistent=persistent)
         for number in lost:
             log.warning("ticket %d was taken from this worker, which was thought dead", number)

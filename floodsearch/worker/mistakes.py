@@ -23,7 +23,7 @@ FIRST_EPOCHS, FIRST_SHARE = 3, 0.1
 
 @dataclass
 class Seen:
-    """What the runs of a process have shown so far.
+    """All that is kept of the runs of a process, to compare later ones with.
 
     Args:
         comparison: of their numbers with each other.

@@ -184,7 +184,7 @@ def settled(records: Sequence[EpochRecord]) -> bool:
 
 
 def _why(error: BaseException) -> str:
-    """Return what made a pilot fail, and what to do about it where that is known."""
+    """Return the error that made a pilot fail, with what to do about it where that is known."""
     if isinstance(error, DivergedError):
         return f"{error}; lower the learning rate, or give levels.high as a number"
     if isinstance(error, LoopError):

@@ -17,7 +17,7 @@ FLUSH_SECONDS = 10.0
 
 
 class Curve:
-    """What a ticket has shown: all epoch records, and what is not in the database yet.
+    """The curves of a ticket: all its epoch records, and which of them the database does not have yet.
 
     Attributes:
         records: by seed and epoch.
@@ -59,11 +59,11 @@ class Curve:
         return all(epoch in records for records in self.records.values())
 
     def entry(self) -> Entry:
-        """Return what is to be written."""
+        """Return the part that the database does not have yet."""
         return Entry(self.ticket, list(self.unwritten.values()), dict(self.reports))
 
     def forget_unwritten(self) -> None:
-        """Take it that what was to be written has been."""
+        """Note that all of it has been written."""
         self.unwritten.clear()
         self.reports.clear()
 
@@ -85,7 +85,7 @@ class Recorder:
 
     @property
     def due(self) -> bool:
-        """Whether what is new has waited long enough to be written."""
+        """Whether the new records have waited long enough to be written."""
         return time.monotonic() - self._tried >= FLUSH_SECONDS
 
     def recall(self, ticket: Ticket) -> None:
@@ -118,7 +118,7 @@ class Recorder:
         return mean_and_se(means)[0]
 
     def write(self, numbers: Iterable[int], *, persistent: bool = False) -> set[int]:
-        """Write what is new of tickets, in one transaction; where the storage fails it stays for later.
+        """Write the new records of tickets, in one transaction; where the storage fails they stay for later.
 
         Args:
             numbers: of the tickets.

@@ -13,7 +13,7 @@ from floodsearch.storage.studies import StoredStudy
 
 @dataclass(frozen=True, kw_only=True)
 class WorkerSettings:
-    """How a worker works; nothing here changes a result.
+    """The settings of a worker: where it trains and writes; none of them changes a result.
 
     Args:
         device: where it trains, as torch names it, or `auto`.

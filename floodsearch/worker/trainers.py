@@ -54,7 +54,7 @@ log = logging.getLogger(__name__)
 
 
 class Members(Protocol):
-    """What trains the members of a bracket, named by their tickets: together, or one after the other."""
+    """Trains the members of a bracket, named by their tickets: together, or one after the other."""
 
     def train(self, until: int, note: OnEpoch) -> bool:
         """Train all members up to an epoch, unless they are there; return whether they are.
@@ -113,16 +113,16 @@ class Group:
 
 
 Trainer = Callable[[Group], Members]
-"""From what is to be trained to what trains it."""
+"""Makes the members of a group, ready to be trained."""
 
 
 class PilotTrainer(Protocol):
-    """What trains the start of the unflooded runs, before there are tickets."""
+    """Trains the start of the unflooded runs, before there are tickets."""
 
     device: torch.device
 
     def unflooded(self, study: StoredStudy, seed: int) -> Members:
-        """Return what trains the unflooded run of a seed, as member 0; the first ticket goes on from it."""
+        """Return a trainer of the unflooded run of a seed, as member 0; the first ticket goes on from it."""
 
 
 class CohortTrainer:

@@ -142,7 +142,7 @@ def _compare(revision: str | None, study: StoredStudy) -> None:
 
 
 def _closed(study: StoredStudy) -> str | None:
-    """Return why no ticket is handed out any more, as of now; None while one may be."""
+    """Return why the study hands out no more tickets, as of now; None while it does."""
     return queue.closed(study, tables.read_workers(study.database, study.uuid))
 
 
