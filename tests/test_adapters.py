@@ -6,6 +6,7 @@ data and a schedule of the learning rate.
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 import importlib
 import math
@@ -15,11 +16,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from lightning.pytorch import Callback, LightningModule
+from lightning.pytorch import Callback, LightningDataModule, LightningModule
 from lightning.pytorch import Trainer as LightningTrainer
+from lightning.pytorch.cli import LightningCLI
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
-from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainingArguments
+from transformers import HfArgumentParser, LlamaConfig, LlamaForCausalLM, Trainer, TrainingArguments
 
 from floodsearch import flood, queue
 from floodsearch.adapters.huggingface import FloodTrainer
@@ -31,6 +33,7 @@ from floodsearch.queries import answer
 from floodsearch.storage.studies import put_study
 from floodsearch.storage.trial_records import read_trials
 from floodsearch.study.reader import read
+from floodsearch.usercode.reference import called_as_program
 from floodsearch.worker.leave import LeaveRequest
 from floodsearch.worker.settings import WorkerSettings
 from floodsearch.worker.work import work
@@ -753,3 +756,91 @@ def test_hugging_face_takes_no_other_checkpoint(alone):
 
     with pytest.raises(LoopError, match="leave resume_from_checkpoint out"):
         alone(**BY_LOSS).train(function)
+
+
+# Their parsers
+
+
+class Points(LightningDataModule):
+    def __init__(self, size: int = 4):
+        super().__init__()
+        self.size = size
+
+    def train_dataloader(self):
+        return points(self.size)
+
+    def val_dataloader(self):
+        return points(16)
+
+
+class LineAt(Line):
+    def __init__(self, rate: float = 0.1):
+        super().__init__()
+        self.rate = rate
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=self.rate)
+
+
+def by_command_line(run):
+    """Train as LightningCLI reads it from `sys.argv`."""
+    options = {"max_epochs": run.length, "callbacks": [FloodCallback(run)], **QUIET}
+    cli = LightningCLI(
+        LineAt,
+        Points,
+        run=False,
+        seed_everything_default=run.seed,
+        save_config_callback=None,
+        trainer_defaults=options,
+    )
+    cli.trainer.fit(cli.model, cli.datamodule)
+    return cli.model
+
+
+@dataclasses.dataclass
+class Settings:
+    """What HfArgumentParser reads from `sys.argv`."""
+
+    rate: float = 0.1
+    names: list[str] = dataclasses.field(default_factory=list)
+
+
+def by_dataclass(run):
+    """Report what HfArgumentParser reads."""
+    (found,) = HfArgumentParser(Settings).parse_args_into_dataclasses()
+    for _ in run.epochs():
+        run.report(val_accuracy=found.rate)
+    return found
+
+
+def test_lightnings_command_line_reads_the_study_files_arguments(alone, monkeypatch):
+    """And a run in parts equals one that was never paused."""
+    monkeypatch.setenv("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # Lightning's of jsonargparse
+    function = called_as_program(by_command_line, "train:train", ["--model.rate", "0.3", "--data.size=8"])
+    whole, parts = alone(**BY_LOSS), alone(**BY_LOSS)
+    model = whole.train(function)
+    assert model.rate == 0.3
+    for until in (2, 4):
+        found = parts.train(function, until)
+    assert equal(found, model)
+    assert parts.records == whole.records
+
+
+def test_hugging_faces_parser_reads_the_study_files_arguments(alone):
+    function = called_as_program(by_dataclass, "train:train", ["--rate", "0.3", "--names", "a", "b"])
+    assert alone().train(function) == Settings(rate=0.3, names=["a", "b"])
+
+
+@pytest.mark.parametrize(
+    ("function", "arguments", "says"),
+    [
+        (by_command_line, ["--model.rate", "fast"], "'Parser key \"model.rate\": Expected a <class 'float'>"),
+        (by_dataclass, ["--rate", "fast"], "train: error: argument --rate: invalid float value: 'fast'"),
+        (by_dataclass, ["--fast"], "Some specified arguments are not used by the HfArgumentParser: "),
+    ],
+)
+def test_what_the_parser_of_a_library_says_is_told_in_its_own_words(alone, capsys, function, arguments, says):
+    with pytest.raises((SystemExit, ValueError)) as ended:
+        alone().train(called_as_program(function, "train:train", arguments))
+    assert says.strip("'") in str(ended.value)
+    assert "\n" not in str(ended.value)
