@@ -45,7 +45,7 @@ class LoopRun:
     Attributes:
         metric: of the study.
         length: epochs of the whole run.
-        epoch: the last one that was trained.
+        epoch: the last one that was trained; 0 before the first, or before `restore`.
         until: the epoch after which it pauses, if it can.
         wanted: whether this run is still asked for; else it ends after the epoch, and keeps no checkpoint.
         repeated: epochs that were trained again, as their records are known.
@@ -110,7 +110,9 @@ class LoopRun:
         """
         with self._calls.remembering():
             self._calls.check_restore()
-            return self.state.restore(objects)
+            restored = self.state.restore(objects)
+            self.epoch = self.state.epoch
+            return restored
 
     def due(self, epoch: int) -> bool:
         """Return whether the study's metric is to be reported at an epoch."""
