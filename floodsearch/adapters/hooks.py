@@ -9,7 +9,7 @@ def train(run):
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import Tensor
@@ -44,8 +44,8 @@ class FloodHooks:
     ) -> None:
         check_alone()
         self.run, self.metrics, self.name_of = run, dict(metrics or {}), name_of
-        self._epochs: Iterator[int] = run.epochs()
-        self._in_epoch = False
+        self._epochs = run.epochs()
+        self._in_epoch = self._ends = False
 
     def on_train_begin(self, **objects: Any) -> bool:
         """Load the run's checkpoint if there is one, after which `run.epoch` epochs are trained already.
@@ -79,8 +79,11 @@ class FloodHooks:
             )
         self._in_epoch = False
         self.run.report(**pick(self.run, metrics, self.name_of, self.metrics))
-        return self.run.ends
+        self._ends = self.run.ends
+        return self._ends
 
     def on_train_end(self) -> None:
-        """Save the run where the trainer has ended."""
+        """Save the run where it ends or pauses; a trainer that has stopped by itself has left its loop."""
+        if not self._ends:
+            self._epochs.close()
         next(self._epochs, None)

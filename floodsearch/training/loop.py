@@ -8,7 +8,7 @@ that a run in parts equals one that was never paused.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
@@ -118,7 +118,7 @@ class LoopRun:
         """Return whether the study's metric is to be reported at an epoch."""
         return self._plan.due(epoch)
 
-    def epochs(self) -> Iterator[int]:
+    def epochs(self) -> Generator[int]:
         """Yield the epochs to train, from 1 or from the one after the last checkpoint.
 
         It ends where the study's epochs do, or earlier, where the run is pruned or pauses: return then.
