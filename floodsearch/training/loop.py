@@ -220,12 +220,9 @@ class LoopRun:
 
     def outcome(self, raised: BaseException | None) -> BaseException | None:
         """Return the error of a function that ended, `raised` by it or caught in it; None if it did well."""
-        asked_to = self._calls.paused or not (self.goes_on and self.wanted)
-        done = asked_to or self.epoch >= self.length
-        if done and isinstance(raised, SystemExit) and not raised.code:  # sys.exit(0) at the end of a script
-            raised = None
         if self._calls.error is not None or raised is not None:
             return self._calls.error or raised
-        if done:
+        asked_to = self._calls.paused or not (self.goes_on and self.wanted)
+        if asked_to or self.epoch >= self.length:
             return None
         return self._calls.early_return(self.epoch, self.length)
