@@ -824,7 +824,7 @@ def test_a_net_goes_on_with_its_callbacks_history_and_generators(alone, make):
 
 
 def test_a_net_is_as_it_was_when_its_training_has_ended(alone):
-    """Another fit of it floods nothing."""
+    """Nothing of ours is left in it, which would flood another fit."""
     kept = []
     alone(level=100.0, **BY_LOSS).train(nets(kept))
     [net] = kept
@@ -832,10 +832,21 @@ def test_a_net_is_as_it_was_when_its_training_has_ended(alone):
     assert [name for name, _ in net.callbacks_ if name == "flooding"] == []
 
 
-def test_a_net_that_stops_early_has_reported_its_last_epoch(alone):
-    """So that whoever asks why it ended knows all that it trained."""
+class StopsInAnEpoch(SkorchCallback):
+    """Stops its net in its third epoch."""
+
+    def on_batch_end(self, net, **kwargs):
+        if len(net.history) == 3:
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize(
+    "stop",
+    [lambda: EarlyStopping("train_loss", patience=1, threshold=10.0, sink=len), StopsInAnEpoch],
+)
+def test_a_net_that_stops_early_has_reported_each_epoch_that_it_has_trained(alone, stop):
+    """So that whoever asks why it ended knows them all."""
     one = alone(**BY_LOSS)
-    stop = lambda: EarlyStopping("train_loss", patience=1, threshold=10.0, sink=len)  # noqa: E731
     with pytest.raises(LoopError, match="returned after epoch 2 of 4 without being asked to"):
         one.train(nets(callbacks=[stop]))
     assert [record.epoch for record in one.records] == [1, 2]

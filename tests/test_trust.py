@@ -26,7 +26,7 @@ from floodsearch.worker.work import work
 from tests.conftest import TINY, merged
 
 RACES = int(os.environ.get("FLOODSEARCH_RACES", "48"))
-"""How many schedules of a race are tried; 240 are all of them."""
+"""How many schedules of a race are tried; 270 are all of them."""
 HERE = WorkerSettings(device="cpu", threads=1)
 LOOP: Mapping[str, Any] = {"name": "tiny", "objective": "my_code:train", "levels": {"high": 0.5, "count": 2}}
 
@@ -164,7 +164,7 @@ def test_a_race_with_any_read_of_the_study_runs_nothing(
 ) -> None:
     """The trust race: whenever the study is read, what it names has just been changed, for good or for once.
 
-    `FLOODSEARCH_RACES=240 pytest tests/test_trust.py -k race` tries all schedules.
+    `FLOODSEARCH_RACES=270 pytest tests/test_trust.py -k race` tries all schedules.
     """
     content = merged(
         TINY,

@@ -1,10 +1,13 @@
 """Any trainer that owns its loop: a run of a study as the hooks that all such trainers have.
 
-def train(run):
-    hooks = FloodHooks(run)
-    hooks.on_train_begin(model=model, optimizer=optimizer)
-    trainer.fit(first_epoch=run.epoch, epochs=run.length, callbacks=[...])  # calls the three in between
-    hooks.on_train_end()
+    def train(run):
+        hooks = FloodHooks(run)
+        hooks.on_train_begin(model=model, optimizer=optimizer)
+        trainer.fit(first_epoch=run.epoch, epochs=run.length, callbacks=[...])
+        hooks.on_train_end()
+
+A callback of the trainer calls the three in between: when an epoch begins, when a batch has its loss, and
+when an epoch ends. A run that pauses goes on from its own checkpoint, to the bit.
 """
 
 from __future__ import annotations
@@ -30,6 +33,9 @@ class FloodHooks:
             metric are reported where the trainer gives them.
         name_of: from a name of the study to the trainer's, for those that are not in `metrics`.
 
+    Attributes:
+        in_epoch: whether an epoch has begun that is not reported.
+
     Raises (in a hook):
         LoopError: if a hook is called out of order, or the study's metric is due and was not given.
         DivergedError: if a number is NaN or infinite.
@@ -45,7 +51,7 @@ class FloodHooks:
         check_alone()
         self.run, self.metrics, self.name_of = run, dict(metrics or {}), name_of
         self._epochs = run.epochs()
-        self._in_epoch = self._ends = False
+        self.in_epoch = self._ends = False
 
     def on_train_begin(self, **objects: Any) -> bool:
         """Load the run's checkpoint if there is one, after which `run.epoch` epochs are trained already.
@@ -65,7 +71,7 @@ class FloodHooks:
                 f"the trainer goes on after epoch {self.run.epoch}, where the run ends or pauses; "
                 "let it stop where on_epoch_end() returns True"
             )
-        self._in_epoch = True
+        self.in_epoch = True
 
     def on_batch_loss(self, loss: Tensor) -> Tensor:
         """Return the mean loss of a batch, (), flooded where gradients are on: call `backward` on that."""
@@ -73,11 +79,11 @@ class FloodHooks:
 
     def on_epoch_end(self, metrics: Mapping[str, Any]) -> bool:
         """Report an epoch by the trainer's metrics of it; return whether the trainer is to stop here."""
-        if not self._in_epoch:
+        if not self.in_epoch:
             raise LoopError(
                 "on_epoch_end() was called without on_epoch_begin(); call both once in each epoch"
             )
-        self._in_epoch = False
+        self.in_epoch = False
         self.run.report(**pick(self.run, metrics, self.name_of, self.metrics))
         self._ends = self.run.ends
         return self._ends

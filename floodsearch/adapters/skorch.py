@@ -79,7 +79,7 @@ class _Last(Callback):
         del kwargs
         parts = {name: one for name, one in vars(net).items() if name[-1] == "_" and _has_state(one)}
         objects = {"model" if name == "module_" else name[:-1]: one for name, one in parts.items()}
-        self.hooks.on_train_begin(**objects, net=_State(net, self.hooks.run))
+        self.hooks.on_train_begin(**objects, history_and_callbacks=_State(net))
 
     def on_epoch_begin(self, net: NeuralNet, **kwargs: Any) -> None:
         """Save the run if that is due: all of the last epoch has ended."""
@@ -95,7 +95,7 @@ class _Last(Callback):
     def on_train_end(self, net: NeuralNet, **kwargs: Any) -> None:
         """Save the run where it ended, and flood no more."""
         del kwargs
-        if len(net.history) > self.hooks.run.epoch:  # a callback before this one has stopped the training
+        if self.hooks.in_epoch and "train_loss" in net.history[-1]:  # a callback has stopped it at its end
             self.hooks.on_epoch_end(net.history[-1])
         self.hooks.on_train_end()
         net.callbacks_ = [(name, one) for name, one in net.callbacks_ if one is not self]
@@ -110,13 +110,14 @@ class _State:
     progress bar, have others, which are made anew.
     """
 
-    def __init__(self, net: NeuralNet, run: LoopRun) -> None:
-        self.net, self.run = net, run
+    def __init__(self, net: NeuralNet) -> None:
+        self.net = net
 
     def state_dict(self) -> dict[str, Any]:
         """Return the history of all epochs that have ended, and the state of callbacks and generators."""
+        trained = [row for row in self.net.history.to_list() if row["batches"]]  # not one that begins
         return {
-            "history": json.dumps(self.net.history.to_list()[: self.run.epoch], default=_plain),
+            "history": json.dumps(trained, default=_plain),
             "callbacks": {name: _state_of(one) for name, one in self.net.callbacks_},
             "generators": [one.get_state() for one in self._generators()],
         }
