@@ -26,7 +26,7 @@ from floodsearch.tasks import TASKS
 from floodsearch.tasks.options import METRICS
 from floodsearch.tasks.recipe import Recipe
 from floodsearch.usercode.command import located, missing_script, script_of
-from floodsearch.usercode.reference import file_of, find_code
+from floodsearch.usercode.reference import called_as_program, file_of, find_code
 from floodsearch.usercode.revision import revision_of
 
 if TYPE_CHECKING:
@@ -86,7 +86,9 @@ def _check_schedule(spec: Spec) -> Iterator[Problem]:
         for key, values in spec.searched_settings.items()
         for value in _extremes(values)[1:]
     ]
-    accuracy = 0.0 if "val_accuracy" in describe_task(spec.task, spec.options).metrics else None
+    accuracy = (
+        0.0 if "val_accuracy" in describe_task(spec.task, spec.options, spec.arguments).metrics else None
+    )
     record = EpochRecord(
         seed=0,
         epoch=1,
@@ -109,13 +111,20 @@ def _extremes(values: Choices | Range) -> tuple[Parameter, ...]:
     return values.choices if isinstance(values, Choices) else (values.low, values.high)
 
 
-def describe_task(reference: str, chosen: Mapping[str, Any]) -> TaskFields:
+def describe_task(reference: str, chosen: Mapping[str, Any], arguments: Sequence[str] = ()) -> TaskFields:
     """Return a task's options, and its recipe fields with the defaults that come with the chosen options.
+
+    Args:
+        reference: names the task.
+        chosen: options.
+        arguments: of code of the user's own.
 
     Raises:
         TaskError: if it cannot be imported or built.
     """
-    return (_describe_built_in if reference in TASKS else _describe_own)(reference, chosen)
+    if reference in TASKS:
+        return _describe_built_in(reference, chosen)
+    return _describe_own(reference, chosen, arguments)
 
 
 def _describe_built_in(reference: str, chosen: Mapping[str, Any]) -> TaskFields:
@@ -132,20 +141,20 @@ def _describe_built_in(reference: str, chosen: Mapping[str, Any]) -> TaskFields:
     return TaskFields(fields_of(kind), _recipe_fields(recipe), METRICS, build)
 
 
-def _describe_own(reference: str, chosen: Mapping[str, Any]) -> TaskFields:
+def _describe_own(reference: str, chosen: Mapping[str, Any], arguments: Sequence[str]) -> TaskFields:
     """Describe a task of the user's own, which has to be built for that."""
     from floodsearch.tasks.task import build_task, find_task
 
-    factory = find_task(reference)
+    factory = find_task(reference, arguments)
     try:
         options: Fields = fields_of(factory)
     except Exception as error:  # annotations are code of the user's, evaluated here
         raise TaskError(f"the parameters of {reference!r} cannot be read: {error}") from error
-    task = build_task(reference, chosen, {})
+    task = build_task(reference, chosen, {}, arguments)
     metrics = METRICS if task.correct is not None else ("val_loss",)
 
     def build(values: Mapping[str, Any]) -> Iterator[Problem]:
-        return _unfit(lambda one: build_task(reference, chosen, one), values)
+        return _unfit(lambda one: build_task(reference, chosen, one, arguments), values)
 
     return TaskFields(options, _recipe_fields(task.recipe), metrics, build)
 
@@ -165,7 +174,11 @@ def _unfit(build: Callable[[dict[str, Any]], object], values: Mapping[str, Any])
 
 
 def rehearse(
-    reference: str, options: Mapping[str, Any], recipe: Mapping[str, Any], seeds: Sequence[int]
+    reference: str,
+    options: Mapping[str, Any],
+    recipe: Mapping[str, Any],
+    seeds: Sequence[int],
+    arguments: Sequence[str],
 ) -> Iterator[Problem]:
     """Train a batch of a task of the user's own on the CPU, and yield what is wrong with it.
 
@@ -174,12 +187,13 @@ def rehearse(
         options: of the task.
         recipe: of its training; the first of several choices is rehearsed, but each batch size tried.
         seeds: of its runs.
+        arguments: of the task.
     """
     from floodsearch.tasks.task import build_task
     from floodsearch.training.rehearsal import findings
 
     choices = {name: getattr(value, "choices", (value,)) for name, value in recipe.items()}
-    task = build_task(reference, options, {name: values[0] for name, values in choices.items()})
+    task = build_task(reference, options, {name: values[0] for name, values in choices.items()}, arguments)
     yield from (Problem("task", one) for one in findings(task, seeds, choices["batch_size"]))
 
 
@@ -190,16 +204,17 @@ def task_of(trusted: TrustedSpec, beside: Mapping[str, Any]) -> Task:
     spec = trusted.spec
     if spec.task is None:
         raise ValueError(f"study {spec.name!r} trains the loop {spec.objective!r}, which has no task")
-    return build_task(spec.task, spec.options, with_chosen(spec.training.recipe, beside))
+    return build_task(spec.task, spec.options, with_chosen(spec.training.recipe, beside), spec.arguments)
 
 
-def find_loop(reference: str) -> Callable[..., object]:
-    """Return the training loop of the user's own behind `package.module:name`.
+def find_loop(reference: str, arguments: Sequence[str] = ()) -> Callable[..., object]:
+    """Return the training loop of the user's own behind `package.module:name`, which has these arguments.
 
     Raises:
         TaskError: if it cannot be imported, saying which import failed, or is not callable.
     """
-    return find_code(reference, "a training loop, a function of one argument")
+    found = find_code(reference, "a training loop, a function of one argument", arguments)
+    return called_as_program(found, reference, arguments)
 
 
 def loop_of(trusted: TrustedSpec) -> Callable[..., object]:
@@ -211,7 +226,7 @@ def loop_of(trusted: TrustedSpec) -> Callable[..., object]:
     spec = trusted.spec
     if spec.objective is None:
         raise ValueError(f"study {spec.name!r} trains the task {spec.task!r}, not a loop")
-    return find_loop(spec.objective)
+    return find_loop(spec.objective, spec.arguments)
 
 
 def command_of(trusted: TrustedSpec, folders: Sequence[Path] = ()) -> str:
@@ -247,8 +262,6 @@ def find_program(command: str, folders: Sequence[Path] = ()) -> None:
 
 def code_revision(trusted: TrustedSpec, folders: Sequence[Path] = ()) -> str | None:
     """Return the revision of the user's own code that a study trains; None where it has no file.
-
-    To find the file of a module imports the packages that it lies in.
 
     Args:
         trusted: spec of the study.

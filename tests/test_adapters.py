@@ -6,6 +6,7 @@ data and a schedule of the learning rate.
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 import importlib
 import math
@@ -15,15 +16,21 @@ from pathlib import Path
 
 import pytest
 import torch
-from lightning.pytorch import Callback, LightningModule
+from lightning.pytorch import Callback, LightningDataModule, LightningModule
 from lightning.pytorch import Trainer as LightningTrainer
+from lightning.pytorch.cli import LightningCLI
+from skorch import NeuralNetRegressor
+from skorch.callbacks import Callback as SkorchCallback
+from skorch.callbacks import EarlyStopping, LRScheduler
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
-from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainingArguments
+from transformers import HfArgumentParser, LlamaConfig, LlamaForCausalLM, Trainer, TrainingArguments
 
 from floodsearch import flood, queue
+from floodsearch.adapters.hooks import FloodHooks
 from floodsearch.adapters.huggingface import FloodTrainer
 from floodsearch.adapters.lightning import FloodCallback
+from floodsearch.adapters.skorch import FloodCallback as SkorchFloodCallback
 from floodsearch.catalog import known
 from floodsearch.errors import DivergedError, LoopError
 from floodsearch.process.nesting import inside
@@ -31,6 +38,7 @@ from floodsearch.queries import answer
 from floodsearch.storage.studies import put_study
 from floodsearch.storage.trial_records import read_trials
 from floodsearch.study.reader import read
+from floodsearch.usercode.reference import called_as_program
 from floodsearch.worker.leave import LeaveRequest
 from floodsearch.worker.settings import WorkerSettings
 from floodsearch.worker.work import work
@@ -81,7 +89,7 @@ def alone(tmp_path):
     return lambda **options: Alone(tmp_path / uuid.uuid4().hex, **options)
 
 
-@pytest.fixture(params=["lightning", "huggingface"])
+@pytest.fixture(params=["lightning", "huggingface", "skorch"])
 def example(request, monkeypatch):
     """Give the example of each library as a module."""
     monkeypatch.syspath_prepend(EXAMPLES)
@@ -96,7 +104,9 @@ def equal(one, other):
 
 def train_untouched(example, monkeypatch, run):
     """Train an example with the library's own trainer."""
-    if hasattr(example, "FloodCallback"):
+    if example.__name__ == "skorch_train":
+        monkeypatch.setattr(example, "FloodCallback", lambda run: SkorchCallback())
+    elif hasattr(example, "FloodCallback"):
         monkeypatch.setattr(example, "FloodCallback", lambda run: Callback())
     else:
         monkeypatch.setattr(example, "FloodTrainer", lambda run, **options: Trainer(**options))
@@ -143,6 +153,9 @@ def test_only_the_training_loss_is_flooded(alone, example):
         if isinstance(validation, DataLoader):
             [(inputs, labels)] = validation
             outputs = model.layers(inputs)
+        elif isinstance(validation, tuple):
+            inputs, labels = validation
+            outputs = model(inputs)
         else:
             labels = torch.stack([row["labels"] for row in validation])
             outputs = model(torch.stack([row["input_ids"] for row in validation])).logits
@@ -193,10 +206,10 @@ def test_a_metric_that_was_not_logged_is_one_clear_line(alone, example):
     assert "\n" not in str(no.value)
 
 
-@pytest.mark.parametrize("library", ["lightning", "huggingface"])
+@pytest.mark.parametrize("library", ["lightning", "huggingface", "skorch"])
 def test_a_missing_library_is_one_clear_line(library, monkeypatch):
     """It says what to install."""
-    needed = {"lightning": "lightning", "huggingface": "transformers"}[library]
+    needed = {"huggingface": "transformers"}.get(library, library)
     for name in [name for name in sys.modules if name.split(".")[0] == needed]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, needed, None)
@@ -753,3 +766,264 @@ def test_hugging_face_takes_no_other_checkpoint(alone):
 
     with pytest.raises(LoopError, match="leave resume_from_checkpoint out"):
         alone(**BY_LOSS).train(function)
+
+
+# skorch
+
+
+def nets(kept=None, *, callbacks=(), **options):
+    """Give a function that fits a net with a line through noisy points, in the order of a generator."""
+
+    def function(run):
+        x, y = points().dataset.tensors
+        chosen = {"max_epochs": run.length, "train_split": None, "verbose": 0, "lr": 0.1, **options}
+        every = [
+            SkorchFloodCallback(run, metrics={"val_loss": "train_loss"}),
+            *(make() for make in callbacks),
+        ]
+        net = NeuralNetRegressor(
+            nn.Linear, module__in_features=2, module__out_features=1, batch_size=4, **chosen
+        )
+        net.set_params(
+            callbacks=every,
+            iterator_train__shuffle=True,
+            iterator_train__generator=torch.Generator().manual_seed(5),
+        )
+        net.fit(x, y)
+        if kept is not None:
+            kept.append(net)
+        return net.module_
+
+    return function
+
+
+class CountsEpochs(SkorchCallback):
+    """A callback with a state of its own, which changes what is trained."""
+
+    def initialize(self):
+        self.epochs_ = 0
+        return self
+
+    def on_epoch_end(self, net, **kwargs):
+        self.epochs_ += 1
+        net.optimizer_.param_groups[0]["lr"] = 0.1 / self.epochs_
+
+
+@pytest.mark.parametrize("make", [CountsEpochs, lambda: LRScheduler("StepLR", step_size=1, gamma=0.5)])
+def test_a_net_goes_on_with_its_callbacks_history_and_generators(alone, make):
+    """To the bit, whether a callback stands before ours or behind it."""
+    of_whole, of_parts = [], []
+    whole, parts = alone(level=0.9, **BY_LOSS), alone(level=0.9, **BY_LOSS)
+    expected = whole.train(nets(of_whole, callbacks=[make]))
+    for until in (1, 3, 4):
+        found = parts.train(nets(of_parts, callbacks=[make]), until)
+    assert equal(found, expected)
+    assert parts.records == whole.records
+    assert of_parts[-1].history[:, "train_loss"] == of_whole[0].history[:, "train_loss"]
+    assert of_parts[-1].history[:, "epoch"] == [1, 2, 3, 4]
+
+
+def test_a_net_is_as_it_was_when_its_training_has_ended(alone):
+    """Nothing of ours is left in it, which would flood another fit."""
+    kept = []
+    alone(level=100.0, **BY_LOSS).train(nets(kept))
+    [net] = kept
+    assert "get_loss" not in vars(net)
+    assert [name for name, _ in net.callbacks_ if name == "flooding"] == []
+
+
+class StopsInAnEpoch(SkorchCallback):
+    """Stops its net in its third epoch."""
+
+    def on_batch_end(self, net, **kwargs):
+        if len(net.history) == 3:
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize(
+    "stop",
+    [lambda: EarlyStopping("train_loss", patience=1, threshold=10.0, sink=len), StopsInAnEpoch],
+)
+def test_a_net_that_stops_early_has_reported_each_epoch_that_it_has_trained(alone, stop):
+    """So that whoever asks why it ended knows them all."""
+    one = alone(**BY_LOSS)
+    with pytest.raises(LoopError, match="returned after epoch 2 of 4 without being asked to"):
+        one.train(nets(callbacks=[stop]))
+    assert [record.epoch for record in one.records] == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"max_epochs": 3}, "the net has max_epochs=3, the run 4; write max_epochs=run.length"),
+        ({"device": "meta"}, "the net trains on meta, the run on cpu; write device=run.device"),
+    ],
+)
+def test_a_net_that_does_not_fit_its_run_is_one_clear_line(alone, options, says):
+    with pytest.raises(LoopError) as no:
+        alone(**BY_LOSS).train(nets(**options))
+    assert str(no.value) == says
+
+
+# Any other trainer
+
+
+class Keras:
+    """A trainer as there are many: it owns its loop, and calls hooks."""
+
+    def __init__(self, model, optimizer, epochs, hooks):
+        self.model, self.optimizer, self.epochs, self.hooks = model, optimizer, epochs, hooks
+        self.stops = True
+
+    def fit(self, loader, first_epoch=0):
+        for _ in range(first_epoch, self.epochs):
+            self.hooks.on_epoch_begin()
+            losses = []
+            for x, y in loader:
+                loss = self.hooks.on_batch_loss(nn.functional.mse_loss(self.model(x), y))
+                self.optimizer.zero_grad()
+                loss.backward()
+                self.optimizer.step()
+                losses.append(loss.item())
+            if self.hooks.on_epoch_end({"valid": losses[-1], "step": 3}) and self.stops:
+                break
+
+
+def by_hand(run, **changes):
+    """Train a line as a user of such a trainer would."""
+    model = nn.Linear(2, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    hooks = FloodHooks(run, metrics={"val_loss": "valid"})
+    trainer = Keras(model, optimizer, run.length, hooks)
+    vars(trainer).update(changes)
+    hooks.on_train_begin(model=model, optimizer=optimizer)
+    trainer.fit(points(shuffle=True), first_epoch=run.epoch)
+    hooks.on_train_end()
+    return model
+
+
+def test_any_trainer_with_hooks_trains_a_run_in_parts(alone):
+    """To the bit, flooded while it trains, and stopped where the run is pruned."""
+    whole, parts, pruned = (alone(level=0.9, **BY_LOSS) for _ in range(3))
+    expected = whole.train(by_hand)
+    for until in (1, 3, 4):
+        found = parts.train(by_hand, until)
+    assert equal(found, expected)
+    assert parts.records == whole.records
+    assert any(0 < record.flooded < 1 for record in whole.records)
+    pruned.train(by_hand, stop_at=2)
+    assert [record.epoch for record in pruned.records] == [1, 2]
+    assert whole.records[:2] == pruned.records
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        (
+            {"stops": False},
+            "the trainer goes on after epoch 2, where the run ends or pauses; let it stop where "
+            "on_epoch_end() returns True",
+        ),
+        ({"epochs": 1}, "the loop returned after epoch 1 of 4 without being asked to; return when"),
+    ],
+)
+def test_a_trainer_that_does_not_keep_to_its_hooks_is_one_clear_line(alone, changes, says):
+    with pytest.raises(LoopError) as no:
+        alone(**BY_LOSS).train(lambda run: by_hand(run, **changes), until=2)
+    assert str(no.value).startswith(says)
+
+
+def test_an_epoch_that_has_not_begun_is_not_reported(alone):
+    def train(run):
+        FloodHooks(run).on_epoch_end({"val_loss": 0.5})
+
+    with pytest.raises(LoopError, match=r"without on_epoch_begin\(\); call both once in each epoch"):
+        alone(**BY_LOSS).train(train)
+
+
+# Their parsers
+
+
+class Points(LightningDataModule):
+    def __init__(self, size: int = 4):
+        super().__init__()
+        self.size = size
+
+    def train_dataloader(self):
+        return points(self.size)
+
+    def val_dataloader(self):
+        return points(16)
+
+
+class LineAt(Line):
+    def __init__(self, rate: float = 0.1):
+        super().__init__()
+        self.rate = rate
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=self.rate)
+
+
+def by_command_line(run):
+    """Train as LightningCLI reads it from `sys.argv`."""
+    options = {"max_epochs": run.length, "callbacks": [FloodCallback(run)], **QUIET}
+    cli = LightningCLI(
+        LineAt,
+        Points,
+        run=False,
+        seed_everything_default=run.seed,
+        save_config_callback=None,
+        trainer_defaults=options,
+    )
+    cli.trainer.fit(cli.model, cli.datamodule)
+    return cli.model
+
+
+@dataclasses.dataclass
+class Settings:
+    """What HfArgumentParser reads from `sys.argv`."""
+
+    rate: float = 0.1
+    names: list[str] = dataclasses.field(default_factory=list)
+
+
+def by_dataclass(run):
+    """Report what HfArgumentParser reads."""
+    (found,) = HfArgumentParser(Settings).parse_args_into_dataclasses()
+    for _ in run.epochs():
+        run.report(val_accuracy=found.rate)
+    return found
+
+
+def test_lightnings_command_line_reads_the_study_files_arguments(alone, monkeypatch):
+    """And a run in parts equals one that was never paused."""
+    monkeypatch.setenv("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # Lightning's of jsonargparse
+    function = called_as_program(by_command_line, "train:train", ["--model.rate", "0.3", "--data.size=8"])
+    whole, parts = alone(**BY_LOSS), alone(**BY_LOSS)
+    model = whole.train(function)
+    assert model.rate == 0.3
+    for until in (2, 4):
+        found = parts.train(function, until)
+    assert equal(found, model)
+    assert parts.records == whole.records
+
+
+def test_hugging_faces_parser_reads_the_study_files_arguments(alone):
+    function = called_as_program(by_dataclass, "train:train", ["--rate", "0.3", "--names", "a", "b"])
+    assert alone().train(function) == Settings(rate=0.3, names=["a", "b"])
+
+
+@pytest.mark.parametrize(
+    ("function", "arguments", "says"),
+    [
+        (by_command_line, ["--model.rate", "fast"], "'Parser key \"model.rate\": Expected a <class 'float'>"),
+        (by_dataclass, ["--rate", "fast"], "train: error: argument --rate: invalid float value: 'fast'"),
+        (by_dataclass, ["--fast"], "Some specified arguments are not used by the HfArgumentParser: "),
+    ],
+)
+def test_what_the_parser_of_a_library_says_is_told_in_its_own_words(alone, capsys, function, arguments, says):
+    with pytest.raises((SystemExit, ValueError)) as ended:
+        alone().train(called_as_program(function, "train:train", arguments))
+    assert says.strip("'") in str(ended.value)
+    assert "\n" not in str(ended.value)

@@ -36,7 +36,7 @@ ORDER = words("""
 INSIDE = {
     "process": "terminal signals nesting",
     "flooding": "loss schedules",
-    "usercode": "reference revision command",
+    "usercode": "arguments reference revision command",
     "artifacts": "files names trees checkpoint weights",
     "answer": "smoothing response gain values tickets combinations best follow_up",
     "tasks": "recipe options __init__ streams models tensors task augmentation resnet image_sets "
@@ -54,7 +54,7 @@ INSIDE = {
     "cost": "forecast throughput outlook",
     "report": "weights documents export words text",
     "launchers": "supervision crew logs local api",
-    "adapters": "ranks metrics lightning huggingface",
+    "adapters": "ranks metrics hooks lightning huggingface skorch",
     "service": "dashboard",
     "cli": "options ending printing opening progress search ask check end run __init__",
 }
@@ -74,7 +74,7 @@ THIRD_PARTIES = {
     "queue": "optuna sqlalchemy",
     "worker": "torch",
     "report": "pyarrow",
-    "adapters": "torch lightning transformers",
+    "adapters": "torch lightning skorch transformers",
     "service": "optuna_dashboard waitress",
     "cli": "typer rich",
 }

@@ -26,12 +26,12 @@ from floodsearch.worker.work import work
 from tests.conftest import TINY, merged
 
 RACES = int(os.environ.get("FLOODSEARCH_RACES", "48"))
-"""How many schedules of a race are tried; 240 are all of them."""
+"""How many schedules of a race are tried; 270 are all of them."""
 HERE = WorkerSettings(device="cpu", threads=1)
 LOOP: Mapping[str, Any] = {"name": "tiny", "objective": "my_code:train", "levels": {"high": 0.5, "count": 2}}
 
 CODE = """
-import pathlib
+import pathlib, sys
 from floodsearch.tasks.synthetic import two_gaussians
 from floodsearch.tasks.task import build_optimizer, Recipe
 from dataclasses import replace
@@ -47,7 +47,7 @@ def optimizer(parameters, recipe):
     return build_optimizer(parameters, recipe)
 
 def task(*, width: int = 4):
-    say(f"width {width}")
+    say(f"width {width}{' stolen' if '--steal' in sys.argv else ''}")
     return replace(two_gaussians(width=width, depth=1), optimizer=optimizer)
 
 def steal(**options):
@@ -84,6 +84,8 @@ def test_a_token_is_of_one_function_and_its_arguments() -> None:
         spec_of(options={"width": 5}, training={"recipe": {"batch_size": 10}}),
         spec_of(options={"width": 4}, training={"recipe": {"batch_size": 11}}),
         spec_of(options={"width": 4}, training={"recipe": {"batch_size": Choices(choices=(10, 11))}}),
+        spec_of(options={"width": 4}, training={"recipe": {"batch_size": 10}}, arguments=["--fast"]),
+        spec_of(options={"width": 4}, training={"recipe": {"batch_size": 10}}, arguments=["--fast", ""]),
         spec_of(task=None, objective="my_code:task", options={"width": 4}),
         spec_of(task=None, command="train {level} {seed}"),
         spec_of(task=None, command="train {level} {seed} --fast"),
@@ -132,7 +134,8 @@ CHANGES: Mapping[str, Mapping[str, Any]] = {
     "another function": {"task": "MODULE:steal", "options": {"args": "id", "shell": True}},
     "another module": {"task": "os:system", "options": {"command": "touch stolen"}},
     "a package": {"task": "evil.inner:task"},
-    "other arguments": {"options": {"width": 6}},
+    "other options": {"options": {"width": 6}},
+    "other arguments": {"arguments": ["--steal"]},
     "another recipe": {"training": {"recipe": {"batch_size": 7}}},
     "a loop": {"task": None, "objective": "MODULE:train"},
     "a command": {"task": None, "command": "touch stolen"},
@@ -161,7 +164,7 @@ def test_a_race_with_any_read_of_the_study_runs_nothing(
 ) -> None:
     """The trust race: whenever the study is read, what it names has just been changed, for good or for once.
 
-    `FLOODSEARCH_RACES=240 pytest tests/test_trust.py -k race` tries all schedules.
+    `FLOODSEARCH_RACES=270 pytest tests/test_trust.py -k race` tries all schedules.
     """
     content = merged(
         TINY,
@@ -257,7 +260,7 @@ def test_only_one_module_makes_what_code_is_resolved_by() -> None:
     allowed = {
         "TrustedSpec": {"study/trust.py"},
         "find_code": {"catalog.py", "tasks/task.py"},
-        "file_of": {"catalog.py"},
+        "file_of": {"catalog.py", "usercode/reference.py"},
         "find_spec": {"usercode/reference.py"},
         "import_module": {"usercode/reference.py", "__init__.py", "search/__init__.py"},
         "build_task": {"catalog.py"},

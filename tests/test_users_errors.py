@@ -178,7 +178,7 @@ def test_whatever_ends_a_heartbeat_hands_back(make_study, here):
 
 @pytest.mark.usefixtures("database")
 def test_a_module_that_raises_anything_is_no_task(write_code):
-    """And looking for its file raises nothing: packages around it are imported for that."""
+    """And looking for its file raises nothing, as nothing is imported for that."""
     module = write_code("raise GeneratorExit('no')")
     with pytest.raises(TaskError, match="cannot be imported: GeneratorExit: no; run it in Python"):
         find_code(f"{module}:train", "a training loop")

@@ -44,12 +44,15 @@ class Known:
     """The valid names, and the settings that belong to each."""
 
     tasks: Collection[str]
-    describe_task: Callable[[str, Mapping[str, Any]], TaskFields]
-    """Describe a task of some name, built with these options; raises TaskError if that fails."""
-    rehearse: Callable[[str, Mapping[str, Any], Mapping[str, Any], Sequence[int]], Iterator[Problem]]
-    """Train a little of a task of the user's own, given options, recipe and seeds; yield its problems."""
-    find_loop: Callable[[str], object]
-    """Import a training loop of the user's own; raises TaskError where that fails."""
+    describe_task: Callable[[str, Mapping[str, Any], Sequence[str]], TaskFields]
+    """Describe a task of some name, built with these options and arguments; else raises TaskError."""
+    rehearse: Callable[
+        [str, Mapping[str, Any], Mapping[str, Any], Sequence[int], Sequence[str]], Iterator[Problem]
+    ]
+    """Train a little of a task of the user's own, given options, recipe, seeds and arguments; yield its
+    problems."""
+    find_loop: Callable[[str, Sequence[str]], object]
+    """Import a training loop of the user's own, given its arguments; raises TaskError where that fails."""
     find_program: Callable[[str], object]
     """Look for the program of a command of the user's own; raises TaskError if it is not there."""
     samplers: Mapping[str, Fields]

@@ -94,7 +94,8 @@ def _spec(raw: Raw, known: Known) -> tuple[Spec | None, Problems]:
             searched = {**trained.options, **trained.recipe}
             search, of_trials = with_trials(search, levels, searched, by_key, known.fixed)
     sections = dict(zip(SECTIONS, (levels, training, arithmetic, search, budget), strict=True))
-    spec, of_whole = _whole(raw, sections, options=trained.options, settings=settings)
+    own = {"arguments": trained.arguments, "options": trained.options}
+    spec, of_whole = _whole(raw, sections, **own, settings=settings)
     return spec, [
         *unavailable,
         *_unknown_tables(raw, known),
@@ -129,11 +130,11 @@ def _available(raw: Raw) -> tuple[Raw, Problems]:
 
 def _unknown_tables(raw: Raw, known: Known) -> Problems:
     """Return a problem for each table and key of the whole file that is none of the valid ones."""
-    valid = {"name", *TRAINED, "options", *SECTIONS, *known.with_settings}
+    valid = {"name", *TRAINED, "arguments", "options", *SECTIONS, *known.with_settings}
     return [unknown_key(key, key, valid) for key in sorted(raw.keys() - valid)]
 
 
-def _whole(raw: Raw, sections: Mapping[str, Any], **more: Mapping[str, Any]) -> tuple[Spec | None, Problems]:
+def _whole(raw: Raw, sections: Mapping[str, Any], **more: Any) -> tuple[Spec | None, Problems]:
     """Return the spec built of its sections, or None, and the problems of its name and its task.
 
     Args:

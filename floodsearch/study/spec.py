@@ -163,6 +163,7 @@ class Spec(Section):
             are the options and the recipe, whatever they are.
         command: instead of these, a script that is run for each training, with placeholders for the level,
             the seed and its settings.
+        arguments: what a task or objective of the user's own finds in `sys.argv` behind its own name.
         settings: the sampler's, the pruner's and the schedule's own settings, by the name of each.
     """
 
@@ -170,6 +171,7 @@ class Spec(Section):
     task: str | None = None
     objective: str | None = None
     command: str | None = None
+    arguments: Annotated[tuple[str, ...], Field(strict=False)] = ()
     options: dict[str, Choices | Setting | None] = Field(default_factory=dict)
     levels: Levels
     training: Training = Training()

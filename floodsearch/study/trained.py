@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import json
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +18,13 @@ from floodsearch.usercode.command import PLACEHOLDERS, placeholders
 
 TRAINED = ("task", "objective", "command")
 """The keys of which a file has one."""
+OF_A_RUN: Mapping[str, str] = {
+    "{level}": "run.level",
+    "{seed}": "run.seed",
+    "{epochs}": "run.length",
+    "{device}": "run.device",
+}
+"""Placeholders of a command, and what a loop has instead."""
 
 
 @dataclass(frozen=True)
@@ -25,6 +33,8 @@ class Trained:
 
     options: dict[str, Any]
     recipe: dict[str, Any]
+    arguments: tuple[str, ...] = ()
+    """What code of the user's own finds in `sys.argv`."""
     metrics: Collection[str] = ()
     """The metrics that a task reports; empty where they are not known, and for code of the user's own."""
 
@@ -46,13 +56,42 @@ def _options(raw: Raw) -> tuple[dict[str, Any], Problems]:
     return (options, []) if isinstance(options, dict) else ({}, [no_table("options", options)])
 
 
+def _arguments(raw: Raw) -> tuple[tuple[str, ...], Problems]:
+    """Return what code of the user's own finds in `sys.argv`; nothing if something is wrong with it."""
+    found = raw.get("arguments", [])
+    task = raw.get("task")
+    if "command" in raw or (isinstance(task, str) and ":" not in task and "objective" not in raw):
+        where = "a command has them in itself" if "command" in raw else "a built-in task has [options]"
+        return (), [Problem("arguments", f"are for code of your own: {where}; remove them")] if found else []
+    problems = list(_argument_problems(found))
+    return ((), problems) if problems else (tuple(found), [])
+
+
+def _argument_problems(found: object) -> Iterator[Problem]:
+    """Yield the problems of arguments that are no list of texts, or want what differs from run to run."""
+    if not isinstance(found, list | tuple):
+        words = found.split() if isinstance(found, str) else [str(found)]
+        yield Problem("arguments", f"{found!r} is not a list; write {json.dumps(words)}")
+        return
+    for word in found:
+        if not isinstance(word, str):
+            yield Problem("arguments", f"{word!r} is not a text; write {json.dumps(str(word))}")
+            continue
+        for placeholder, instead in OF_A_RUN.items():
+            if placeholder in word:
+                has = f"{word!r} has {placeholder}, but all runs have the same arguments; take {instead}"
+                yield Problem("arguments", has)
+
+
 # --- a task ----------------------------------------------------------------------------------------------
 
 
 def _task(raw: Raw, known: Known, seeds: Sequence[int]) -> tuple[Trained, Problems]:
     """Check a task's name, options and recipe fields; rehearse one of the user's own."""
     options, problems = _options(raw)
-    task, as_given = raw.get("task"), Trained(options, recipe_in(raw))
+    arguments, of_arguments = _arguments(raw)
+    task, as_given = raw.get("task"), Trained(options, recipe_in(raw), arguments)
+    problems += of_arguments
     if task is None:
         instead = "or an objective, a training loop of your own, or a command"
         problems.append(Problem("task", f'missing; give it, such as "two_gaussians", {instead}'))
@@ -62,13 +101,15 @@ def _task(raw: Raw, known: Known, seeds: Sequence[int]) -> tuple[Trained, Proble
         unknown = unknown_name("task", task, known.tasks, or_else="or 'package.module:name' of your own")
         if unknown:
             return as_given, [*problems, *unknown]
+    elif of_arguments:  # without them it may say what is not so
+        return as_given, problems
     try:
-        fields = known.describe_task(task, {})
+        fields = known.describe_task(task, {}, arguments)
     except TaskError as error:
         return as_given, [*problems, Problem("task", str(error))]
     trained, found = _with_fields(task, as_given, fields, known)
     if task not in known.tasks and not found:
-        found = [*known.rehearse(task, trained.options, trained.recipe, seeds)]
+        found = [*known.rehearse(task, trained.options, trained.recipe, seeds, arguments)]
     return trained, [*problems, *found, *_metric_problems(raw, trained.metrics)]
 
 
@@ -83,7 +124,7 @@ def _with_fields(task: str, given: Trained, fields: TaskFields, known: Known) ->
     """
     options, problems = values_of("options", given.options, fields.options)
     try:
-        fields = known.describe_task(task, options)
+        fields = known.describe_task(task, options, given.arguments)
     except TaskError as error:
         problems.append(Problem("options", str(error)))
     # These two tables share their section's name space: an unknown key may be meant for either.
@@ -93,7 +134,7 @@ def _with_fields(task: str, given: Trained, fields: TaskFields, known: Known) ->
     recipe = {name: value for name, value in recipe.items() if name in fields.recipe}
     wrong = {problem.key for problem in problems}
     problems += fields.build({name: recipe[name] for name in recipe if f"training.{name}" not in wrong})
-    return Trained(options, recipe, fields.metrics), problems
+    return Trained(options, recipe, given.arguments, fields.metrics), problems
 
 
 def _metric_problems(raw: Raw, metrics: Collection[str]) -> Iterator[Problem]:
@@ -112,11 +153,12 @@ def _own_code(raw: Raw, known: Known) -> tuple[Trained, Problems]:
     A loop is handed both as its settings; a command has a placeholder for each.
     """
     options, no_options = _options(raw)
+    arguments, of_arguments = _arguments(raw)
     recipe = recipe_in(raw)
     own_options, of_options = own_values("options", options)
     own_recipe, of_recipe = own_values("training", recipe)
-    return Trained(own_options, own_recipe), [
-        *_code_problems(raw, known, options.keys() | recipe.keys()),
+    return Trained(own_options, own_recipe, arguments), [
+        *(of_arguments or _code_problems(raw, known, options.keys() | recipe.keys(), arguments)),
         *_problems_of_tasks_settings(raw, known),
         *no_options,
         *_name_problems(options, recipe),
@@ -125,18 +167,20 @@ def _own_code(raw: Raw, known: Known) -> tuple[Trained, Problems]:
     ]
 
 
-def _code_problems(raw: Raw, known: Known, settings: Collection[str]) -> Iterator[Problem]:
+def _code_problems(
+    raw: Raw, known: Known, settings: Collection[str], arguments: Sequence[str]
+) -> Iterator[Problem]:
     """Yield the problems of the loop or the command itself."""
     given = [key for key in TRAINED if key in raw]
     if len(given) > 1:
         yield Problem(given[-1], f"given together with {given[0]}; keep one of them")
     elif given == ["objective"]:
-        yield from _objective_problems(raw["objective"], known)
+        yield from _objective_problems(raw["objective"], known, arguments)
     else:
         yield from _command_problems(raw, known, settings)
 
 
-def _objective_problems(reference: object, known: Known) -> Iterator[Problem]:
+def _objective_problems(reference: object, known: Known, arguments: Sequence[str]) -> Iterator[Problem]:
     """Yield the problem of a training loop that is no reference, or cannot be imported."""
     if not isinstance(reference, str):
         return  # said when the whole is built
@@ -144,7 +188,7 @@ def _objective_problems(reference: object, known: Known) -> Iterator[Problem]:
         yield Problem("objective", f"{reference!r} is not a 'package.module:function'")
         return
     try:
-        known.find_loop(reference)
+        known.find_loop(reference, arguments)
     except TaskError as error:
         yield Problem("objective", str(error))
 

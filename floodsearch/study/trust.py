@@ -49,7 +49,7 @@ def _digest(spec: Spec) -> str:
 def _asked(spec: Spec) -> dict[str, Any]:
     """Return the names of a study's code and all its arguments, as JSON has them."""
     whole = spec.model_dump(mode="json")
-    names = ("task", "objective", "command", "options")
+    names = ("task", "objective", "command", "arguments", "options")
     return {**{name: whole[name] for name in names}, "recipe": whole["training"]["recipe"]}
 
 
@@ -112,7 +112,7 @@ def trust_by(tokens: Iterable[str]) -> Trusts:
 def _shown(spec: Spec) -> str:
     """Return a spec's code and all its arguments in one line of plain ASCII."""
     return ", ".join(
-        f"{name} {_ascii(value)}" for name, value in _asked(spec).items() if value not in (None, {})
+        f"{name} {_ascii(value)}" for name, value in _asked(spec).items() if value not in (None, [], {})
     )
 
 

@@ -30,7 +30,7 @@ from floodsearch.process import nesting
 from floodsearch.tasks import TASKS
 from floodsearch.tasks.recipe import Recipe
 from floodsearch.tasks.tensors import samples_of, tensor_of
-from floodsearch.usercode.reference import find_code
+from floodsearch.usercode.reference import as_program, called_as_program, find_code
 
 __all__ = ["Data", "Recipe", "Split", "Task"]
 """What a task is written with, from one place."""
@@ -299,8 +299,8 @@ def built_from(
     return decorate
 
 
-def find_task(reference: str) -> TaskFactory:
-    """Return the function behind a name of `TASKS` or a `package.module:name`.
+def find_task(reference: str, arguments: Sequence[str] = ()) -> TaskFactory:
+    """Return the function behind a name of `TASKS` or a `package.module:name`, which has these arguments.
 
     Raises:
         TaskError: if it cannot be imported, saying which import failed, or is not callable.
@@ -308,18 +308,23 @@ def find_task(reference: str) -> TaskFactory:
     path = TASKS[reference].path if reference in TASKS else reference
     if not path.partition(":")[2]:
         raise TaskError(f"{reference!r} is neither one of {', '.join(TASKS)} nor a 'package.module:name'")
-    return find_code(path, "a function that returns a Task")
+    return find_code(path, "a function that returns a Task", arguments)
 
 
-def build_task(reference: str, options: Mapping[str, Any], recipe: Mapping[str, Any]) -> Task:
+def build_task(
+    reference: str, options: Mapping[str, Any], recipe: Mapping[str, Any], arguments: Sequence[str] = ()
+) -> Task:
     """Return a task with its options and recipe fields set.
+
+    Code of the user's own finds the arguments in `sys.argv`: in its module, in the function that makes the
+    task, and in what makes the data and the model.
 
     Raises:
         TaskError: if it cannot be imported or built, with the task's own words.
     """
-    factory = find_task(reference)
+    factory = find_task(reference, arguments)
     try:
-        with nesting.importing(reference):
+        with nesting.importing(reference), as_program(reference, arguments):
             task = factory(**options)
     except NestedError as error:
         raise TaskError(f"{reference!r} cannot be built: {error}") from None
@@ -330,6 +335,12 @@ def build_task(reference: str, options: Mapping[str, Any], recipe: Mapping[str, 
         raise TaskError(f"{reference!r} cannot be built: {named(error)}") from error
     if not isinstance(task, Task):
         raise TaskError(f"{reference!r} returned a {type(task).__name__} instead of a Task")
+    if reference not in TASKS:
+        task = dataclasses.replace(
+            task,
+            data=called_as_program(task.data, reference, arguments),
+            model=called_as_program(task.model, reference, arguments),
+        )
     try:
         return task.with_recipe(recipe)
     except ValueError as error:

@@ -8,7 +8,7 @@ that a run in parts equals one that was never paused.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
@@ -45,7 +45,7 @@ class LoopRun:
     Attributes:
         metric: of the study.
         length: epochs of the whole run.
-        epoch: the last one that was trained.
+        epoch: the last one that was trained; 0 before the first, or before `restore`.
         until: the epoch after which it pauses, if it can.
         wanted: whether this run is still asked for; else it ends after the epoch, and keeps no checkpoint.
         repeated: epochs that were trained again, as their records are known.
@@ -110,13 +110,15 @@ class LoopRun:
         """
         with self._calls.remembering():
             self._calls.check_restore()
-            return self.state.restore(objects)
+            restored = self.state.restore(objects)
+            self.epoch = self.state.epoch
+            return restored
 
     def due(self, epoch: int) -> bool:
         """Return whether the study's metric is to be reported at an epoch."""
         return self._plan.due(epoch)
 
-    def epochs(self) -> Iterator[int]:
+    def epochs(self) -> Generator[int]:
         """Yield the epochs to train, from 1 or from the one after the last checkpoint.
 
         It ends where the study's epochs do, or earlier, where the run is pruned or pauses: return then.

@@ -71,6 +71,11 @@ class LoopState:
         """Whether it is time for another checkpoint."""
         return self._pace.due()
 
+    @property
+    def epoch(self) -> int:
+        """The last epoch that the objects have been trained for; 0 where there is no checkpoint."""
+        return 0 if self._saved is None or not self.objects else int(self._saved["epoch"])
+
     def restore(self, objects: Mapping[str, Any]) -> bool:
         """Take in objects, set to their states in the checkpoint; return whether there is one.
 

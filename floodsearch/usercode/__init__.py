@@ -1,1 +1,1 @@
-"""Code of the user's own: imported by its name, run as a command, and its revision."""
+"""Code of the user's own: imported by its name, its arguments, run as a command, and its revision."""

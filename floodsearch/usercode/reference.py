@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import os
 import site
 import sys
 import sysconfig
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from importlib.machinery import ModuleSpec, PathFinder
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
-from floodsearch.errors import MistakeError, NestedError, TaskError, named, pass_on_ctrl_c
+from floodsearch.errors import MistakeError, NestedError, TaskError, first_line, named, pass_on_ctrl_c
 from floodsearch.process import nesting
+from floodsearch.usercode.arguments import lent
 
 FOLDERS = "FLOODSEARCH_FOLDERS"
 """The environment variable with the folders of the user's code, a JSON list, from a launch to its workers."""
 PYTHONS = {*sys.stdlib_module_names, "test"}
 """The names of Python's own modules."""
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 def beside(study: Path) -> tuple[Path, ...]:
@@ -51,12 +57,13 @@ def _library() -> tuple[str, str]:
     return library, os.path.join(library, "lib-dynload")  # noqa: PTH118 - compared with entries of sys.path
 
 
-def find_code(reference: str, wanted: str) -> Callable[..., Any]:
+def find_code(reference: str, wanted: str, arguments: Sequence[str] = ()) -> Callable[..., Any]:
     """Return the function behind `package.module:name`.
 
     Args:
         reference: names it.
         wanted: kind of function, for the message.
+        arguments: that its module finds in `sys.argv`.
 
     Raises:
         TaskError: if it cannot be imported, saying which import failed, or is not callable.
@@ -68,7 +75,7 @@ def find_code(reference: str, wanted: str) -> Callable[..., Any]:
             "give yours another name"
         )
     try:
-        with nesting.importing(reference):
+        with nesting.importing(reference), as_program(reference, arguments):
             module = importlib.import_module(module_name)
     except NestedError as error:
         raise TaskError(f"{reference!r} cannot be imported: {error}") from None
@@ -80,9 +87,9 @@ def find_code(reference: str, wanted: str) -> Callable[..., Any]:
         ) from None
     except BaseException as error:  # a user's module may fail in any way while it is imported
         pass_on_ctrl_c(error)
-        raise TaskError(
-            f"{reference!r} cannot be imported: {named(error)}; run it in Python to see the whole error"
-        ) from error
+        exits = isinstance(error, SystemExit)  # which says what to do
+        told = first_line(error) if exits else f"{named(error)}; run it in Python to see the whole error"
+        raise TaskError(f"{reference!r} cannot be imported: {told}") from error
     found = getattr(module, name, None)
     if found is None:
         where = f" ({module.__file__})" if getattr(module, "__file__", None) else ""
@@ -92,14 +99,39 @@ def find_code(reference: str, wanted: str) -> Callable[..., Any]:
     return found  # type: ignore[no-any-return]
 
 
+@contextmanager
+def as_program(reference: str, arguments: Sequence[str]) -> Iterator[None]:
+    """Let code behind a reference find in `sys.argv` the path of its file, and these arguments."""
+    with lent(str(file_of(reference) or reference.partition(":")[0]), arguments):
+        yield
+
+
+def called_as_program(function: Callable[P, R], reference: str, arguments: Sequence[str]) -> Callable[P, R]:
+    """Return a function behind a reference that finds its own name and arguments in each call."""
+
+    @functools.wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        with as_program(reference, arguments):
+            return function(*args, **kwargs)
+
+    return call
+
+
 def file_of(reference: str) -> Path | None:
-    """Return the file of the module in a reference `package.module:name`; None if it has no file."""
+    """Return the file of the module in a reference `package.module:name`; None if it has no file.
+
+    Nothing is imported for that, not even the packages that it is in.
+    """
+    top, *inner = reference.partition(":")[0].split(".")
     try:
-        with nesting.importing(reference):  # looking for a module imports the packages that it is in
-            spec = find_spec(reference.partition(":")[0])
-    except BaseException as error:
-        pass_on_ctrl_c(error)
+        spec: ModuleSpec | None = find_spec(top)
+    except ValueError:  # of a module that is not from a file
         return None
+    name = top
+    for part in inner:
+        name = f"{name}.{part}"
+        places = None if spec is None else spec.submodule_search_locations
+        spec = None if places is None else PathFinder.find_spec(name, places)
     return None if spec is None or not spec.has_location or spec.origin is None else Path(spec.origin)
 
 

@@ -103,6 +103,8 @@ class Loops:
         error: BaseException | None = None
         try:
             self.loop(run)
+        except SystemExit as raised:  # 0 at the end is a return, as at the end of a script
+            error = raised if raised.code or run.outcome(None) is not None else None
         except BaseException as raised:  # a user's code may do anything
             pass_on_ctrl_c(raised)
             error = raised
