@@ -147,6 +147,24 @@ class Search(Section):
     seed: int = Field(0, ge=0)
 
 
+class ScriptSettings(Section):
+    """How a script of the user's own is run, beside its command.
+
+    Attributes:
+        pause: what becomes of its process where a run pauses at a rung: stopped and kept, or ended.
+        stopped: how many stopped processes a worker keeps at most; where memory is short it keeps fewer.
+        first_epoch: the number of the first epoch that it prints; `auto` where its first line tells.
+    """
+
+    pause: Literal["keep", "restart"] = "keep"
+    stopped: int = Field(32, ge=0, le=1000)
+    first_epoch: Literal["auto", 0, 1] = AUTO
+
+
+PLAIN_SCRIPT = ScriptSettings()
+"""A script of which nothing is said."""
+
+
 class Budget(Section):
     """What the whole study may cost, however many workers it has; None is no bound."""
 
@@ -163,6 +181,7 @@ class Spec(Section):
             are the options and the recipe, whatever they are.
         command: instead of these, a script that is run for each training, with placeholders for the level,
             the seed and its settings.
+        script: how a command is run.
         settings: the sampler's, the pruner's and the schedule's own settings, by the name of each.
     """
 
@@ -174,6 +193,7 @@ class Spec(Section):
     levels: Levels
     training: Training = Training()
     arithmetic: Arithmetic = PLAIN
+    script: ScriptSettings = PLAIN_SCRIPT
     search: Search = Search()
     budget: Budget = Budget()
     settings: dict[str, dict[str, Choices | Range | Setting]] = Field(default_factory=dict)
