@@ -97,7 +97,9 @@ class RunningCommand:
     @property
     def refusal(self) -> str:
         """Why it was not started, of one that has ended; empty if it was."""
-        return self._control.recv(2**12).decode(errors="replace")
+        with contextlib.suppress(ConnectionResetError):  # it has not heard all that we said to it
+            return self._control.recv(2**12).decode(errors="replace")
+        return ""
 
     def pause(self) -> None:
         """Stop it where it is, with all that it has started, until it goes on."""
