@@ -1,4 +1,4 @@
-"""Scripts that are trained as they are: paused, halved, remembered, failed, and told what they print wrong."""
+"""Scripts that are trained as they are: paused, halved, remembered, and told what they print wrong."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from floodsearch.answer.tickets import latest
 from floodsearch.artifacts.checkpoint import Checkpoint
 from floodsearch.artifacts.files import Folder, files_at
 from floodsearch.artifacts.names import remove_files
+from floodsearch.catalog import first_command
 from floodsearch.errors import DivergedError, LoopError, StudyFileError, TaskError, UsageError
 from floodsearch.queries import answer
 from floodsearch.storage import tables
@@ -285,7 +286,7 @@ for epoch in range(start + 1, epochs + 1):
 """
 
 
-def lost(one, until=1):
+def lost(one):
     """Let the worker of a run go at the second line, and its checkpoint with it."""
     at_the_second = lambda record: one.leave.set() if record.epoch == 2 else True  # noqa: E731
     assert one.train(note=at_the_second) is None
@@ -726,6 +727,21 @@ for epoch in range(1, epochs + 1): report(epoch, val_accuracy=0.5 + level + seed
     assert list(here.logs.rglob("*.log"))
 
 
+def test_check_shows_the_command_of_the_first_run(make_spec, write_script):
+    """As it will be called, so that a parser's complaint can be tried by hand."""
+    spec = make_spec(
+        task=None,
+        name="tiny",
+        command=write_script(arguments=" --rate {rate} --out {folder} --as {run}-{ticket} --on {device}"),
+        options={**STUDY["options"], "rate": {"choices": [0.0, 0.1]}},
+        training={"epochs": 12, "seeds": [7]},
+    )
+    assert str(first_command(spec)).endswith(
+        "train.py --flood=0.0 --seed 7 --epochs 12 --rate 0.0 --out "
+        "'{checkpoints}/tiny/.../runs/ticket-0-seed-7-epochs-12' --as ticket-0-seed-7-0 --on '{device}'"
+    )
+
+
 @sqlite
 def test_a_folder_of_a_run_needs_a_folder_for_checkpoints(make_study, here):
     study = make_study(arguments=" {folder}")
@@ -757,12 +773,15 @@ def test_stopped_processes_end_with_their_worker(make_study, here, eventually):
     assert not any(map(running, stopped))
 
 
-@pytest.mark.parametrize("given", ["name", "nothing"])
-def test_script_settings_are_checked(make_spec, write_script, given):
+def test_script_settings_are_checked(make_spec, write_script):
     """Each with what is wrong and what to write."""
     with pytest.raises(StudyFileError) as error:
-        make_spec(task=None, command=write_script(arguments=" --run {run}"), options={"run": 1},
-                  script={"pause": "never", "first_epoch": 2}, **{})  # fmt: skip
+        make_spec(
+            task=None,
+            command=write_script(arguments=" --run {run}"),
+            options={**STUDY["options"], "run": 1},
+            script={"pause": "never", "first_epoch": 2},
+        )
     told = str(error.value)
     assert "a setting 'run' of yours, but {run} is what floodsearch says; give it another name" in told
     assert "script.pause" in told
@@ -813,11 +832,13 @@ def test_a_program_that_is_not_here_is_refused_before_the_worker_enters(make_stu
 
 @sqlite
 def test_a_killed_worker_takes_its_script_with_it(storage_url, make_study, crowd, eventually, tmp_path):
-    """By kill -9, with a child in a session of its own; what it printed at the last moment is in the log."""
+    """By kill -9, with a child that has left its group and is deaf; its last words are in the log."""
     study = make_study(
         source=HEAD
         + """
-child = subprocess.Popen([sys.executable, "-c", "import signal; signal.pause()"], start_new_session=True)
+deaf = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); print(1, flush=True); signal.pause()"
+child = subprocess.Popen([sys.executable, "-c", deaf], start_new_session=True, stdout=subprocess.PIPE)
+child.stdout.readline()
 
 def last_words(*_):
     report(2, val_accuracy=0.5)

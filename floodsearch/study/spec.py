@@ -161,10 +161,6 @@ class ScriptSettings(Section):
     first_epoch: Literal["auto", 0, 1] = AUTO
 
 
-PLAIN_SCRIPT = ScriptSettings()
-"""A script of which nothing is said."""
-
-
 class Budget(Section):
     """What the whole study may cost, however many workers it has; None is no bound."""
 
@@ -181,7 +177,7 @@ class Spec(Section):
             are the options and the recipe, whatever they are.
         command: instead of these, a script that is run for each training, with placeholders for the level,
             the seed and its settings.
-        script: how a command is run.
+        script: how a command is run; None where there is none.
         settings: the sampler's, the pruner's and the schedule's own settings, by the name of each.
     """
 
@@ -193,7 +189,7 @@ class Spec(Section):
     levels: Levels
     training: Training = Training()
     arithmetic: Arithmetic = PLAIN
-    script: ScriptSettings = PLAIN_SCRIPT
+    script: ScriptSettings | None = None
     search: Search = Search()
     budget: Budget = Budget()
     settings: dict[str, dict[str, Choices | Range | Setting]] = Field(default_factory=dict)

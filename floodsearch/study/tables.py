@@ -105,10 +105,10 @@ def arithmetic_of(raw: Raw) -> tuple[Arithmetic | None, Problems]:
 
 def script_of(raw: Raw) -> tuple[ScriptSettings | None, Problems]:
     """Read [script], which only a command has."""
-    section, problems = _section("script", ScriptSettings, raw.get("script", {}))
-    if "script" in raw and "command" not in raw:
-        problems = [*problems, Problem("script", "says how a command is run, and there is none; remove it")]
-    return section, problems
+    if "command" in raw:
+        return _section("script", ScriptSettings, raw.get("script", {}))
+    useless = Problem("script", "says how a command is run, and there is none; remove it")
+    return None, [useless] if "script" in raw else []
 
 
 def budget_of(raw: Raw) -> tuple[Budget | None, Problems]:

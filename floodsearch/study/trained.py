@@ -181,7 +181,7 @@ def _command_problems(raw: Raw, known: Known, settings: Collection[str]) -> Iter
     if (
         pruner := value_in(raw, "search", "pruner", Search.model_fields["pruner"].default)
     ) in known.at_each_report:
-        has = f"{pruner!r} would start a command again at each of about 25 rungs; use 'halving'"
+        has = f"{pruner!r} looks at each level by itself, and a command pauses to be compared; use 'halving'"
         yield Problem("search.pruner", has)
 
 

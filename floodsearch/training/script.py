@@ -20,7 +20,7 @@ from floodsearch.artifacts.files import Folder
 from floodsearch.errors import LoopError
 from floodsearch.records import REPORTED, Setting
 from floodsearch.study.section import AUTO
-from floodsearch.study.spec import PLAIN_SCRIPT, ScriptSettings
+from floodsearch.study.spec import ScriptSettings
 from floodsearch.training.loop import LoopRun
 from floodsearch.training.printed import Numbering, Numbers, Printed, remembered
 from floodsearch.training.room import room_for_another
@@ -101,7 +101,8 @@ class Script:
         outputs: Path,
         leaving: Callable[[], bool],
         folders: Sequence[Path] = (),
-        settings: ScriptSettings = PLAIN_SCRIPT,
+        *,
+        settings: ScriptSettings,
     ) -> None:
         self.command, self.leaving, self.folders = command, leaving, folders
         self.outputs = Folder(outputs.parent).within(outputs.name)
@@ -197,7 +198,8 @@ class Script:
             if wanted == run.length and not printed.next():
                 self._check_end(run, part)
             return {**numbers, **printed.tests}
-        before = part.before(wanted) if wanted < printed.first else None
+        went_on = any(map(run.due, range(1, printed.first)))  # else it prints its first validation
+        before = part.before(wanted) if wanted < printed.first and went_on else None
         run.remembered = before is not None
         if not before and run.due(wanted):
             raise LoopError(_gap(run, printed, wanted))

@@ -17,6 +17,7 @@ from floodsearch.search.pauses import restart_pays
 from floodsearch.storage import tables
 from floodsearch.storage.retry import persistently
 from floodsearch.storage.studies import StoredStudy
+from floodsearch.study.spec import ScriptSettings
 from floodsearch.study.trust import TrustedSpec
 from floodsearch.training.independence import Comparison
 from floodsearch.training.loop import ForScript, LoopRun
@@ -165,7 +166,8 @@ def script_of(trusted: TrustedSpec, settings: WorkerSettings, leave: LeaveReques
             f"{shown(str(settings.checkpoints))}; give a folder with --checkpoints, or leave {{folder}} out"
         )
     outputs = settings.logs / spec.name
-    return Script(command, outputs, leave.wanted.is_set, settings.folders, spec.script)
+    how = spec.script or ScriptSettings()
+    return Script(command, outputs, leave.wanted.is_set, settings.folders, settings=how)
 
 
 def _folder(files: Files, run: str, epochs: int) -> Folder | None:
