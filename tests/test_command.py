@@ -25,6 +25,7 @@ from floodsearch.queries import answer
 from floodsearch.storage import tables
 from floodsearch.storage.studies import put_study
 from floodsearch.storage.trial_records import read_trials
+from floodsearch.study.extend import differences
 from floodsearch.study.spec import ScriptSettings
 from floodsearch.training import running as running_module
 from floodsearch.training.loop import ForScript, LoopRun
@@ -352,7 +353,8 @@ def test_a_log_is_trusted_no_more_than_any_file(alone):
     path.write_bytes(foreign)
     assert "nobody has what it printed before" in str(one.train())
     (one.folder.parent / "own").write_text("2")
-    noise = (
+    noise = b'{"epoch": 2, "val_accuracy": "0.9", "x": 1}\n{"epoch": [2], "val_accuracy": 0.9}\n'
+    noise += (
         b'{"epoch": 1, "val_accuracy": \n\xff\xfe{"epoch": "__import__(\'os\')"}\n' + b"x" * 3_000_000 + b"\n"
     )
     path.write_bytes(foreign + whole + noise)
@@ -786,6 +788,9 @@ def test_script_settings_are_checked(make_spec, write_script):
     assert "a setting 'run' of yours, but {run} is what floodsearch says; give it another name" in told
     assert "script.pause" in told
     assert "script.first_epoch" in told
+    spec = make_spec(task=None, command=write_script(), options=STUDY["options"], script={"pause": "keep"})
+    other = spec.model_copy(update={"script": ScriptSettings(pause="restart", stopped=3)})
+    assert differences(spec, other) == [], "it changes no result"
     with pytest.raises(StudyFileError, match="script: says how a command is run, and there is none; remove"):
         make_spec(script={"pause": "keep"})
 

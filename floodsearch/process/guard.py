@@ -249,6 +249,8 @@ class Guard:
             for pid in new:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, number)
+            if number == signal.SIGTERM:  # what is started because of it is to save something
+                break
         if not reached:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self.pid, number)
@@ -325,7 +327,9 @@ def _holder(log: int, byte: int) -> int:
     if not LINUX:
         return 0
     asked = LOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, byte, 1, 0)
-    return int(LOCK.unpack(fcntl.fcntl(log, fcntl.F_GETLK, asked))[4])
+    with contextlib.suppress(OSError):
+        return int(LOCK.unpack(fcntl.fcntl(log, fcntl.F_GETLK, asked))[4])
+    return 0
 
 
 def _is_guard(pid: int, run: str) -> bool:

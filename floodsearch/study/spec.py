@@ -152,12 +152,13 @@ class ScriptSettings(Section):
 
     Attributes:
         pause: what becomes of its process where a run pauses at a rung: stopped and kept, or ended.
-        stopped: how many stopped processes a worker keeps at most; where memory is short it keeps fewer.
+        stopped: how many stopped processes a worker keeps at most; where memory is short it keeps fewer. Each
+            takes some of the files that a process may have open.
         first_epoch: the number of the first epoch that it prints; `auto` where its first line tells.
     """
 
     pause: Literal["keep", "restart"] = "keep"
-    stopped: int = Field(32, ge=0, le=1000)
+    stopped: int = Field(32, ge=0, le=200)
     first_epoch: Literal["auto", 0, 1] = AUTO
 
 

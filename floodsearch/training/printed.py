@@ -81,6 +81,10 @@ def _whole(told: object) -> int | None:
     return told if isinstance(told, int) and not isinstance(told, bool) else None
 
 
+def _is_number(told: object) -> bool:
+    return isinstance(told, int | float) and not isinstance(told, bool)
+
+
 class Printed:
     """What one process of a script prints of its epochs, in their order.
 
@@ -192,14 +196,16 @@ def remembered(
         numbering: of its epochs; told the first that was ever printed.
     """
     found: dict[int, Numbers] = {}
-    for part in _parts(log, run, frozenset(metrics))[:-1]:
+    names = frozenset(metrics)
+    for part in _parts(log, run, names)[:-1]:
         last: int | None = None
         for told, numbers in part:
             if told is not None:
                 numbering.see(told)
                 last = numbering.epoch(told)
             if last is not None and (told is not None or last == length):
-                found[last] = {**found.get(last, {}), **(numbers if told is not None else _tests(numbers))}
+                known = {name: one for name, one in numbers.items() if name in names and _is_number(one)}
+                found[last] = {**found.get(last, {}), **(known if told is not None else _tests(known))}
     return found
 
 

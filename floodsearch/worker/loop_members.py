@@ -83,7 +83,7 @@ class LoopMembers:
     def drop(self, member: int) -> None:
         """Train a member no further."""
         self.levels.pop(member, None)
-        self.end(member, self.seeds[member])
+        self.end(member, self.seeds.get(member, ()))
         if self._training is not None and self._training[0] == member:
             self._training[1].wanted = False
 
