@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from floodsearch.artifacts.names import RUNS, name_of, run_folder
 from floodsearch.errors import Problem, TaskError, UsageError
 from floodsearch.flooding.schedules import SCHEDULES
 from floodsearch.records import EpochRecord, Parameter, Setting
@@ -25,7 +26,7 @@ from floodsearch.study.trust import TrustedSpec
 from floodsearch.tasks import TASKS
 from floodsearch.tasks.options import METRICS
 from floodsearch.tasks.recipe import Recipe
-from floodsearch.usercode.command import located, missing_script, script_of
+from floodsearch.usercode.command import filled, located, missing_script, script_of
 from floodsearch.usercode.reference import called_as_program, file_of, find_code
 from floodsearch.usercode.revision import revision_of
 
@@ -240,6 +241,24 @@ def command_of(trusted: TrustedSpec, folders: Sequence[Path] = ()) -> str:
         raise ValueError(f"study {spec.name!r} runs no command")
     find_program(spec.command, folders)
     return spec.command
+
+
+def first_command(spec: Spec) -> str | None:
+    """Return the command of a study as it is called for its first run; None where there is none."""
+    if spec.command is None:
+        return None
+    choices = {name: values[0] for name, values in spec.searched.items()}
+    run, training = name_of(0, spec.training.seeds[0]), spec.training
+    own: dict[str, Setting | None] = {
+        "level": 0.0,
+        "seed": training.seeds[0],
+        "epochs": training.epochs,
+        "device": "{device}",
+        "ticket": 0,
+        "run": run,
+        "folder": f"{{checkpoints}}/{spec.name}/.../{RUNS}/{run_folder(run, training.epochs)}",
+    }
+    return shlex.join(filled(spec.command, {**with_chosen(spec.training_settings, choices), **own}))
 
 
 def find_program(command: str, folders: Sequence[Path] = ()) -> None:

@@ -1,4 +1,4 @@
-"""Scripts that are trained as they are: halved, ended, failed, and told what they print wrong."""
+"""Scripts that are trained as they are: paused, halved, remembered, and told what they print wrong."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import signal
 import sys
 import threading
 import uuid
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,14 +17,18 @@ import torch
 from floodsearch import queue
 from floodsearch.answer.tickets import latest
 from floodsearch.artifacts.checkpoint import Checkpoint
-from floodsearch.artifacts.files import Folder
-from floodsearch.errors import DivergedError, LoopError, TaskError
+from floodsearch.artifacts.files import Folder, files_at
+from floodsearch.artifacts.names import remove_files
+from floodsearch.catalog import first_command
+from floodsearch.errors import DivergedError, LoopError, StudyFileError, TaskError, UsageError
 from floodsearch.queries import answer
 from floodsearch.storage import tables
 from floodsearch.storage.studies import put_study
 from floodsearch.storage.trial_records import read_trials
-from floodsearch.training import script as script_module
-from floodsearch.training.loop import LoopRun
+from floodsearch.study.extend import differences
+from floodsearch.study.spec import ScriptSettings
+from floodsearch.training import running as running_module
+from floodsearch.training.loop import ForScript, LoopRun
 from floodsearch.training.progress import RunPlan
 from floodsearch.training.script import Script
 from floodsearch.usercode.command import filled, placeholders, script_of
@@ -118,18 +123,28 @@ def outputs(settings):
 class Alone:
     """One run of a script."""
 
-    def __init__(self, folder, command, *, epochs=4, validate_every=1, level=0.3):
+    def __init__(self, folder, command, *, epochs=4, validate_every=1, level=0.3, **settings):
         self.folder, self.command, self.level, self.records = folder, command, level, []
         self.plan = RunPlan(epochs=epochs, validate_every=validate_every)
-        self.checkpoint = Checkpoint(Folder(folder), "run.pt", {})
+        self.checkpoint = Checkpoint(Folder(folder), "run.pt", {"study": folder.name})
         self.leave = threading.Event()
+        self.settings = ScriptSettings(**settings)
+        self.extra = ForScript()
+        self.another_worker()
+
+    def another_worker(self):
+        """Let the next part be trained by another worker of this machine."""
+        self.script = Script(self.command, self.folder, self.leave.is_set, settings=self.settings)
 
     def train(self, until=10**9, note=lambda record: True):
         """Train one part; return what was wrong, or None."""
 
         def taken(record):
             self.records.append(record)
+            self.trained += not self.run.remembered
             return note(record)
+
+        self.trained = 0
 
         self.run = LoopRun(
             self.plan,
@@ -142,10 +157,11 @@ class Alone:
             note=taken,
             checkpoint=self.checkpoint,
             saved=self.checkpoint.load(),
+            script=self.extra,
         )
         loops = object.__new__(Loops)
         loops.device = torch.device("cpu")
-        loops.loop = Script(self.command, self.folder, self.leave.is_set)
+        loops.loop = self.script
         return loops.call(self.run)
 
     @property
@@ -155,10 +171,15 @@ class Alone:
 
 @pytest.fixture
 def alone(tmp_path, write_script):
-    def make(source=BODY, **options):
-        return Alone(tmp_path / uuid.uuid4().hex, write_script(HEAD + source), **options)
+    made = []
 
-    return make
+    def make(source=BODY, **options):
+        made.append(Alone(tmp_path / uuid.uuid4().hex, write_script(HEAD + source), **options))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.script.end_others()
 
 
 def test_a_script_reports_what_it_prints_and_its_output_is_kept(alone):
@@ -178,13 +199,14 @@ print("bye", file=sys.stderr)
     assert {record.flooded for record in one.records} == {None}, "nobody has seen its batches"
     lines = one.output.splitlines()
     assert lines[0].startswith(f"$ {sys.executable} ")
-    assert lines[0].endswith("train.py --flood=0.3 --seed 7 --epochs 4")
+    assert re.search(r"train.py --flood=0\.3 --seed 7 --epochs 4  # run [0-9a-f]{16}$", lines[0])
     assert {"hello", "bye", "{broken"} < set(lines)
 
 
-def test_epochs_may_be_counted_from_0(alone):
+@pytest.mark.parametrize("pause", ["keep", "restart"])
+def test_epochs_may_be_counted_from_0(alone, pause):
     """The first line tells, and what it told is kept while the run pauses."""
-    one = alone("for epoch in range(epochs): report(epoch, val_accuracy=epoch / 10)")
+    one = alone("for epoch in range(epochs): report(epoch, val_accuracy=epoch / 10)", pause=pause)
     assert one.train(until=2) is None
     assert one.train() is None
     assert [(record.epoch, record.val_accuracy) for record in one.records] == [
@@ -192,9 +214,33 @@ def test_epochs_may_be_counted_from_0(alone):
     ]  # fmt: skip
 
 
-def test_a_script_starts_again_where_it_goes_on(alone):
+def test_a_script_is_stopped_where_it_pauses_and_goes_on(alone, eventually):
+    """One process trains the whole run, and trains nothing while it is stopped."""
+    one = alone(GATED)
+    assert one.train(until=2) is None
+    assert (one.run.epoch, one.run.repeated) == (2, 0)
+    pid = pid_in(one.output)
+    eventually(lambda: state_of(pid) == "T", "the stop of the script")
+    (one.folder / "gate").touch()
+    assert one.train() is None
+    assert (one.run.epoch, one.run.repeated) == (4, 0)
+    assert one.output.count("$ ") == 1
+    assert not running(pid)
+
+
+GATED = """
+import time, pathlib
+gate = pathlib.Path(sys.argv[0]).parent
+for epoch in range(1, epochs + 1):
+    report(epoch, val_accuracy=0.5, pid=os.getpid())
+    while epoch == 2 and not list(gate.rglob("gate")): time.sleep(0.01)
+"""
+
+
+@pytest.mark.parametrize("settings", [{"pause": "restart"}, {"stopped": 0}])
+def test_a_script_may_start_again_where_it_goes_on(alone, settings):
     """Its known epochs are not reported twice, but counted: they were trained."""
-    one = alone()
+    one = alone(**settings)
     assert one.train(until=2) is None
     assert (one.run.epoch, one.run.repeated) == (2, 0)
     assert one.train() is None
@@ -205,7 +251,8 @@ def test_a_script_starts_again_where_it_goes_on(alone):
 
 def test_a_script_with_checkpoints_of_its_own_goes_on(alone, tmp_path):
     """It is asked to end by SIGTERM, and what it does not print again was not trained again."""
-    one = alone(f"""
+    one = alone(
+        f"""
 from pathlib import Path
 path = Path({str(tmp_path / "own")!r})
 epoch = int(path.read_text()) if path.exists() else 0
@@ -220,11 +267,133 @@ while epoch < epochs:
     report(epoch, val_accuracy=0.5)
     if epoch == 2 and not path.exists():
         signal.pause()
-""")
+""",
+        pause="restart",
+    )
     assert one.train(until=2) is None
     assert one.train() is None
     assert one.run.repeated == 0
     assert [record.epoch for record in one.records] == [1, 2, 3, 4]
+
+
+OWN_CHECKPOINTS = """
+from pathlib import Path
+path = Path(sys.argv[0]).parent / "own"
+start = int(path.read_text()) if path.exists() else 0
+for epoch in range(start + 1, epochs + 1):
+    path.write_text(str(epoch))
+    report(epoch - {counts}, val_accuracy=epoch / 10)
+    if epoch == 2 and start == 0: signal.pause()
+"""
+
+
+def lost(one):
+    """Let the worker of a run go at the second line, and its checkpoint with it."""
+    at_the_second = lambda record: one.leave.set() if record.epoch == 2 else True  # noqa: E731
+    assert one.train(note=at_the_second) is None
+    assert one.run.epoch == 2
+    one.checkpoint.remove()
+    one.leave.clear()
+    one.another_worker()
+    one.records.clear()
+
+
+@pytest.mark.parametrize("counts", [0, 1])
+def test_what_a_script_has_printed_is_remembered_from_its_log(alone, counts):
+    """A worker that dies saves nothing; the script goes on from its own checkpoint, and prints what is left.
+
+    Those epochs were counted by whoever trained them. Whether epochs are counted from 0 the log tells, too.
+    """
+    one = alone(OWN_CHECKPOINTS.format(counts=counts))
+    lost(one)
+    assert one.train() is None
+    assert [(record.epoch, record.val_accuracy) for record in one.records] == [
+        (1, 0.1), (2, 0.2), (3, 0.3), (4, 0.4)
+    ]  # fmt: skip
+    assert (one.trained, one.run.repeated) == (2, 0)
+
+
+def test_a_script_at_its_end_prints_nothing_more(alone):
+    """All is known when its worker dies behind the last line."""
+    one = alone(OWN_CHECKPOINTS.format(counts=0).replace("signal.pause()", "pass"))
+    assert one.train(note=lambda record: True) is None
+    one.checkpoint.remove()
+    one.records.clear()
+    assert one.train() is None
+    assert [record.epoch for record in one.records] == [1, 2, 3, 4]
+    assert one.trained == 0
+
+
+def test_what_the_log_lacks_the_database_may_have(alone):
+    """As where another machine began the run; what is in neither is asked for in one line."""
+    one = alone(OWN_CHECKPOINTS.format(counts=0))
+    lost(one)
+    (one.folder / "ticket-3-seed-7.log").unlink()
+    error = one.train()
+    assert "printed nothing of epoch 1, at which val_accuracy is due, but then of epoch 3" in str(error)
+    assert "nobody has what it printed before: let it print those lines again, or delete that ch" in str(
+        error
+    )
+    (one.folder.parent / "own").write_text("2")
+    (one.folder / "ticket-3-seed-7.log").unlink()
+    one.extra = ForScript(recorded=lambda: {1: {"val_accuracy": 0.75}, 2: {"val_accuracy": 0.5}})
+    assert one.train() is None
+    assert [record.val_accuracy for record in one.records] == [0.75, 0.5, 0.3, 0.4]
+
+
+def test_a_log_is_trusted_no_more_than_any_file(alone):
+    """What does not parse, or is of another run of this name, tells nothing; no line is evaluated."""
+    one = alone(OWN_CHECKPOINTS.format(counts=0))
+    lost(one)
+    path = one.folder / "ticket-3-seed-7.log"
+    whole = path.read_bytes()
+    foreign = (
+        b'$ x  # run 0123456789abcdef\n{"epoch": 1, "val_accuracy": 0.9}\n{"epoch": 2, "val_accuracy": 0.9}\n'
+    )
+    path.write_bytes(foreign)
+    assert "nobody has what it printed before" in str(one.train())
+    (one.folder.parent / "own").write_text("2")
+    noise = b'{"epoch": 2, "val_accuracy": "0.9", "x": 1}\n{"epoch": [2], "val_accuracy": 0.9}\n'
+    noise += (
+        b'{"epoch": 1, "val_accuracy": \n\xff\xfe{"epoch": "__import__(\'os\')"}\n' + b"x" * 3_000_000 + b"\n"
+    )
+    path.write_bytes(foreign + whole + noise)
+    assert one.train() is None
+    assert [record.val_accuracy for record in one.records] == [0.1, 0.2, 0.3, 0.4]
+
+
+def test_a_study_may_say_from_where_epochs_are_counted(alone):
+    """Where the first line may be lost, as on another machine."""
+    source = "for epoch in range(1, epochs): report(epoch, val_accuracy=epoch / 10)"
+    one = alone(source, first_epoch=0)
+    one.extra = ForScript(recorded=lambda: {1: {"val_accuracy": 0.0}})
+    assert one.train() is None
+    assert [record.val_accuracy for record in one.records] == [0.0, 0.1, 0.2, 0.3]
+    error = alone("report(0, val_accuracy=0.5)", first_epoch=1).train()
+    assert "printed epoch 0; epochs are counted from 0 or from 1, in this run from 1" in str(error)
+
+
+LAST_WORDS = {
+    "in its last line": ("", "test_accuracy=0.7, test_loss=1.5"),
+    "in a line of its own": ("print(json.dumps({'test_accuracy': 0.7, 'test_loss': 1.5}))", ""),
+    "behind a logger": ("print('INFO', json.dumps({'test_accuracy': 0.7, 'test_loss': 1.5}))", ""),
+    "of the last epoch again": ("report(4, test_accuracy=0.7, test_loss=1.5, val_accuracy=0.9)", ""),
+    "in two lines": ("report(4, test_accuracy=0.7); print('{\"test_loss\": 1.5}')", ""),
+}
+
+
+@pytest.mark.parametrize("case", LAST_WORDS)
+def test_last_words_may_be_of_the_test(alone, case):
+    behind, in_it = LAST_WORDS[case]
+    one = alone(f"""
+for epoch in range(1, epochs): report(epoch, val_accuracy=0.5)
+report(epochs, val_accuracy=0.5, {in_it})
+{behind}
+""")
+    assert one.train() is None
+    last = one.records[-1]
+    assert (last.epoch, last.val_accuracy, last.test_accuracy, last.test_loss) == (4, 0.5, 0.7, 1.5)
+    assert {record.test_accuracy for record in one.records[:-1]} == {None}
 
 
 def test_validations_may_be_seldom(alone):
@@ -319,8 +488,7 @@ for epoch in (1, 3):
 
 
 def test_a_child_that_goes_on_to_print_is_waited_for_a_little_only(alone, monkeypatch):
-    monkeypatch.setattr(script_module, "GRACE_SECONDS", 0.3)
-    monkeypatch.setattr(script_module, "LOOK_SECONDS", 0.1)
+    monkeypatch.setattr(running_module, "GRACE_SECONDS", 0.3)
     one = alone("""
 for epoch in range(1, epochs + 1): report(epoch, val_accuracy=0.5)
 subprocess.Popen(["sh", "-c", "while :; do echo here; sleep 0.02; done"])
@@ -364,7 +532,7 @@ signal.pause()
 @pytest.mark.parametrize("ignores", ["", "signal.signal(signal.SIGTERM, lambda *_: None)"])
 def test_a_worker_that_is_asked_to_leave_waits_for_no_epoch(alone, ignores, eventually, monkeypatch):
     """The script and its children are ended, by force where they do not end by themselves."""
-    monkeypatch.setattr(script_module, "GRACE_SECONDS", 0.3)
+    monkeypatch.setattr(running_module, "GRACE_SECONDS", 0.3)
     one = alone(BLOCKS.format(ignores=ignores))
     assert one.train(note=lambda record: one.leave.set() or True) is None
     assert (one.run.epoch, one.run.goes_on) == (1, False)
@@ -373,11 +541,20 @@ def test_a_worker_that_is_asked_to_leave_waits_for_no_epoch(alone, ignores, even
         eventually(lambda pid=pid: not running(pid), "the end of the process")
 
 
-def running(pid):
+def state_of(pid):
+    """Return the state of a process, as `ps` shows it; Z where it is gone."""
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return "Z"
+
+
+def running(pid):
+    return state_of(pid) != "Z"
+
+
+def pid_in(output):
+    return int(re.search(r'"pid": (\d+)', output)[1])
 
 
 def test_what_is_raised_while_an_epoch_is_noted_ends_the_script(alone, eventually):
@@ -408,10 +585,23 @@ def test_placeholders_are_filled_and_no_shell_sees_them():
     """A value stays one word, whatever is in it."""
     command = "python 'my train.py' --flood={level} {{x}} {name} --sizes {sizes} {on}"
     assert placeholders(command) == ["level", "name", "sizes", "on"]
-    values = {"level": 0.30000000000000004, "name": "a b; rm *", "sizes": (1, 2.5), "on": True}
+    values = {"level": 0.30000000000000004, "name": "a b; rm *", "sizes": (1, 2.5), "on": True, "ticket": 3}
     assert filled(command, values) == [
         "python", "my train.py", "--flood=0.3", "{x}", "a b; rm *", "--sizes", "1,2.5", "true"
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("value", "word"),
+    [
+        (0.0, "0.0"), (1.0, "1.0"), (0.05, "0.05"), (1e-5, "0.00001"), (0.1 + 0.2, "0.3"), (-2.5, "-2.5"),
+        (1e16, "10000000000000000.0"), (3, "3"), ("0", "0"),
+    ],
+)  # fmt: skip
+def test_a_number_with_a_point_is_a_number_to_every_parser(value, word):
+    """Parsers that look at the type take 0 for a whole number, and YAML takes 1e-05 for a text."""
+    assert filled("{x}", {"x": value}) == [word]
+    assert type(value)(word) == pytest.approx(value) if isinstance(value, float) else word == str(value)
 
 
 @pytest.mark.parametrize(
@@ -442,9 +632,13 @@ def test_the_script_of_a_command_is_its_first_file(tmp_path):
 
 
 @sqlite
-def test_a_command_is_halved_and_answered(make_study, here):
-    """Verdicts are those of a quiet search; level 0 and the last level alive are not paused for nothing."""
-    study = make_study()
+@pytest.mark.parametrize("pause", ["keep", "restart"])
+def test_a_command_is_halved_and_answered(make_study, here, pause):
+    """Verdicts are those of a quiet search, and no epoch is trained twice: what pauses is stopped, or ended.
+
+    That is cheaper than the grid either way. Level 0 and the last level alive are not paused for nothing.
+    """
+    study = make_study(script={"pause": pause})
     assert work(study, here, LeaveRequest()) == "all tickets are finished"
     whole = make_study("whole", search={"pruner": "none"})
     work(whole, here, LeaveRequest())
@@ -456,19 +650,33 @@ def test_a_command_is_halved_and_answered(make_study, here):
     assert answer(study).level == best.level == 0.4
     assert epochs_run(whole) == 5 * 2 * 12
     again = epochs_run(study) - sum(map(len, curves(study).values()))
-    assert 0 < again < 2 * 12, "only what went on was started again"
+    assert epochs_run(study) < epochs_run(whole)
+    assert 0 < again < 2 * 12 if pause == "restart" else again == 0
     kept = {path.name: path.read_text() for path in (here.logs / "tiny").iterdir()}
     assert kept.keys() == {f"ticket-{ticket}-seed-{seed}.log" for ticket in found for seed in (0, 1)}
     assert kept["ticket-0-seed-0.log"].count("$ ") == 1
-    assert kept[f"ticket-{best.ticket}-seed-0.log"].count("$ ") == 3, "two rungs had rivals"
+    starts = 3 if pause == "restart" else 1
+    assert kept[f"ticket-{best.ticket}-seed-0.log"].count("$ ") == starts, "two rungs had rivals"
     assert not list(here.checkpoints.rglob("*.pt"))
 
 
 @sqlite
+def test_a_restart_that_does_not_pay_is_none(make_study, here):
+    """Two levels, judged behind their middle: to go on with one of them would cost more than both."""
+    study = make_study(levels={"count": 3}, halving={"first": 0.6}, script={"pause": "restart"})
+    work(study, here, LeaveRequest())
+    assert epochs_run(study) == 3 * 2 * 12
+    assert {text.count("$ ") for text in outputs(here).values()} == {1}
+
+
+@sqlite
 def test_the_range_of_a_command_comes_from_its_validation_losses(make_study, here):
+    """The epochs of the pilot are not trained again: its processes are those of level 0."""
     study = make_study(levels={"high": "auto", "count": 3}, search={"pruner": "none"})
     assert work(study, here, LeaveRequest()) == "all tickets are finished"
     assert min(study.reread().pilot.minima) > 0.3
+    assert epochs_run(study) == 3 * 2 * 12
+    assert {text.count("$ ") for text in outputs(here).values()} == {1}
     without = make_study("without", TRAIN.replace("val_loss", "loss"), levels={"high": "auto", "count": 3})
     assert 'levels.high = "auto" needs a validation loss' in work(without, here, LeaveRequest())
 
@@ -486,6 +694,105 @@ def test_settings_are_words_of_the_command_and_may_be_searched(make_study, here)
     begun = [text.splitlines()[1] for _, text in sorted(outputs(here).items())]
     assert sorted(set(begun)) == ["begins --rate 0.1 --kind a b", "begins --rate 0.2 --kind a b"]
     assert len(begun) == 2 * 2 * 2
+
+
+@sqlite
+def test_a_run_has_a_name_and_a_folder_of_its_own(make_study, here):
+    """The folder is there when the command begins, stays over attempts, and goes with the study's files."""
+    study = make_study(
+        source=HEAD
+        + """
+from pathlib import Path
+ticket, run, folder = rest
+print(ticket, run)
+tries = Path(folder) / "tries"
+tries.write_text((tries.read_text() if tries.exists() else "") + "x")
+if level == 0 and seed == 0 and tries.read_text() == "x": sys.exit("once")
+for epoch in range(1, epochs + 1): report(epoch, val_accuracy=0.5 + level + seed / 10)
+""",
+        arguments=" {ticket} {run} {folder}",
+        levels={"count": 2},
+        search={"pruner": "none"},
+    )
+    fast = replace(here, beat_seconds=0.1)
+    assert work(study, fast, LeaveRequest()) == "all tickets are finished"
+    folders = here.checkpoints / study.folder / "runs"
+    runs = {f"ticket-{ticket}-seed-{seed}" for ticket in (0, 1) for seed in (0, 1)}
+    assert {path.name for path in folders.iterdir()} == {f"{run}-epochs-12" for run in runs}
+    assert (folders / "ticket-0-seed-0-epochs-12" / "tries").read_text() == "xx"
+    for run, text in outputs(here).items():
+        assert f"\n{run.split('-')[1]} {run}\n" in text
+    (folders / "mine").mkdir()
+    (folders / "ticket-9-seed-0-epochs-1").symlink_to(here.logs)
+    files = files_at(here.checkpoints).within(study.folder)
+    assert remove_files(files) == ["runs/mine", "runs/ticket-9-seed-0-epochs-1"]
+    assert list(here.logs.rglob("*.log"))
+
+
+def test_check_shows_the_command_of_the_first_run(make_spec, write_script):
+    """As it will be called, so that a parser's complaint can be tried by hand."""
+    spec = make_spec(
+        task=None,
+        name="tiny",
+        command=write_script(arguments=" --rate {rate} --out {folder} --as {run}-{ticket} --on {device}"),
+        options={**STUDY["options"], "rate": {"choices": [0.0, 0.1]}},
+        training={"epochs": 12, "seeds": [7]},
+    )
+    assert str(first_command(spec)).endswith(
+        "train.py --flood=0.0 --seed 7 --epochs 12 --rate 0.0 --out "
+        "'{checkpoints}/tiny/.../runs/ticket-0-seed-7-epochs-12' --as ticket-0-seed-7-0 --on '{device}'"
+    )
+
+
+@sqlite
+def test_a_folder_of_a_run_needs_a_folder_for_checkpoints(make_study, here):
+    study = make_study(arguments=" {folder}")
+    away = replace(here, checkpoints="memory://bucket")
+    with pytest.raises(
+        UsageError, match="those are at memory://bucket; give a folder with --checkpoints, or"
+    ):
+        work(study, away, LeaveRequest())
+
+
+@sqlite
+def test_stopped_processes_end_with_their_worker(make_study, here, eventually):
+    """A worker that is asked to leave hands its tickets back, and nothing of them goes on."""
+    leave = LeaveRequest()
+    study = make_study(source=HEAD + GATED.replace("epoch == 2", "epoch == 2 and level > 0"))
+    stopped = []
+
+    def look():
+        stopped[:] = [pid_in(text) for text in outputs(here).values() if '"epoch": 2' in text]
+        if len(stopped) == 4 and sum(state_of(pid) == "T" for pid in stopped) > 1:
+            leave.ask("enough")
+            return True
+        return False
+
+    watcher = threading.Thread(target=eventually, args=(look, "two stopped processes"))
+    watcher.start()
+    assert work(study, here, leave) == "enough"
+    watcher.join()
+    assert not any(map(running, stopped))
+
+
+def test_script_settings_are_checked(make_spec, write_script):
+    """Each with what is wrong and what to write."""
+    with pytest.raises(StudyFileError) as error:
+        make_spec(
+            task=None,
+            command=write_script(arguments=" --run {run}"),
+            options={**STUDY["options"], "run": 1},
+            script={"pause": "never", "first_epoch": 2},
+        )
+    told = str(error.value)
+    assert "a setting 'run' of yours, but {run} is what floodsearch says; give it another name" in told
+    assert "script.pause" in told
+    assert "script.first_epoch" in told
+    spec = make_spec(task=None, command=write_script(), options=STUDY["options"], script={"pause": "keep"})
+    other = spec.model_copy(update={"script": ScriptSettings(pause="restart", stopped=3)})
+    assert differences(spec, other) == [], "it changes no result"
+    with pytest.raises(StudyFileError, match="script: says how a command is run, and there is none; remove"):
+        make_spec(script={"pause": "keep"})
 
 
 @sqlite
@@ -530,27 +837,32 @@ def test_a_program_that_is_not_here_is_refused_before_the_worker_enters(make_stu
 
 @sqlite
 def test_a_killed_worker_takes_its_script_with_it(storage_url, make_study, crowd, eventually, tmp_path):
-    """Its output has no reader any more: the next line that it prints ends it."""
-    gate = tmp_path / "gate"
+    """By kill -9, with a child that has left its group and is deaf; its last words are in the log."""
     study = make_study(
         source=HEAD
-        + f"""
-report(1, val_accuracy=0.5, pid=os.getpid())
-os.mkfifo({str(gate)!r})
-open({str(gate)!r}).read()
-for epoch in range(2, epochs + 1): report(epoch, val_accuracy=0.5)
-signal.pause()
+        + """
+deaf = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); print(1, flush=True); signal.pause()"
+child = subprocess.Popen([sys.executable, "-c", deaf], start_new_session=True, stdout=subprocess.PIPE)
+child.stdout.readline()
+
+def last_words(*_):
+    report(2, val_accuracy=0.5)
+    os._exit(0)
+
+signal.signal(signal.SIGTERM, last_words)
+report(1, val_accuracy=0.5, child=child.pid, pid=os.getpid())
+while True: signal.pause()
 """
     )
     workers = crowd(WORKER, 1, storage_url, str(tmp_path))
     kept = tmp_path / "logs" / "tiny" / "ticket-0-seed-0.log"
-    eventually(lambda: gate.exists() and kept.exists() and '"pid"' in kept.read_text(), "the first epoch")
-    pid = int(kept.read_text().partition('"pid": ')[2].partition("}")[0])
+    eventually(lambda: kept.exists() and '"pid"' in kept.read_text(), "the first epoch")
     os.kill(workers.pids[0], signal.SIGKILL)
     assert workers.answers() == [None]
-    assert running(pid)
-    gate.write_text("go on")
-    eventually(lambda: not running(pid), "the end of the script")
+    child = int(re.search(r'"child": (\d+)', kept.read_text())[1])
+    eventually(lambda: not running(pid_in(kept.read_text())), "the end of the script")
+    eventually(lambda: not running(child), "the end of its child")
+    assert '"epoch": 2' in kept.read_text()
     assert study.name == "tiny"
 
 

@@ -34,7 +34,7 @@ ORDER = words("""
 """The packages, and the files beside them: each imports only from those before it."""
 
 INSIDE = {
-    "process": "terminal signals nesting",
+    "process": "terminal signals nesting guard",
     "flooding": "loss schedules",
     "usercode": "arguments reference revision command",
     "artifacts": "files names trees checkpoint weights",
@@ -44,8 +44,8 @@ INSIDE = {
     "study": "section levels spec trust extend fields messages tables values methods trained reader",
     "training": "devices randomness arithmetic batches progress contract run engine sequential lanes "
     "stack stackable trunk independence rehearsal batch_losses call_order report loop_state "
-    "loop script forks cohort",
-    "search": "space halving history samplers judge pruners plain_optuna __init__ tickets",
+    "loop printed room running script forks cohort",
+    "search": "space halving history samplers judge pauses pruners plain_optuna __init__ tickets",
     "storage": "failures urls rows schema optuna_tables trials checks database retry tables studies "
     "notices trial_records",
     "queue": "ticket brackets wanted filling ownership claims ends judging budget reaper __init__",

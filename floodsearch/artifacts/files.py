@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import shutil
 import stat
 import uuid
 from collections.abc import Callable, Iterator
@@ -147,13 +148,17 @@ class Folder:
 
     def read(self, name: str) -> bytes:
         """Return the content of a file."""
-        with self._file(name, os.O_RDONLY) as file:
+        with self.open(name) as file:
             return file.read()
 
     def head(self, name: str) -> bytes:
         """Return the first bytes of a file."""
-        with self._file(name, os.O_RDONLY) as file:
+        with self.open(name) as file:
             return file.read(HEAD)
+
+    def open(self, name: str) -> IO[bytes]:
+        """Open a file to read it."""
+        return self._file(name, os.O_RDONLY)
 
     def append(self, name: str) -> IO[bytes]:
         """Open a file to add to its end."""
@@ -220,6 +225,16 @@ class Folder:
                     size = os.stat(name, dir_fd=here, follow_symlinks=False).st_size
                     total += size if name != replaced else 0
         return total
+
+    def made(self) -> Path:
+        """Return the path of the folder, which is there then."""
+        self._make()
+        return self.path
+
+    def remove_folder(self, name: str) -> None:
+        """Remove a folder in this one with all that is in it, as far as that can be, and through no link."""
+        with contextlib.suppress(OSError), self._opened() as here:
+            shutil.rmtree(name, dir_fd=here)
 
     def _make(self) -> None:
         """Make what is missing of the folder and those around it, for their owner only."""

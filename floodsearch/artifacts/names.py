@@ -5,22 +5,30 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from floodsearch.artifacts.files import Files
+from floodsearch.artifacts.files import Files, Folder
 from floodsearch.records import Keep
 
 WEIGHTS = "weights"
 """The folder of kept weights, among a study's files."""
+RUNS = "runs"
+"""The folder of those folders that a command has for each of its runs, among a study's files."""
 _UNFINISHED = r"(\.\d+\.unfinished)?"
 """The end of a name of a file whose worker was killed while it wrote."""
 CHECKPOINT = re.compile(
     r"(ticket-\d+|trunk-[0-9a-f]{8})-seed-\d+(-epoch-\d+)?\.pt(\.before)?" + _UNFINISHED, re.ASCII
 )
 KEPT = re.compile(r"ticket-\d+-seed-\d+-epochs-\d+-(last|best)\.pt" + _UNFINISHED, re.ASCII)
+RUN = re.compile(r"ticket-\d+-seed-\d+-epochs-\d+", re.ASCII)
 
 
 def name_of(ticket: int, seed: int) -> str:
     """Return the name of a run in files."""
     return f"ticket-{ticket}-seed-{seed}"
+
+
+def run_folder(ticket_and_seed: str, epochs: int) -> str:
+    """Return the folder of a command's run: of its length, too, as a longer run is another one."""
+    return f"{ticket_and_seed}-epochs-{epochs}"
 
 
 def trunk_name(digest: str, seed: int, epoch: int | None) -> str:
@@ -39,12 +47,17 @@ def remove_files(files: Files) -> list[str]:
     Raises:
         OSError: if they cannot be removed.
     """
-    kept = files.within(WEIGHTS)
+    kept, runs = files.within(WEIGHTS), files.within(RUNS)
+    if isinstance(runs, Folder):
+        for name in filter(RUN.fullmatch, runs.entries()):
+            runs.remove_folder(name)
+        runs.remove()
     for place, ours in ((kept, KEPT), (files, CHECKPOINT)):
         place.remove(*(name for name in place.names("*") if ours.fullmatch(name)))
-    return sorted(_left(files, kept))
+    return sorted(_left(files))
 
 
-def _left(files: Files, kept: Files) -> Iterator[str]:
-    yield from (f"{WEIGHTS}/{name}" for name in kept.entries())
-    yield from (name for name in files.entries() if name != WEIGHTS)
+def _left(files: Files) -> Iterator[str]:
+    for folder in (WEIGHTS, RUNS):
+        yield from (f"{folder}/{name}" for name in files.within(folder).entries())
+    yield from (name for name in files.entries() if name not in (WEIGHTS, RUNS))

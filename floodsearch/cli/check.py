@@ -37,6 +37,7 @@ def check(
     as_json: AsJson = False,
 ) -> None:
     """Show the resolved study with all defaults, or all its problems, and what it would cost."""
+    from floodsearch.catalog import first_command
     from floodsearch.cost.outlook import look_ahead
     from floodsearch.report.documents import check_document
     from floodsearch.report.text import outlook_text, spec_text
@@ -52,6 +53,8 @@ def check(
         return
     echo(spec_text(spec))
     echo(outlook_text(spec, outlook))
+    if (command := first_command(spec)) is not None:
+        echo(f"its first run: {command}")
     if (trust := token_of(spec)) is not None:
         echo(f"other machines trust its code by: floodsearch work {spec.name} --trust {shlex.quote(trust)}")
 

@@ -13,11 +13,12 @@ def differences(stored: Spec, wanted: Spec) -> list[str]:
     """Return the settings that forbid continuing `stored` as `wanted`, each a line with both values.
 
     Growing the budget is no difference: more trials, more seeds after the ones there are, more epochs, and
-    any change of `[budget]`. Nor is `keep`, which changes no result: it holds for what is completed later.
+    any change of `[budget]`. Nor is `keep`, which changes no result: it holds for what is completed later;
+    nor what becomes of a script's process that pauses.
     Nor is a default that grows with the epochs.
     """
     old, new = (_flat(spec.model_dump(mode="json")) for spec in (stored, wanted))
-    grown = {"training.keep"} | (
+    grown = {"training.keep", "script.pause", "script.stopped"} | (
         {"training.validate_every"} if _validates_by_default(stored, wanted) else set()
     )
     found = []

@@ -18,6 +18,7 @@ from floodsearch.study.tables import (
     arithmetic_of,
     budget_of,
     levels_of,
+    script_of,
     search_of,
     seed_count_problems,
     training_of,
@@ -78,6 +79,7 @@ def _spec(raw: Raw, known: Known) -> tuple[Spec | None, Problems]:
     levels, of_levels = levels_of(raw, known.highest)
     training, of_training = training_of(raw)
     arithmetic, of_arithmetic = arithmetic_of(raw)
+    script, of_script = script_of(raw)
     search, of_search = search_of(raw)
     budget, of_budget = budget_of(raw)
     of_engine = [] if training is None or arithmetic is None else arithmetic.problems(training.engine)
@@ -93,7 +95,7 @@ def _spec(raw: Raw, known: Known) -> tuple[Spec | None, Problems]:
             by_key = {f"{schedule}.{name}": value for name, value in settings.get(schedule, {}).items()}
             searched = {**trained.options, **trained.recipe}
             search, of_trials = with_trials(search, levels, searched, by_key, known.fixed)
-    sections = dict(zip(SECTIONS, (levels, training, arithmetic, search, budget), strict=True))
+    sections = dict(zip(SECTIONS, (levels, training, arithmetic, script, search, budget), strict=True))
     own = {"arguments": trained.arguments, "options": trained.options}
     spec, of_whole = _whole(raw, sections, **own, settings=settings)
     return spec, [
@@ -103,6 +105,7 @@ def _spec(raw: Raw, known: Known) -> tuple[Spec | None, Problems]:
         *of_levels,
         *of_training,
         *of_arithmetic,
+        *of_script,
         *of_search,
         *of_budget,
         *of_engine,

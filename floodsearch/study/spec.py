@@ -147,6 +147,21 @@ class Search(Section):
     seed: int = Field(0, ge=0)
 
 
+class ScriptSettings(Section):
+    """How a script of the user's own is run, beside its command.
+
+    Attributes:
+        pause: what becomes of its process where a run pauses at a rung: stopped and kept, or ended.
+        stopped: how many stopped processes a worker keeps at most; where memory is short it keeps fewer. Each
+            takes some of the files that a process may have open.
+        first_epoch: the number of the first epoch that it prints; `auto` where its first line tells.
+    """
+
+    pause: Literal["keep", "restart"] = "keep"
+    stopped: int = Field(32, ge=0, le=200)
+    first_epoch: Literal["auto", 0, 1] = AUTO
+
+
 class Budget(Section):
     """The bounds of what the whole study may cost, however many workers it has; None is no bound."""
 
@@ -164,6 +179,7 @@ class Spec(Section):
         command: instead of these, a script that is run for each training, with placeholders for the level,
             the seed and its settings.
         arguments: what a task or objective of the user's own finds in `sys.argv` behind its own name.
+        script: how a command is run; None where there is none.
         settings: the sampler's, the pruner's and the schedule's own settings, by the name of each.
     """
 
@@ -176,6 +192,7 @@ class Spec(Section):
     levels: Levels
     training: Training = Training()
     arithmetic: Arithmetic = PLAIN
+    script: ScriptSettings | None = None
     search: Search = Search()
     budget: Budget = Budget()
     settings: dict[str, dict[str, Choices | Range | Setting]] = Field(default_factory=dict)

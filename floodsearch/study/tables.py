@@ -13,13 +13,21 @@ from floodsearch.errors import Problem
 from floodsearch.study.levels import Levels
 from floodsearch.study.messages import Problems, built, no_table, unknown_name
 from floodsearch.study.section import Section
-from floodsearch.study.spec import DIRECTIONS, MOST_SEEDS, Arithmetic, Budget, Search, Training
+from floodsearch.study.spec import (
+    DIRECTIONS,
+    MOST_SEEDS,
+    Arithmetic,
+    Budget,
+    ScriptSettings,
+    Search,
+    Training,
+)
 
 Raw = Mapping[str, Any]
 """The content of a study file, as TOML has it."""
 S = TypeVar("S", bound=Section)
 
-SECTIONS = ("levels", "training", "arithmetic", "search", "budget")
+SECTIONS = ("levels", "training", "arithmetic", "script", "search", "budget")
 OF_TRAINING = Training.model_fields.keys() - {"recipe"}
 """The settings of [training] that are not fields of a recipe, or settings of the user's own."""
 
@@ -93,6 +101,14 @@ def _seed_count(raw: Raw) -> int | None:
 def arithmetic_of(raw: Raw) -> tuple[Arithmetic | None, Problems]:
     """Read [arithmetic]."""
     return _section("arithmetic", Arithmetic, raw.get("arithmetic", {}))
+
+
+def script_of(raw: Raw) -> tuple[ScriptSettings | None, Problems]:
+    """Read [script], which only a command has."""
+    if "command" in raw:
+        return _section("script", ScriptSettings, raw.get("script", {}))
+    useless = Problem("script", "says how a command is run, and there is none; remove it")
+    return None, [useless] if "script" in raw else []
 
 
 def budget_of(raw: Raw) -> tuple[Budget | None, Problems]:

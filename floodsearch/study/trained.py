@@ -212,6 +212,9 @@ def _command_problems(raw: Raw, known: Known, settings: Collection[str]) -> Iter
         return
     for name in dict.fromkeys(found):
         yield from unknown_name("command", name, (*PLACEHOLDERS, *settings), "or a setting in [options]")
+    for name in sorted(set(PLACEHOLDERS).intersection(settings)):
+        has = f"a setting {name!r} of yours, but {{{name}}} is what floodsearch says; give it another name"
+        yield Problem("command", has)
     one_seed = value_in(raw, "training", "seeds") in (1, [0])
     for name in ("level", *(() if one_seed else ("seed",)), *sorted(settings)):
         if name not in found:
@@ -222,7 +225,7 @@ def _command_problems(raw: Raw, known: Known, settings: Collection[str]) -> Iter
     if (
         pruner := value_in(raw, "search", "pruner", Search.model_fields["pruner"].default)
     ) in known.at_each_report:
-        has = f"{pruner!r} would start a command again at each of about 25 rungs; use 'halving'"
+        has = f"{pruner!r} looks at each level by itself, and a command pauses to be compared; use 'halving'"
         yield Problem("search.pruner", has)
 
 

@@ -8,7 +8,8 @@ that a run in parts equals one that was never paused.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor
 
 from floodsearch.artifacts.checkpoint import Checkpoint
+from floodsearch.artifacts.files import Folder
 from floodsearch.errors import LoopError
 from floodsearch.flooding.loss import flood, mean_over_ranks
 from floodsearch.records import EpochRecord
@@ -24,6 +26,24 @@ from floodsearch.training.call_order import CallOrder
 from floodsearch.training.loop_state import Claim, LoopState
 from floodsearch.training.progress import RunPlan
 from floodsearch.training.report import read_report
+
+
+@dataclass(frozen=True, kw_only=True)
+class ForScript:
+    """What only a script has to know of a run.
+
+    Args:
+        ticket: whose run it is.
+        recorded: returns what the database has of its epochs, by epoch.
+        restart_pays: whether it may begin again after a pause, where its process cannot be kept; else it is
+            trained to its end at once.
+        folder: of its own, for what the script keeps; it may be to make.
+    """
+
+    ticket: int = 0
+    recorded: Callable[[], Mapping[int, Mapping[str, float]]] = dict
+    restart_pays: bool = True
+    folder: Folder | None = None
 
 
 class LoopRun:
@@ -41,6 +61,7 @@ class LoopRun:
         checkpoint: of the run.
         saved: its content, from an earlier part of the run.
         claim: looks whether an object may be a part of this run's state.
+        script: what a script has to know beside that.
 
     Attributes:
         metric: of the study.
@@ -49,6 +70,7 @@ class LoopRun:
         until: the epoch after which it pauses, if it can.
         wanted: whether this run is still asked for; else it ends after the epoch, and keeps no checkpoint.
         repeated: epochs that were trained again, as their records are known.
+        remembered: whether the epoch that is reported was trained before this part began.
         goes_on: whether `note` wants more, of this run or of others.
         lowest: the lowest loss of a batch that was given to `flood`; infinite if there was none.
         losses: those of the batches of the last epoch, if they are this process's own.
@@ -70,12 +92,14 @@ class LoopRun:
         checkpoint: Checkpoint,
         saved: Mapping[str, Any] | None = None,
         claim: Claim = lambda name, one: None,
+        script: ForScript = ForScript(),
     ) -> None:
         self.name, self.metric = name, plan.metric
         self.level, self.seed, self.device, self.length = level, seed, device, plan.epochs
         self.settings: Mapping[str, Any] = MappingProxyType(dict(settings))
         self.epoch, self.lowest, self.repeated = 0, math.inf, 0
         self.goes_on = self.wanted = True
+        self.remembered, self.script = False, script
         self.losses: Sequence[float] = ()
         self.interrupted: BaseException | None = None
         self._plan, self.until, self._note = plan, min(until, plan.epochs), note

@@ -7,11 +7,12 @@ import re
 import shlex
 import string
 from collections.abc import Mapping, Sequence
+from decimal import Decimal
 from pathlib import Path
 
 from floodsearch.records import Setting
 
-PLACEHOLDERS = ("level", "seed", "epochs", "device")
+PLACEHOLDERS = ("level", "seed", "epochs", "device", "ticket", "run", "folder")
 """The placeholders of every command; a study's settings are others."""
 INTERPRETER = re.compile(r"(python|pypy)[0-9.]*|(ba|da|z|k)?sh|Rscript|julia|perl|ruby|node|torchrun")
 SCRIPTS = (".py", ".sh", ".R", ".r", ".jl", ".pl", ".rb", ".js")
@@ -41,7 +42,8 @@ def placeholders(command: str) -> list[str]:
 def filled(command: str, values: Mapping[str, Setting | None]) -> list[str]:
     """Return the words of a command with values in place of their placeholders; no shell sees them.
 
-    A list is written with commas, and true and false in small letters.
+    A list is written with commas, and true and false in small letters. A number that is not whole by its type
+    has a point and no exponent, which all parsers take for such a number: 0.0, 0.05, 0.00001.
     """
     texts = {name: _text(value) for name, value in values.items()}
     return [word.format_map(texts) for word in shlex.split(command)]
@@ -109,4 +111,7 @@ def _text(value: Setting | None) -> str:
         return ",".join(map(_text, value))
     if isinstance(value, bool):
         return str(value).lower()
-    return f"{value:.12g}" if isinstance(value, float) else str(value)
+    if not isinstance(value, float):
+        return str(value)
+    text = format(Decimal(f"{value:.12g}"), "f")
+    return text if "." in text else f"{text}.0"

@@ -3,7 +3,8 @@
 Each run of a bracket is trained up to the next rung, all seeds of a level and then those of the next, and
 goes on from its checkpoint when the pruner has decided: successive halving with one model in memory at a
 time. A loop that never calls `run.restore` has no state to go on from. Its runs are trained to their ends at
-once, and nothing is pruned. A script starts again instead, so that nothing is paused that nobody judges.
+once, and nothing is pruned. The process of a script is stopped where it pauses, or starts again, so that
+nothing is paused that nobody judges.
 Level 0 goes to its end first where nothing had flooded at a rung: it tells whether a level ever will.
 """
 
@@ -21,7 +22,7 @@ from floodsearch.errors import MistakeError
 from floodsearch.records import EpochRecord
 from floodsearch.training.cohort import EpochOutcome, OnEpoch
 from floodsearch.training.independence import RunKey
-from floodsearch.training.loop import LoopRun
+from floodsearch.training.loop import ForScript, LoopRun
 from floodsearch.training.loop_state import PARTS, read_kept
 from floodsearch.training.progress import RunPlan
 from floodsearch.worker.mistakes import MistakeFinder
@@ -39,7 +40,9 @@ class LoopMembers:
         settings: what the user's function is handed.
         checkpoint: (member, seed) to the checkpoint of that run.
         mistakes: looks at what the runs show.
-        starts_again: whether a run that was paused begins at its first epoch.
+        for_script: (member, seed, how many levels are judged at a rung, that rung) to what a script has to
+            know of a run; None for a loop.
+        end: ends what is kept in memory of the runs of a member, given their seeds.
     """
 
     def __init__(
@@ -53,10 +56,11 @@ class LoopMembers:
         settings: Mapping[str, Any],
         checkpoint: Callable[[int, int], Checkpoint],
         mistakes: MistakeFinder,
-        starts_again: bool,
+        for_script: Callable[[int, int, int, int], ForScript] | None,
+        end: Callable[[int, Sequence[int]], None],
     ) -> None:
         self.call, self.plan, self.device, self.settings = call, plan, device, settings
-        self.checkpoint, self.mistakes, self.starts_again = checkpoint, mistakes, starts_again
+        self.checkpoint, self.mistakes, self.for_script, self.end = checkpoint, mistakes, for_script, end
         self.levels = dict(levels)
         self.seeds = {member: tuple(seeds[member]) for member in levels}
         self._reached: dict[tuple[int, int], int] = {}  # the epoch to which a run is known to be trained
@@ -79,6 +83,7 @@ class LoopMembers:
     def drop(self, member: int) -> None:
         """Train a member no further."""
         self.levels.pop(member, None)
+        self.end(member, self.seeds.get(member, ()))
         if self._training is not None and self._training[0] == member:
             self._training[1].wanted = False
 
@@ -102,10 +107,10 @@ class LoopMembers:
     def train(self, until: int, note: OnEpoch) -> bool:
         """Train each run up to an epoch, one after the other; return whether all are there.
 
-        A script that starts again when it goes on is not paused where nobody judges: at level 0, and alone.
+        A script is not paused where nobody judges: at level 0, and alone.
         """
         nothing_flooded = self._until > 0 and not any(map(self.forked, self.levels))
-        if self._until > 0 and self.starts_again and not self._probe(note):
+        if self._until > 0 and self.for_script is not None and not self._probe(note):
             return False
         self._until = until
         return all(
@@ -138,9 +143,14 @@ class LoopMembers:
     def _pause(self, member: int, until: int, nothing_flooded: bool) -> int:
         """Return the epoch up to which a member is trained now, if all are wanted up to some epoch."""
         level = self.levels.get(member, 0)
-        judged = level > 0 and sum(level > 0 for level in self.levels.values()) > 1
-        to_its_end = (self.starts_again and not judged) or (nothing_flooded and level == 0)
+        judged = level > 0 and self._judged > 1
+        to_its_end = (self.for_script is not None and not judged) or (nothing_flooded and level == 0)
         return self.plan.epochs if to_its_end else until
+
+    @property
+    def _judged(self) -> int:
+        """How many members are compared at a rung."""
+        return sum(level > 0 for level in self.levels.values())
 
     def _reach(self, member: int, seed: int, until: int, note: OnEpoch) -> bool:
         """Train a run up to an epoch, from its checkpoint; return whether to go on with others."""
@@ -169,6 +179,9 @@ class LoopMembers:
             checkpoint=checkpoint,
             saved=saved,
             claim=lambda name, one: self.mistakes.in_object(key, name, one),
+            script=ForScript()
+            if self.for_script is None
+            else self.for_script(member, seed, self._judged, until),
         )
         self._training = member, run
         try:
@@ -202,8 +215,9 @@ class LoopMembers:
         if self._training is None:
             raise RuntimeError("an epoch was reported while no run was trained")
         run = self._training[1]
+        trained = 0 if run.remembered else 1
         if (mistake := self.mistakes.in_epoch(member, run, key, record)) is None:
-            return self._note(member, [record], note, trained=1)
+            return self._note(member, [record], note, trained=trained)
         run.refuse(MistakeError(mistake))
-        note(EpochOutcome(trained=1))
+        note(EpochOutcome(trained=trained))
         return False

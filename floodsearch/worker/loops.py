@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 
 from floodsearch.artifacts.checkpoint import Checkpoint, Checkpoints
-from floodsearch.artifacts.names import name_of
-from floodsearch.catalog import command_of, loop_of, loop_settings
-from floodsearch.errors import pass_on_ctrl_c
+from floodsearch.artifacts.files import Files, Folder, is_url, shown
+from floodsearch.artifacts.names import RUNS, name_of, run_folder
+from floodsearch.catalog import command_of, judge_of, loop_of, loop_settings
+from floodsearch.errors import UsageError, pass_on_ctrl_c
+from floodsearch.records import REPORTED, field_of
+from floodsearch.search.pauses import restart_pays
+from floodsearch.storage import tables
+from floodsearch.storage.retry import persistently
 from floodsearch.storage.studies import StoredStudy
+from floodsearch.study.spec import ScriptSettings
 from floodsearch.study.trust import TrustedSpec
 from floodsearch.training.independence import Comparison
-from floodsearch.training.loop import LoopRun
+from floodsearch.training.loop import ForScript, LoopRun
 from floodsearch.training.randomness import seed_everything
 from floodsearch.training.script import Script
+from floodsearch.usercode.command import placeholders
 from floodsearch.worker.leave import LeaveRequest
 from floodsearch.worker.loop_members import LoopMembers
 from floodsearch.worker.mistakes import MistakeFinder, Seen
@@ -36,29 +43,33 @@ class Loops:
         leave: why the worker may be asked to leave; a loop is asked at the end of an epoch, a script at once.
 
     Attributes:
-        starts_again: whether a run that was paused begins at its first epoch.
+        script: the command, if it is one.
 
     Raises:
         TaskError: if the function cannot be imported, or the command's program is not there.
+        UsageError: if the command wants a folder and there is none for it.
     """
 
     def __init__(
         self, trusted: TrustedSpec, device: torch.device, settings: WorkerSettings, leave: LeaveRequest
     ) -> None:
         spec = trusted.spec
-        self.starts_again = spec.command is not None
-        if spec.command is not None:
-            command, outputs = command_of(trusted, settings.folders), settings.logs / spec.name
-            self.loop: Loop = Script(command, outputs, leave.wanted.is_set, settings.folders)
-        else:
-            self.loop = loop_of(trusted)
+        self.script = None if spec.command is None else script_of(trusted, settings, leave)
+        self.loop: Loop = self.script or loop_of(trusted)
         self.device, self.settings = device, settings
         self.seen = Seen(Comparison(device))
         if device.type == "cuda":
             torch.cuda.set_device(device)  # where `.cuda()` of the user's own goes
 
     def __call__(self, group: Group) -> LoopMembers:
-        """Return the members of tickets that differ in level only."""
+        """Return the members of tickets that differ in level only; what is kept of others is ended."""
+        if self.script is not None:
+            self.script.end_others(
+                {name_of(member, seed) for member, seeds in group.seeds.items() for seed in seeds}
+            )
+        return self._members(group)
+
+    def _members(self, group: Group) -> LoopMembers:
         study, settings = group.study, loop_settings(group.study.trusted, group.beside)
         kept = Checkpoints(self.settings.files(study))
 
@@ -68,6 +79,15 @@ class Loops:
             return kept.of(name_of(member, seed), of)
 
         plan = plan_of(study.spec, group.beside, group.epochs)
+
+        def for_script(member: int, seed: int, judged: int, until: int) -> ForScript:
+            return ForScript(
+                ticket=member,
+                recorded=lambda: _recorded(study, member, seed, group.levels[member]),
+                restart_pays=restart_pays(judge_of(study.spec), judged, until, group.epochs),
+                folder=_folder(self.settings.files(study), name_of(member, seed), group.epochs),
+            )
+
         return LoopMembers(
             self.call,
             plan,
@@ -83,14 +103,28 @@ class Loops:
                 beside=group.beside,
                 seeds=group.seeds,
                 outside=self._made_outside,
-                command=self.starts_again,
+                command=self.script is not None,
             ),
-            starts_again=self.starts_again,
+            for_script=None if self.script is None else for_script,
+            end=self._end,
         )
+
+    def _end(self, member: int, seeds: Sequence[int]) -> None:
+        """End what is kept of the runs of a member, which is trained no further."""
+        if self.script is not None:
+            self.script.end(name_of(member, seed) for seed in seeds)
 
     def unflooded(self, study: StoredStudy, seed: int) -> LoopMembers:
         """Return what trains the run of a seed at level 0; the first ticket goes on from its checkpoint."""
-        return self(Group.unflooded(study, seed))
+        return self._members(Group.unflooded(study, seed))
+
+    def __enter__(self) -> Loops:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """End all processes of a script that are stopped."""
+        if self.script is not None:
+            self.script.end_others()
 
     def call(self, run: LoopRun) -> BaseException | None:
         """Train a part of a run; return what was wrong with it, or None.
@@ -118,6 +152,43 @@ class Loops:
         return [
             name for name, one in known.items() if isinstance(one, torch.optim.Optimizer) or _is_trained(one)
         ]
+
+
+def script_of(trusted: TrustedSpec, settings: WorkerSettings, leave: LeaveRequest) -> Script:
+    """Return the command of a study, to be run by a worker.
+
+    Raises:
+        TaskError: if its program is not there.
+        UsageError: if it wants a folder of its own, and checkpoints are not in one.
+    """
+    spec, command = trusted.spec, command_of(trusted, settings.folders)
+    if "folder" in placeholders(command) and is_url(settings.checkpoints):
+        raise UsageError(
+            f"{{folder}} of the command is a folder for its checkpoints, and those are at "
+            f"{shown(str(settings.checkpoints))}; give a folder with --checkpoints, or leave {{folder}} out"
+        )
+    outputs = settings.logs / spec.name
+    how = spec.script or ScriptSettings()
+    return Script(command, outputs, leave.wanted.is_set, settings.folders, settings=how)
+
+
+def _folder(files: Files, run: str, epochs: int) -> Folder | None:
+    """Return the folder that a command has for a run, if the files of its study are in one."""
+    found = files.within(RUNS).within(run_folder(run, epochs))
+    return found if isinstance(found, Folder) else None
+
+
+def _recorded(study: StoredStudy, ticket: int, seed: int, level: float) -> dict[int, dict[str, float]]:
+    """Return what the database has of a run, by epoch and name."""
+    records = persistently(tables.read_curves, study.database, study.uuid, {ticket}).get(ticket, [])
+    names = {field_of(name): name for name in (*REPORTED, study.spec.search.metric)}
+    return {
+        record.epoch: {
+            name: value for field, name in names.items() if (value := getattr(record, field)) is not None
+        }
+        for record in records
+        if record.seed == seed and record.level == level
+    }
 
 
 def _is_trained(one: object) -> bool:

@@ -46,7 +46,7 @@ class MistakeFinder:
         beside: what they have beside the level.
         seeds: by ticket, those of its runs.
         outside: gives the names of what the user's module trains, but does not make for each run.
-        command: whether it is a script, which starts again where a run goes on; its batches are not seen.
+        command: whether it is a script, whose batches are not seen.
     """
 
     def __init__(

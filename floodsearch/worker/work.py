@@ -6,6 +6,7 @@ code, the loss of the ticket to another worker, and a reason to leave. A failing
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import logging
 import os
@@ -70,6 +71,7 @@ def work(
         torch.set_num_threads(settings.threads)
     engines = study.spec.task is not None
     own = CohortTrainer(device, settings.checkpoints) if engines else Loops(trusted, device, settings, leave)
+    processes = own if isinstance(own, Loops) else contextlib.nullcontext()
     revision = code_revision(trusted, settings.folders)
     if engines:
         choose_kernels(study.spec.arithmetic)
@@ -90,7 +92,8 @@ def work(
         study = persistently(study.settle_engine, default_engine(trusted, device))
     fits: int | None = None
     place = f"a worker of study {study.name!r}"
-    with borrowed(device), inside(place, leave.ask), Heartbeat(study, worker, settings, leave) as heartbeat:
+    heart = Heartbeat(study, worker, settings, leave)
+    with borrowed(device), inside(place, leave.ask), heart as heartbeat, processes:
         while not leave.wanted.is_set():
             study = persistently(study.reread)
             if (reason := persistently(_closed, study)) is not None:
