@@ -25,6 +25,7 @@ from typing import IO, Any
 from floodsearch.artifacts.files import Folder
 from floodsearch.errors import LoopError
 from floodsearch.records import REPORTED, Setting
+from floodsearch.training.call_order import ALLOW
 from floodsearch.training.loop import LoopRun
 from floodsearch.usercode.command import filled, located
 
@@ -122,8 +123,9 @@ class Script:
                 "the command ended without a report; let it print a line of JSON an epoch, such as "
                 f'{{"epoch": 1, "{run.metric}": 0.8}}'
             )
-        if due <= run.length:
-            raise LoopError(f"the command ended after epoch {due - 1} of {run.length}; give it {{epochs}}")
+        if due <= run.length and not run.may_end:
+            ended = f"the command ended after epoch {due - 1} of {run.length}"
+            raise LoopError(f"{ended}; give it {{epochs}}, or {ALLOW}")
 
 
 def _known(run: LoopRun, epoch: int, metrics: Mapping[str, Any]) -> dict[str, Any]:

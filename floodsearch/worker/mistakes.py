@@ -141,13 +141,13 @@ class MistakeFinder:
             )
         if self.command:
             return  # what a script floods is not seen
-        if self.plan.keep != "none" and not run.state.has_weights:
+        if self.plan.keep != "none" and not run.memory.has_weights:
             self._warn_once(
                 "no weights",
                 f'no weights are kept, although keep = "{self.plan.keep}" asks for them: the loop does not '
                 "say what they are; write: run.restore(model=model, ...)",
             )
-        if run.level >= self.highest / 2 and not flooded and run.epoch == run.length:
+        if run.level >= self.highest / 2 and not flooded and (run.ended or run.epoch == run.length):
             self._warn_once(
                 "nothing flooded",
                 f"nothing was flooded at level {run.level:g}, nor will be at lower ones: the lowest loss "
