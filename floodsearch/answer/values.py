@@ -95,14 +95,15 @@ def rung_value(records: Iterable[EpochRecord], criterion: Criterion, rung: int, 
     Raises:
         ValueError: if no validation lies in the window.
     """
-    field, epoch = criterion.field, rung
-    if criterion.early_stopping != "none":
-        records = [one for one in records if one.epoch <= rung and getattr(one, field) is not None]
-        best = best_validation(records, field, maximize=criterion.maximize)
+    if criterion.early_stopping == "none":
+        last = rung
+    else:
+        records = [one for one in records if one.epoch <= rung and getattr(one, criterion.field) is not None]
+        best = best_validation(records, criterion.field, maximize=criterion.maximize)
         if best is not None and criterion.early_stopping == "best":
-            return float(getattr(best, field))
-        epoch = max((one.epoch for one in records), default=rung)
-    return recent_mean(records, criterion, epoch, at_least=1 if rung == epochs else RUNG_VALIDATIONS)
+            return float(getattr(best, criterion.field))
+        last = max((one.epoch for one in records), default=rung)
+    return recent_mean(records, criterion, last, at_least=1 if rung == epochs else RUNG_VALIDATIONS)
 
 
 def window_start(epoch: int, window: float) -> float:
@@ -143,9 +144,10 @@ def seed_result(records: Sequence[EpochRecord], criterion: Criterion, epochs: in
     best = best_validation(by_epoch.values(), criterion.field, maximize=criterion.maximize)
     if best is None:
         raise ValueError(f"no {criterion.metric} up to epoch {epochs}")
-    last = by_epoch[epochs if criterion.early_stopping == "none" else max(by_epoch)]
-    if criterion.early_stopping == "best":
-        last = best
+    last = best
+    if criterion.early_stopping != "best":
+        validated = (one.epoch for one in by_epoch.values() if getattr(one, criterion.field) is not None)
+        last = by_epoch[epochs if criterion.early_stopping == "none" else max(validated)]
     return SeedResult(
         seed=last.seed,
         value=rung_value(records, criterion, epochs, epochs=epochs),
