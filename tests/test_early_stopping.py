@@ -532,3 +532,21 @@ def test_a_rule_that_cannot_be_is_refused(task, given, message, write_code):
     [problem] = refused.value.problems
     assert problem.key == "training.early_stopping"
     assert message in str(problem), problem
+
+
+@sqlite
+def test_a_command_that_ends_early_and_ignores_its_level_is_found_out(make_stopping, here, tmp_path):
+    """At its end, though that is not its last epoch."""
+    script = tmp_path / "train.py"
+    script.write_text(SCRIPT.replace("range(1, epochs + 1)", "range(1, 9)").replace("level - 0.4", "0.4"))
+    command = f"{sys.executable} {script} --flood {{level}} --seed {{seed}} --epochs {{epochs}}"
+    reason = work(make_stopping(rule="best", like=SCRIPTS, command=command), here, LeaveRequest())
+    assert reason.startswith("level 0.8 gave the runs of level 0, to the last digit: let the command flood")
+
+
+@sqlite
+def test_a_loop_that_ends_early_and_never_floods_is_found_out(make_stopping, here):
+    """It has not had the epochs after which that is told of others."""
+    source = STOPS.replace("run.flood(", "(").replace("        if run.state", "        if epoch == 2:  # ")
+    reason = work(make_stopping(source=source), here, LeaveRequest())
+    assert reason.startswith("nothing is flooded: the loop has not called run.flood() in 2 epochs at level")

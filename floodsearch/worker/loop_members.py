@@ -178,6 +178,8 @@ class LoopMembers:
             error = self.call(run)
         finally:
             self._training = None
+        if run.ended and (mistake := self.mistakes.at_end(member, run, key)) is not None:
+            error = MistakeError(mistake)
         trained_from = 0 if saved is None else saved["epoch"]
         if run.repeated and not note(EpochOutcome(trained=run.repeated)):
             run.leave()
