@@ -21,6 +21,10 @@ Setting = Scalar | tuple[Scalar, ...]
 Keep = Literal["none", "last", "best"]
 """Which weights of a complete ticket are kept: none, after its last epoch, or of its best validation."""
 
+StopRule = Literal["none", "last", "best"]
+"""What the value of a run is where runs may end before their last epoch: that of its last validations, or of
+its best one; none: no run may."""
+
 LARGEST = 1e50
 """A number beyond this counts as infinite: single precision ends before, and its square is finite."""
 

@@ -188,11 +188,11 @@ def test_the_weights_of_a_model_that_is_named_are_kept(alone, example, monkeypat
 
     monkeypatch.setattr(example, "build", build)
     parts.train(example.train, until=2)
-    assert parts.run.state.weights is None
+    assert parts.run.memory.weights is None
     expected = parts.train(example.train).state_dict()
     assert parts.records == whole.records
-    assert parts.run.state.weights.keys() == expected.keys()
-    assert all(torch.equal(parts.run.state.weights[name], expected[name]) for name in expected)
+    assert parts.run.memory.weights.keys() == expected.keys()
+    assert all(torch.equal(parts.run.memory.weights[name], expected[name]) for name in expected)
 
 
 def test_a_metric_that_was_not_logged_is_one_clear_line(alone, example):

@@ -358,7 +358,7 @@ WRONG = {
     "truth": (reports(val_accuracy=True), "was given a bool, not a number"),
     "many": (reports(val_accuracy=torch.zeros(3)), "was given a Tensor of shape (3,), not a number"),
     "array": (reports(val_accuracy=np.zeros((1, 2))), "was given a ndarray of shape (1, 2), not a number"),
-    "stateless": (restores(model=3), "run.restore() was given model, a int, which has no state_dict"),
+    "stateless": (restores(model=3), "run.restore() was given model, of type int, which cannot be filled"),
     "late": (late, "run.restore() was called after run.epochs()"),
     "swallows": (swallows, "run.report() was given 'f1'"),
     "odd state": (restores(odd=Odd()), "that a checkpoint cannot hold: odd['x'][1], a numpy.float64"),

@@ -5,8 +5,9 @@
         FloodTrainer(run, model=..., args=args, train_dataset=..., eval_dataset=...).train()
 
 It floods the loss that is trained, reports after each epoch's evaluation, and stops where the run is pruned
-or pauses. A run that pauses goes on from its own checkpoint, to the bit: model, optimizer, scheduler, scaler,
-the trainer's state and the global random states.
+or pauses. Where the trainer stops by itself, as by its `EarlyStoppingCallback`, the run has ended, if the
+study lets it. A run that pauses goes on from its own checkpoint, to the bit: model, optimizer, scheduler,
+scaler, callbacks, the trainer's state and the global random states.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -31,10 +32,13 @@ from floodsearch.training.loop import LoopRun
 try:
     from transformers import Trainer, TrainerCallback
     from transformers.trainer import OPTIMIZER_NAME, SCALER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME
+    from transformers.trainer_callback import ExportableState
 except ModuleNotFoundError as error:
     raise ModuleNotFoundError(
         f"floodsearch.adapters.huggingface needs transformers ({error}); install floodsearch[huggingface]"
     ) from error
+RESTORED = "restore_callback_states_from_checkpoint"
+
 if MARK in os.environ:  # TrainingArguments already wait for the other processes
     check_alone()
 
@@ -73,7 +77,8 @@ class FloodTrainer(Trainer):
         super().__init__(*args, **kwargs)
         self.run = run
         self._resumed: dict[str, Any] | None = None
-        self.add_callback(_Epochs(run, self, dict(metrics or {})))
+        self._epochs = _Epochs(run, self, dict(metrics or {}))
+        self.add_callback(self._epochs)
 
     def compute_loss(
         self,
@@ -117,6 +122,9 @@ class FloodTrainer(Trainer):
         if args or kwargs.pop("resume_from_checkpoint", None):
             raise LoopError("the run goes on from its own checkpoint; leave resume_from_checkpoint out")
         _check(self.args, self.run)
+        # Behind all others: it has to know what they decide.
+        self.remove_callback(self._epochs)
+        self.add_callback(self._epochs)
         self.run.restore(trainer=self)
         if self._resumed is None:
             return super().train(**kwargs)
@@ -134,12 +142,20 @@ class FloodTrainer(Trainer):
             SCHEDULER_NAME: self.lr_scheduler.state_dict(),
             SCALER_NAME: None if scaler is None else scaler.state_dict(),
             TRAINER_STATE_NAME: json.dumps(dataclasses.asdict(self.state)),
+            "callbacks": [one.state()["attributes"] for one in self._with_state()],
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Let the next `train` go on from what `state_dict` returned."""
         self.model.load_state_dict(state["model"])
+        for callback, attributes in zip(self._with_state(), state["callbacks"], strict=True):
+            for name, value in attributes.items():
+                setattr(callback, name, value)
         self._resumed = state
+
+    def _with_state(self) -> list[Any]:
+        """Return the callbacks that say what their state is, such as `EarlyStoppingCallback`."""
+        return [one for one in self.callback_handler.callbacks if isinstance(one, ExportableState)]
 
     def _write(self, folder: Path, state: Mapping[str, Any]) -> None:
         """Write a state as a checkpoint of `transformers`, without random states: those are the run's."""
@@ -155,13 +171,10 @@ class _Epochs(TrainerCallback):
 
     def __init__(self, run: LoopRun, trainer: Trainer, metrics: Mapping[str, str]) -> None:
         self.run, self.trainer, self.metrics = run, trainer, metrics
-        self._epochs: Iterator[int] = iter(())
+        self._epochs = run.epochs()
+        self._stopped = False
         self._logged: dict[str, Any] = {}
         self._awaited = 0  # evaluations of the epoch that has been trained
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Begin the loop over the run's epochs."""
-        self._epochs = self.run.epochs()
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Save the run if that is due: all of the last epoch has ended, schedulers included."""
@@ -182,10 +195,13 @@ class _Epochs(TrainerCallback):
         self._logged |= metrics
         if not self._awaited:
             self.run.report(**pick(self.run, self._logged, _eval, self.metrics))
+            self._stopped = control.should_training_stop and self.run.epoch < self.run.length
             control.should_training_stop = control.should_training_stop or self.run.ends
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Save the run where it ended."""
+        if self._stopped:  # by somebody else than the run
+            self._epochs.close()
         next(self._epochs, None)
 
 
@@ -201,9 +217,15 @@ def _check(args: Any, run: LoopRun) -> None:
         "max_steps": (args.max_steps, -1, "-1"),
         "seed": (args.seed, run.seed, "run.seed"),
         "eval_strategy": (str(getattr(args.eval_strategy, "value", args.eval_strategy)), "epoch", '"epoch"'),
-        # It would put the best weights in the place of the last, from which the run goes on.
-        "load_best_model_at_end": (args.load_best_model_at_end, False, "False"),
+        # It would make callbacks anew that the run has brought back.
+        RESTORED: (getattr(args, RESTORED), False, "False"),
     }
+    if args.load_best_model_at_end:
+        raise LoopError(
+            "load_best_model_at_end=True would put the best weights in the place of the last, from which the "
+            'run goes on; leave it out, and write early_stopping = "best" in [training], so that a run is '
+            'worth its best validation; keep = "best" keeps those weights'
+        )
     for name, (found, expected, written) in wanted.items():
         if found != expected:
             raise LoopError(

@@ -4,8 +4,9 @@
         trainer = Trainer(max_epochs=run.length, callbacks=[FloodCallback(run)], ...)
         trainer.fit(build(run), ...)
 
-It floods what `training_step` returns, reports each epoch, and stops where the run is pruned or pauses. A run
-that pauses goes on from its own checkpoint, to the bit: model, optimizers, schedulers, scaler, callbacks, the
+It floods what `training_step` returns, reports each epoch, and stops where the run is pruned or pauses. Where
+the trainer stops by itself, as by its `EarlyStopping`, the run has ended, if the study lets it. A run that
+pauses goes on from its own checkpoint, to the bit: model, optimizers, schedulers, scaler, callbacks, the
 trainer's counters and the global random states.
 """
 
@@ -13,10 +14,11 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from torch import Generator, Tensor
+import torch
+from torch import Tensor
 
 from floodsearch.adapters.metrics import pick
 from floodsearch.adapters.ranks import check_alone
@@ -26,6 +28,7 @@ from floodsearch.training.loop import LoopRun
 
 try:
     from lightning.pytorch import Callback, LightningModule, Trainer
+    from lightning.pytorch.callbacks import Checkpoint
 except ModuleNotFoundError as error:
     raise ModuleNotFoundError(
         f"floodsearch.adapters.lightning needs Lightning ({error}); install floodsearch[lightning]"
@@ -59,14 +62,15 @@ class FloodCallback(Callback):
         check_alone()
         self.run = run
         self.metrics = dict(metrics or {})
-        self._epochs: Iterator[int] = iter(())
-        self._validated = False
+        self._epochs = run.epochs()
+        self._validated = self._stopped = False
+        self._last = _Last(self._end_epoch)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Load the run's checkpoint if there is one, and begin to flood."""
         _check(trainer, self.run)
         self.run.restore(trainer=_State(trainer))
-        self._epochs = self.run.epochs()
+        trainer.callbacks = [*trainer.callbacks, self._last]
         if pl_module.automatic_optimization:
             # `on_before_backward` is given the loss, but cannot replace it, and `backward` has it divided by
             # the micro-batches and scaled for mixed precision. What the strategy returns is the loss as the
@@ -96,18 +100,36 @@ class FloodCallback(Callback):
         del pl_module
         self._validated = not trainer.sanity_checking
 
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Report the epoch, and stop where the run ends or pauses."""
-        del pl_module
+    def _end_epoch(self, trainer: Trainer) -> None:
+        """Report the epoch, and stop where the run ends or pauses, or the trainer has stopped by itself."""
         logged = trainer.callback_metrics
         self.run.report(**(pick(self.run, logged, str, self.metrics) if self._validated else {}))
+        self._stopped = trainer.should_stop and self.run.epoch < self.run.length
         trainer.should_stop = trainer.should_stop or self.run.ends
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save the run where it ended, and flood no more."""
+        if self._stopped:  # by somebody else than the run
+            self._epochs.close()
         next(self._epochs, None)
+        trainer.callbacks = [one for one in trainer.callbacks if one is not self._last]
         if pl_module.automatic_optimization:
             del trainer.strategy.training_step
+
+
+class _Last(Checkpoint):
+    """Stands behind all other callbacks, and so knows what each of them, and the module, has decided.
+
+    At the end of an epoch Lightning asks the callbacks that watch a metric last: those of two classes.
+    """
+
+    def __init__(self, end_epoch: Callable[[Trainer], None]) -> None:
+        self.end_epoch = end_epoch
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Let the epoch be reported."""
+        del pl_module
+        self.end_epoch(trainer)
 
 
 def _in_one_process(method: Callable[..., Any]) -> Callable[..., Any]:
@@ -223,12 +245,12 @@ class _State:
         for generator, one in zip(self._generators(), state["generators"], strict=True):
             generator.set_state(one)
 
-    def _generators(self) -> list[Generator]:
+    def _generators(self) -> list[torch.Generator]:
         """Return the generators of their own that training loaders and their samplers were given."""
         loaders = self.trainer.fit_loop._combined_loader.flattened
         owners = [owner for loader in loaders for owner in (loader, getattr(loader, "sampler", None))]
         found = [getattr(owner, "generator", None) for owner in owners]
-        return [one for one in found if isinstance(one, Generator)]
+        return [one for one in found if isinstance(one, torch.Generator)]
 
     def _progress(self) -> list[Any]:
         """Return the counters behind `current_epoch`, `global_step` and the steps of schedulers."""

@@ -126,8 +126,11 @@ def _no_baseline(trials: Iterable[MeasuredTrial], best: MeasuredTrial) -> str:
 
 
 def _early_stopping(response: Response, criterion: Criterion) -> EarlyStopping | None:
-    """Return the comparison of level 0, stopped early, with the answer; None unless all seeds were tested."""
-    if response.baseline is None or response.chosen == 0:
+    """Return the comparison of level 0, stopped early, with the answer; None unless all seeds were tested.
+
+    Where all runs are worth their best validation, that is the comparison of the answer itself.
+    """
+    if response.baseline is None or response.chosen == 0 or criterion.early_stopping == "best":
         return None
     measure: Literal["test_accuracy", "test_loss"] = (
         "test_loss" if criterion.metric == "val_loss" else "test_accuracy"

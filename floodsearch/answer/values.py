@@ -13,7 +13,7 @@ from decimal import Decimal
 
 import numpy as np
 
-from floodsearch.records import EpochRecord, SeedResult, field_of
+from floodsearch.records import EpochRecord, SeedResult, StopRule, field_of
 
 RUNG_VALIDATIONS = 3
 """At a rung the mean is over at least so many validations, where there are as many: one alone is noisy."""
@@ -31,6 +31,8 @@ class Criterion:
         scale: the range of levels that matter, in the unit of the loss, over which a curve is smoothed; the
             highest level by default.
         finds_level: whether each run finds its own level, so that a trial's level is only the highest.
+        early_stopping: what a run's value is where runs may end before their last epoch; all have the same
+            rule, also those that do not.
     """
 
     study: str
@@ -39,6 +41,7 @@ class Criterion:
     window: float
     scale: float | None = None
     finds_level: bool = False
+    early_stopping: StopRule = "none"
 
     @property
     def field(self) -> str:
@@ -79,10 +82,12 @@ def recent_mean(
 def rung_value(records: Iterable[EpochRecord], criterion: Criterion, rung: int, *, epochs: int) -> float:
     """Return by what a run is judged at a rung: its recent mean, at the last epoch its value.
 
-    Before the last epoch the mean is over at least `RUNG_VALIDATIONS`, where there are as many.
+    Before the last epoch the mean is over at least `RUNG_VALIDATIONS`, where there are as many. Where runs
+    may end early it is as of the last validation, or instead the best validation so far: one that has ended
+    keeps what it has come to.
 
     Args:
-        records: of one run, in any order, at least those up to the rung.
+        records: of one run, in any order, at least those up to the rung that it has trained.
         criterion: names the metric and the window.
         rung: the epoch at which it is judged.
         epochs: length of the run.
@@ -90,7 +95,15 @@ def rung_value(records: Iterable[EpochRecord], criterion: Criterion, rung: int, 
     Raises:
         ValueError: if no validation lies in the window.
     """
-    return recent_mean(records, criterion, rung, at_least=1 if rung == epochs else RUNG_VALIDATIONS)
+    if criterion.early_stopping == "none":
+        last = rung
+    else:
+        records = [one for one in records if one.epoch <= rung and getattr(one, criterion.field) is not None]
+        best = best_validation(records, criterion.field, maximize=criterion.maximize)
+        if best is not None and criterion.early_stopping == "best":
+            return float(getattr(best, criterion.field))
+        last = max((one.epoch for one in records), default=rung)
+    return recent_mean(records, criterion, last, at_least=1 if rung == epochs else RUNG_VALIDATIONS)
 
 
 def window_start(epoch: int, window: float) -> float:
@@ -118,7 +131,9 @@ def best_validation(records: Iterable[EpochRecord], field: str, *, maximize: boo
 
 
 def seed_result(records: Sequence[EpochRecord], criterion: Criterion, epochs: int) -> SeedResult:
-    """Return the result of one finished run: its value at the end, and test metrics there and at its best.
+    """Return the result of one finished run: its value, and test metrics at its end and at its best.
+
+    Where a run is worth its best validation, what else it comes to is as of that epoch, too.
 
     Args:
         records: at least those of the window and the validation that is best.
@@ -126,13 +141,16 @@ def seed_result(records: Sequence[EpochRecord], criterion: Criterion, epochs: in
         epochs: length of the run.
     """
     by_epoch = {record.epoch: record for record in records if record.epoch <= epochs}
-    last = by_epoch[epochs]
     best = best_validation(by_epoch.values(), criterion.field, maximize=criterion.maximize)
     if best is None:
         raise ValueError(f"no {criterion.metric} up to epoch {epochs}")
+    last = best
+    if criterion.early_stopping != "best":
+        validated = (one.epoch for one in by_epoch.values() if getattr(one, criterion.field) is not None)
+        last = by_epoch[epochs if criterion.early_stopping == "none" else max(validated)]
     return SeedResult(
         seed=last.seed,
-        value=recent_mean(records, criterion, epochs),
+        value=rung_value(records, criterion, epochs, epochs=epochs),
         train_accuracy=last.train_accuracy,
         test_loss=last.test_loss,
         test_accuracy=last.test_accuracy,

@@ -36,6 +36,7 @@ def record(entries: Sequence[Entry]) -> set[int]:
                 lost.add(entry.ticket.number)
                 continue
             tables.write_curves(connection, study.uuid, entry.ticket.number, entry.records)
+            tables.end_curves(connection, study.uuid, entry.ticket.number, entry.ends)
             trials.report(connection, entry.ticket.trial_id, entry.reports)
     return lost
 

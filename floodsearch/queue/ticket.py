@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from floodsearch.records import EpochRecord, Parameter
 from floodsearch.storage.studies import StoredStudy
@@ -47,8 +47,10 @@ class Entry:
         ticket: whose it is.
         records: its epochs.
         reports: the recent means that others see, by rung.
+        ends: by seed, the epoch at which a run has ended before its last one; nothing is known behind it.
     """
 
     ticket: Ticket
     records: Sequence[EpochRecord]
     reports: Mapping[int, float]
+    ends: Mapping[int, int] = field(default_factory=dict)

@@ -86,6 +86,7 @@ class StoredStudy:
             window=search.window,
             scale=None if self.pilot is None else self.pilot.bound,
             finds_level=SCHEDULES[self.spec.training.schedule].finds_level,
+            early_stopping=self.spec.training.early_stopping,
         )
 
     @property

@@ -6,13 +6,13 @@ import json
 import math
 import time
 import uuid
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
 from operator import attrgetter
 from typing import Any
 
-from sqlalchemy import Connection, func, insert, select, update
+from sqlalchemy import Connection, delete, func, insert, select, update
 
 from floodsearch.errors import DamagedError
 from floodsearch.records import LARGEST, EpochRecord, WorkerRecord
@@ -65,6 +65,16 @@ def write_curves(connection: Connection, study: str, ticket: int, records: Seque
         for record in records
     ]
     connection.execute(upsert, rows)
+
+
+def end_curves(connection: Connection, study: str, ticket: int, ends: Mapping[int, int]) -> None:
+    """Remove what is behind the last epoch of runs that ended early, by seed.
+
+    An attempt that was lost may have come further, where a device rounds as it likes.
+    """
+    for seed, epoch in ends.items():
+        its = (curves.c.study == study) & (curves.c.ticket == ticket) & (curves.c.seed == seed)
+        connection.execute(delete(curves).where(its & (curves.c.epoch > epoch)))
 
 
 def read_curves(

@@ -220,7 +220,8 @@ def _measured(study: StoredStudy, trial: TrialRecord, rungs: Sequence[int], by_s
         where = f"attribute 'epochs' of trial {trial.trial}"
         raise DamagedError(where, trial.epochs, f"{trial.epoch}, which is the last epoch that it reported")
     curves = [by_seed.get((trial.ticket, seed), []) for seed in study.spec.training.seeds[: trial.seeds]]
-    whole = [curve for curve in curves if any(record.epoch == trial.epoch for record in curve)]
+    may_end = criterion.early_stopping != "none"
+    whole = [one for one in curves if (one and may_end) or any(record.epoch == trial.epoch for record in one)]
     reached = [rung for rung in rungs if rung <= trial.epoch] if len(whole) == trial.seeds else []
     return _with(
         trial,

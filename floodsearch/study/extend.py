@@ -14,8 +14,8 @@ def differences(stored: Spec, wanted: Spec) -> list[str]:
 
     Growing the budget is no difference: more trials, more seeds after the ones there are, more epochs, and
     any change of `[budget]`. Nor is `keep`, which changes no result: it holds for what is completed later;
-    nor what becomes of a script's process that pauses.
-    Nor is a default that grows with the epochs.
+    nor what becomes of a script's process that pauses. Nor is a default that grows with the epochs. Where
+    runs may end early the epochs are fixed: a run that has ended is trained no further.
     """
     old, new = (_flat(spec.model_dump(mode="json")) for spec in (stored, wanted))
     grown = {"training.keep", "script.pause", "script.stopped"} | (
@@ -27,9 +27,10 @@ def differences(stored: Spec, wanted: Spec) -> list[str]:
         if before == after or key.startswith("budget.") or key in grown:
             continue
         if key in ("search.trials", "training.epochs") and before is not None and after is not None:
-            if after > before:
-                continue
-            found.append(f"{key}: {before} before, {after} now; it can only grow")
+            if after < before:
+                found.append(f"{key}: {before} before, {after} now; it can only grow")
+            elif key == "training.epochs" and stored.training.early_stopping != "none":
+                found.append(f"{key}: {before} before, {after} now; where runs may end early it cannot grow")
         elif key == "training.seeds" and before and after and after[: len(before)] == before:
             continue
         else:

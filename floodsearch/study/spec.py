@@ -12,10 +12,10 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Literal, TypeVar
 
-from pydantic import Field, ValidationError
+from pydantic import BeforeValidator, Field, ValidationError
 
 from floodsearch.errors import Problem, StudyFileError
-from floodsearch.records import Keep, Parameter, Scalar, Setting
+from floodsearch.records import Keep, Parameter, Scalar, Setting, StopRule
 from floodsearch.study.levels import MOST_LEVELS, Levels
 from floodsearch.study.section import AUTO, Section
 
@@ -54,6 +54,11 @@ class Range(Section):
         return None
 
 
+def _rule(given: object) -> object:
+    """Return the rule of early stopping that `true` and `false` stand for; others are what they are."""
+    return {True: "best", False: "none"}[given] if isinstance(given, bool) else given
+
+
 def default_validate_every(epochs: int) -> int:
     """Return the default number of epochs between validations: 5, or all epochs of a shorter run."""
     return min(5, epochs)
@@ -62,7 +67,8 @@ def default_validate_every(epochs: int) -> int:
 class Training(Section):
     """The training of one level. `recipe` holds the fields of the task's recipe.
 
-    `keep` changes no result: it says which weights of completed tickets are kept.
+    `keep` changes no result: it says which weights of completed tickets are kept. `early_stopping` lets runs
+    of a loop or a command end before their last epoch, and says what the value of every run is then.
     """
 
     epochs: int = Field(DEFAULT_EPOCHS, ge=1, le=MOST_EPOCHS)
@@ -79,6 +85,7 @@ class Training(Section):
     schedule: str = "constant"
     engine: Literal["auto", "loop", "stack"] = AUTO
     keep: Keep = "none"
+    early_stopping: Annotated[StopRule, BeforeValidator(_rule)] = "none"
     recipe: dict[str, Choices | Setting] = Field(default_factory=dict)
 
     def problems(self) -> Iterator[Problem]:

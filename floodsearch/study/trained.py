@@ -110,7 +110,7 @@ def _task(raw: Raw, known: Known, seeds: Sequence[int]) -> tuple[Trained, Proble
     trained, found = _with_fields(task, as_given, fields, known)
     if task not in known.tasks and not found:
         found = [*known.rehearse(task, trained.options, trained.recipe, seeds, arguments)]
-    return trained, [*problems, *found, *_metric_problems(raw, trained.metrics)]
+    return trained, [*problems, *found, *_metric_problems(raw, trained.metrics), *_stopping_problems(raw)]
 
 
 def _with_fields(task: str, given: Trained, fields: TaskFields, known: Known) -> tuple[Trained, Problems]:
@@ -142,6 +142,13 @@ def _metric_problems(raw: Raw, metrics: Collection[str]) -> Iterator[Problem]:
     metric = value_in(raw, "search", "metric")
     if isinstance(metric, str) and metric in DIRECTIONS and metric not in metrics:
         yield Problem("search.metric", f"this task has no {metric!r}; use {', '.join(metrics)}")
+
+
+def _stopping_problems(raw: Raw) -> Iterator[Problem]:
+    """Yield the problem of a task whose runs are to end early."""
+    if (given := value_in(raw, "training", "early_stopping", "none")) in (True, "last", "best"):
+        has = "is for a loop or a command of your own: a task is trained to its last epoch; remove it"
+        yield Problem("training.early_stopping", f"{given!r} {has}")
 
 
 # --- code of the user's own ------------------------------------------------------------------------------

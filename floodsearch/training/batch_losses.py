@@ -26,6 +26,10 @@ class BatchLosses:
         self.of_all_ranks = False
         self.unread: list[Tensor] = []
 
+    def __bool__(self) -> bool:
+        """Return whether there was a batch."""
+        return bool(self.known or self.unread)
+
     def add(self, loss: Tensor) -> None:
         """Add the loss of a batch, ()."""
         if loss.device.type == "cpu":

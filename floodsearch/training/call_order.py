@@ -8,6 +8,9 @@ from contextlib import contextmanager
 
 from floodsearch.errors import DivergedError, LoopError
 
+ALLOW = 'let runs end early by early_stopping = "best" (or "last") in [training]'
+"""What to do where a run has ended before its last epoch and must not."""
+
 
 class _At(enum.Enum):
     """The place that the user's function has come to, by its calls."""
@@ -83,11 +86,24 @@ class CallOrder:
             raise LoopError(f"epoch {epoch + 1} ended without run.report(); call it once in each epoch")
         self._at = _At.PAUSED if pauses else _At.BETWEEN
 
-    def early_return(self, epoch: int, length: int) -> LoopError:
-        """Return the error of a function that returned by itself after `epoch` of `length` epochs."""
+    def early_return(self, epoch: int, length: int, *, may_end: bool, trains: bool) -> LoopError | None:
+        """Return the error of a function that returned by itself; None where its run has ended so.
+
+        Args:
+            epoch: the last that was reported.
+            length: of the run, in epochs.
+            may_end: whether a run may end before its last epoch.
+            trains: whether batches of another epoch were trained.
+        """
         if not self.begun:
             return LoopError("the loop returned before its first epoch; write: for epoch in run.epochs()")
-        return LoopError(
-            f"the loop returned after epoch {epoch} of {length} without being asked to; "
-            "return when run.epochs() ends"
-        )
+        if not may_end:
+            return LoopError(
+                f"the loop returned after epoch {epoch} of {length} without being asked to; return when "
+                f"run.epochs() ends, or {ALLOW}"
+            )
+        if trains or epoch == 0:
+            return LoopError(
+                f"the loop ended in epoch {epoch + 1} without run.report(); break behind the report"
+            )
+        return None

@@ -38,11 +38,13 @@ class EpochOutcome:
         records: by member, one for each seed that it still trains.
         failed: members whose training raised, and what; they are out of the cohort.
         trained: member-epochs; a shared trunk counts once, and a repeated epoch again.
+        ended: by member, the seed of a run that has ended before its last epoch.
     """
 
     records: dict[int, list[EpochRecord]] = field(default_factory=dict)
     failed: dict[int, BaseException] = field(default_factory=dict)
     trained: int = 0
+    ended: Mapping[int, int] = field(default_factory=dict)
 
 
 log = logging.getLogger(__name__)

@@ -78,7 +78,9 @@ class _Begun:
 
     Attributes:
         first: whether later runs may be compared with it when it has ended.
-        differs: whether it was another run than that of its seed, and nobody has seen the batches of either.
+        over: whether it has come to its end.
+        differs: whether it was another run than that of its seed, and nobody has seen the batches of either,
+            or it went on where that had ended.
     """
 
     first: bool
@@ -87,6 +89,7 @@ class _Begun:
     batches: int = 0
     of_seed: RunKey | None = None
     of_level: RunKey | None = None
+    over: bool = False
     differs: bool = False
     shared: set[float] = field(default_factory=set)
 
@@ -115,10 +118,20 @@ class Comparison:
             runs.pop(key, None)
             return None
         run.epoch += 1
+        run.over = run.epoch == key.epochs
         shown = Shown(shown.record, array("d", shown.losses[: BATCHES - run.batches]))
         run.batches += len(shown.losses)
         run.shown.append(shown)
-        return self._beside_its_seed(key, run, runs) or self._beside_its_level(key, run, runs)
+        found = self._beside_its_seed(run, runs) or (self._level_not_used(run, runs) if run.over else None)
+        return found or self._beside_its_level(key, run, runs)
+
+    def end(self, key: RunKey) -> Finding | None:
+        """Take it that a run has ended before its last epoch; return what is wrong with it, or None."""
+        runs = self._group(key)
+        if (run := runs.get(key)) is None:
+            return None
+        run.over = True
+        return self._level_not_used(run, runs)
 
     def differs(self, key: RunKey) -> bool | None:
         """Return whether a run whose batches nobody sees is another than one of its seed.
@@ -137,7 +150,7 @@ class Comparison:
     @staticmethod
     def _begin(key: RunKey, runs: dict[RunKey, _Begun]) -> _Begun:
         # Of complete runs only the first of each level and the lowest of each seed are compared with later.
-        for other in [other for other, run in runs.items() if run.epoch == other.epochs and not run.first]:
+        for other in [other for other, run in runs.items() if run.over and not run.first]:
             del runs[other]
         others = [other for other in runs if other != key]
         of_seed = [other for other in others if other.seed == key.seed]
@@ -147,18 +160,16 @@ class Comparison:
         first = of_level is None or lowest is None or key.level < lowest.level
         return _Begun(first, of_seed=lowest, of_level=of_level)
 
-    def _beside_its_seed(self, key: RunKey, run: _Begun, runs: dict[RunKey, _Begun]) -> Finding | None:
+    def _beside_its_seed(self, run: _Begun, runs: dict[RunKey, _Begun]) -> Finding | None:
         """Compare a run with one of its seed and another level: equal, until one of them floods."""
         other = None if run.of_seed is None else runs.get(run.of_seed)
         if run.of_seed is None or other is None or other.epoch < run.epoch:
-            run.of_seed = None
+            run.of_seed, run.differs = None, run.differs or (other is not None and other.over)
             return None
         new, known, beside = run.shown[-1], other.shown[run.epoch - 1], run.of_seed
         if new.record.flooded is None:  # nobody has seen its batches: only its numbers say whether it floods
             if reports_parted(new.record, known.record, 0.0 if self.on_a_cpu else self.rounding):
                 run.of_seed, run.differs = None, True
-            elif run.epoch == key.epochs and beside.level == 0 and weight(_all(run)) >= PROOF:
-                return Finding("level not used", beside, "")
             return None
         kind: Kind = "not independent"
         parted = batches_parted(new, known, self.rounding)
@@ -169,6 +180,16 @@ class Comparison:
             return None
         run.of_seed = None
         return Finding(kind, beside, parted) if parted else None
+
+    @staticmethod
+    def _level_not_used(run: _Begun, runs: dict[RunKey, _Begun]) -> Finding | None:
+        """Return that a run at its end, whose batches nobody has seen, is that of its seed at level 0."""
+        other = None if run.of_seed is None else runs.get(run.of_seed)
+        if run.of_seed is None or other is None or run.of_seed.level > 0 or other.epoch != run.epoch:
+            return None
+        if run.shown[-1].record.flooded is not None or not other.over or weight(_all(run)) < PROOF:
+            return None
+        return Finding("level not used", run.of_seed, "")
 
     @staticmethod
     def _beside_its_level(key: RunKey, run: _Begun, runs: dict[RunKey, _Begun]) -> Finding | None:

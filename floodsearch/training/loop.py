@@ -8,7 +8,7 @@ that a run in parts equals one that was never paused.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
@@ -74,7 +74,9 @@ class LoopRun:
         goes_on: whether `note` wants more, of this run or of others.
         lowest: the lowest loss of a batch that was given to `flood`; infinite if there was none.
         losses: those of the batches of the last epoch, if they are this process's own.
-        state: what is saved of it.
+        state: a dict of the run's own, for plain values; saved where it pauses, and there when it goes on.
+        ended: whether it has ended before its last epoch, as the study lets runs do.
+        memory: what is saved of it.
         interrupted: what was raised while an epoch was noted, which is not the loop's fault.
     """
 
@@ -98,19 +100,25 @@ class LoopRun:
         self.level, self.seed, self.device, self.length = level, seed, device, plan.epochs
         self.settings: Mapping[str, Any] = MappingProxyType(dict(settings))
         self.epoch, self.lowest, self.repeated = 0, math.inf, 0
-        self.goes_on = self.wanted = True
+        self.goes_on, self.wanted, self.ended = True, True, False
         self.remembered, self.script = False, script
         self.losses: Sequence[float] = ()
         self.interrupted: BaseException | None = None
         self._plan, self.until, self._note = plan, min(until, plan.epochs), note
-        self.state = LoopState(plan, device, checkpoint, saved, claim)
+        self.memory = LoopState(plan, device, checkpoint, saved, claim)
+        self.state = self.memory.own
         self._losses = BatchLosses()
         self._calls = CallOrder()
 
     @property
     def can_pause(self) -> bool:
         """Whether the run can be continued in another call."""
-        return bool(self.state.objects)
+        return bool(self.memory.objects)
+
+    @property
+    def may_end(self) -> bool:
+        """Whether the study lets runs end before their last epoch."""
+        return self._plan.may_end
 
     @property
     def ends(self) -> bool:
@@ -123,8 +131,9 @@ class LoopRun:
 
         Args:
             objects: anything with `state_dict` and `load_state_dict`, such as the model, the optimizer and a
-                scheduler, or a `torch.Generator`. The global random states are kept in any case. `model` is
-                the one whose weights are kept, where the study asks for that.
+                scheduler, a `torch.Generator`, or a dict or list of plain values, which is filled in place.
+                The global random states are kept in any case. `model` is the one whose weights are kept,
+                where the study asks for that.
 
         Returns:
             Whether there was a checkpoint.
@@ -134,8 +143,8 @@ class LoopRun:
         """
         with self._calls.remembering():
             self._calls.check_restore()
-            restored = self.state.restore(objects)
-            self.epoch = self.state.epoch
+            restored = self.memory.restore(objects)
+            self.epoch = self.memory.epoch
             return restored
 
     def due(self, epoch: int) -> bool:
@@ -145,7 +154,8 @@ class LoopRun:
     def epochs(self) -> Generator[int]:
         """Yield the epochs to train, from 1 or from the one after the last checkpoint.
 
-        It ends where the study's epochs do, or earlier, where the run is pruned or pauses: return then.
+        It ends where the study's epochs do, or earlier, where the run is pruned or pauses: return then. To
+        leave it, by `break` or `close()`, ends the run for good, if the study lets it.
 
         Raises:
             LoopError: if an epoch ends without a report.
@@ -153,7 +163,7 @@ class LoopRun:
         if not self._calls.begun:
             self._calls.begin()
             with self._calls.remembering():
-                self.epoch, self.lowest = self.state.begin() or (self.epoch, self.lowest)
+                self.epoch, self.lowest = self.memory.begin() or (self.epoch, self.lowest)
         while self.epoch < self.length and not self._calls.paused:
             self._calls.enter_epoch()
             yield self.epoch + 1
@@ -161,9 +171,10 @@ class LoopRun:
                 raise self._calls.error
             with self._calls.remembering():
                 self._calls.end_epoch(self.epoch, pauses=self.ends)
-                due = self.can_pause and (self._calls.paused or self.state.due)
+                self.memory.check(self.state)
+                due = self.can_pause and (self._calls.paused or self.memory.due)
                 if self.wanted and (due or self.epoch == self.length):
-                    self.state.save(self.epoch, self.lowest)
+                    self.memory.save(self.epoch, self.lowest, self.state)
 
     def flood(self, loss: Tensor, *, across_ranks: bool = False) -> Tensor:
         """Flood the mean loss of a batch at the run's level: `(loss - level).abs() + level`.
@@ -227,7 +238,7 @@ class LoopRun:
             self.epoch += 1
             self.losses = () if self._losses.of_all_ranks else self._losses.known
             self._losses = BatchLosses()
-            self.state.add(record)
+            self.memory.add(record)
         try:
             self.goes_on = self._note(record)
         except BaseException as error:
@@ -246,7 +257,15 @@ class LoopRun:
         """Return the error of a function that ended, `raised` by it or caught in it; None if it did well."""
         if self._calls.error is not None or raised is not None:
             return self._calls.error or raised
-        asked_to = self._calls.paused or not (self.goes_on and self.wanted)
-        if asked_to or self.epoch >= self.length:
+        if self._calls.paused or not (self.goes_on and self.wanted) or self.epoch >= self.length:
             return None
-        return self._calls.early_return(self.epoch, self.length)
+        trains = bool(self._losses)
+        error = self._calls.early_return(self.epoch, self.length, may_end=self.may_end, trains=trains)
+        if error is None and not self.memory.validated:
+            error = LoopError(
+                f"the loop ended after epoch {self.epoch}, before it had reported {self.metric}"
+            )
+        if error is None:
+            self.memory.save(self.epoch, self.lowest, {}, ended=True)
+            self.ended = True
+        return error

@@ -33,6 +33,7 @@ class RunPlan:
         maximize: whether a larger metric is better.
         arithmetic: how numbers are computed.
         keep: which weights are kept of a run that is complete.
+        may_end: whether a run of the user's own code may end before its last epoch.
     """
 
     epochs: int
@@ -43,6 +44,7 @@ class RunPlan:
     maximize: bool = True
     arithmetic: Arithmetic = PLAIN
     keep: Keep = "none"
+    may_end: bool = False
 
     def due(self, epoch: int) -> bool:
         """Return whether a run is validated after an epoch."""

@@ -21,6 +21,7 @@ from floodsearch.errors import LoopError
 from floodsearch.records import REPORTED, Setting
 from floodsearch.study.section import AUTO
 from floodsearch.study.spec import ScriptSettings
+from floodsearch.training.call_order import ALLOW
 from floodsearch.training.loop import LoopRun
 from floodsearch.training.printed import Numbering, Numbers, Printed, remembered
 from floodsearch.training.room import room_for_another
@@ -173,7 +174,7 @@ class Script:
     def _train(self, run: LoopRun, part: Part) -> None:
         for wanted in run.epochs():
             numbers = self._numbers(run, part, wanted)
-            if not run.goes_on:
+            if numbers is None or not run.goes_on:
                 return
             if wanted == run.until < run.length and not (
                 run.script.restart_pays or self._has_room(run, part)
@@ -181,8 +182,10 @@ class Script:
                 run.until = run.length
             run.report(**_known(run, wanted, numbers))
 
-    def _numbers(self, run: LoopRun, part: Part, wanted: int) -> Numbers:
-        """Return what is said of an epoch: by the process, or by an earlier one where that goes on behind it.
+    def _numbers(self, run: LoopRun, part: Part, wanted: int) -> Numbers | None:
+        """Return the numbers of an epoch, of the process or of an earlier one where that goes on behind it.
+
+        None where the run has ended before that epoch, as the study lets it.
 
         Raises:
             LoopError: if nobody says anything of it, or the process fails.
@@ -194,8 +197,10 @@ class Script:
             run.repeated += printed.epoch < wanted
         if printed.epoch == wanted:
             numbers = printed.numbers
-            # Whether it ends well is part of the run, and it may say more.
-            if wanted == run.length and not printed.next():
+            # Whether it ends well is part of the run, and it may say more. One that may end with any epoch is
+            # looked at after each, but where it is to pause: there it would train on.
+            may_be_last = wanted == run.length or (run.may_end and wanted != run.until)
+            if may_be_last and not printed.next():
                 self._check_end(run, part)
             return {**numbers, **printed.tests}
         went_on = any(map(run.due, range(1, printed.first)))  # else it prints its first validation
@@ -205,8 +210,10 @@ class Script:
             raise LoopError(_gap(run, printed, wanted))
         return before or {}
 
-    def _after_its_end(self, run: LoopRun, part: Part, wanted: int) -> Numbers:
+    def _after_its_end(self, run: LoopRun, part: Part, wanted: int) -> Numbers | None:
         """Return what an earlier process said of an epoch, if this one ended well without it.
+
+        None where the run has ended before that epoch, as the study lets it.
 
         Raises:
             LoopError: if none did, or the process failed.
@@ -222,7 +229,10 @@ class Script:
                 "the command ended without a report; let it print a line of JSON an epoch, such as "
                 f'{{"epoch": 1, "{run.metric}": 0.8}}'
             )
-        raise LoopError(f"the command ended after epoch {wanted - 1} of {run.length}; give it {{epochs}}")
+        if run.may_end:
+            return None
+        ended = f"the command ended after epoch {wanted - 1} of {run.length}"
+        raise LoopError(f"{ended}; give it {{epochs}}, or {ALLOW}")
 
     def _check_end(self, run: LoopRun, part: Part) -> bool:
         """Return whether a process ended by itself, and not because its worker is to leave.
@@ -246,7 +256,7 @@ class Script:
 
 def _digits(run: LoopRun) -> str:
     """Return hex digits that tell a run from all others, also of other studies with this name."""
-    of = json.dumps([run.name, dict(run.state.checkpoint.of)], sort_keys=True, default=str)
+    of = json.dumps([run.name, dict(run.memory.checkpoint.of)], sort_keys=True, default=str)
     return hashlib.sha256(of.encode()).hexdigest()[:DIGITS]
 
 

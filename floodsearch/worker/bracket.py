@@ -158,11 +158,14 @@ class Bracket:
         for number, records in step.records.items():
             if number in recorder.curves:
                 recorder.curves[number].add(records)
-            if reached and number in held.alive:
-                recorder.report(number, reached)
+        for number, seed in step.ended.items():
+            end = recorder.curves[number].end(seed)
+            reached |= {rung for rung in rungs if rung > end}  # where others wait for it
+        for number in (step.records.keys() | step.ended.keys()) & held.alive.keys() if reached else ():
+            recorder.report(number, reached)
         if reached:
             _look_at_the_budget(self.study, self.heartbeat)
-        for number in step.records.keys() & held.alive.keys() if reached else ():
+        for number in (step.records.keys() | step.ended.keys()) & held.alive.keys() if reached else ():
             last = held.alive[number].epochs
             if last in reached and recorder.curves[number].reaches(last):
                 self._complete(number, members)

@@ -23,7 +23,7 @@ from floodsearch.records import EpochRecord
 from floodsearch.training.cohort import EpochOutcome, OnEpoch
 from floodsearch.training.independence import RunKey
 from floodsearch.training.loop import ForScript, LoopRun
-from floodsearch.training.loop_state import PARTS, read_kept
+from floodsearch.training.loop_state import PARTS, has_ended, read_kept
 from floodsearch.training.progress import RunPlan
 from floodsearch.worker.mistakes import MistakeFinder
 
@@ -63,7 +63,9 @@ class LoopMembers:
         self.checkpoint, self.mistakes, self.for_script, self.end = checkpoint, mistakes, for_script, end
         self.levels = dict(levels)
         self.seeds = {member: tuple(seeds[member]) for member in levels}
-        self._reached: dict[tuple[int, int], int] = {}  # the epoch to which a run is known to be trained
+        self._reached: dict[
+            tuple[int, int], int
+        ] = {}  # the epoch up to which a run is known; if it ended, all
         self._flooded: dict[int, int] = {}  # in which epoch of any of its runs a member first did
         self._lowest: dict[tuple[int, int], float] = {}  # batch loss of a run that is at its end
         self._until = 0  # the epoch up to which all are trained now; a run that goes on may be further
@@ -97,9 +99,9 @@ class LoopMembers:
         if self._training is not None:
             number, run = self._training
             if (number, run.seed) == (member, seed):
-                return run.state.weights
+                return run.memory.weights
         saved = self.checkpoint(member, seed).load(*PARTS)
-        if saved is None or saved["epoch"] < self.plan.epochs:
+        if saved is None or self._reaches(saved) < self.plan.epochs:
             return None
         kept = read_kept(saved, self.plan)
         return None if kept is None else kept["weights"]
@@ -159,12 +161,13 @@ class LoopMembers:
             return True
         checkpoint = self.checkpoint(member, seed)
         saved = checkpoint.load(*PARTS)
-        if saved is not None and saved["epoch"] > known:
-            self._reached[member, seed] = saved["epoch"]
+        if saved is not None and self._reaches(saved) > known:
+            self._reached[member, seed] = self._reaches(saved)
             self._lowest[member, seed] = float(saved["lowest"])
-            if not self._note(member, saved["records"], note):
+            ended = {member: seed} if has_ended(saved) else {}
+            if not self._note(member, saved["records"], note, ended=ended):
                 return False
-            if member not in self.levels or saved["epoch"] >= until:
+            if member not in self.levels or self._reached[member, seed] >= until:
                 return True
         key = self.mistakes.key(self.levels[member], seed)
         run = LoopRun(
@@ -188,6 +191,8 @@ class LoopMembers:
             error = self.call(run)
         finally:
             self._training = None
+        if run.ended and (mistake := self.mistakes.at_end(member, run, key)) is not None:
+            error = MistakeError(mistake)
         trained_from = 0 if saved is None else saved["epoch"]
         if run.repeated and not note(EpochOutcome(trained=run.repeated)):
             run.leave()
@@ -196,19 +201,33 @@ class LoopMembers:
                 checkpoint.remove()
             self.drop(member)
             return note(EpochOutcome(failed={member: error}))
-        if run.can_pause or run.epoch == run.length:
-            self._reached[member, seed] = run.epoch
+        if run.can_pause or run.ended or run.epoch == run.length:
+            self._reached[member, seed] = run.length if run.ended else run.epoch
             self._lowest[member, seed] = run.lowest
         if run.epoch > trained_from:
             self.mistakes.warn_of(run, flooded=member in self._flooded)
+        if run.ended and not note(EpochOutcome(ended={member: seed})):
+            run.leave()
         return run.goes_on
 
-    def _note(self, member: int, records: list[EpochRecord], note: OnEpoch, *, trained: int = 0) -> bool:
+    def _reaches(self, saved: Mapping[str, Any]) -> int:
+        """Return the epoch up to which a checkpoint's run is known: the plan's last if it has ended."""
+        return self.plan.epochs if has_ended(saved) else int(saved["epoch"])
+
+    def _note(
+        self,
+        member: int,
+        records: list[EpochRecord],
+        note: OnEpoch,
+        *,
+        trained: int = 0,
+        ended: Mapping[int, int] | None = None,
+    ) -> bool:
         """Take in epochs of a run, and let them be noted."""
         for record in records:
             if record.flooded is None or record.flooded > 0:
                 self._flooded[member] = min(record.epoch, self._flooded.get(member, record.epoch))
-        return note(EpochOutcome(records={member: records}, trained=trained))
+        return note(EpochOutcome(records={member: records}, trained=trained, ended=ended or {}))
 
     def _note_trained(self, member: int, key: RunKey, record: EpochRecord, note: OnEpoch) -> bool:
         """Take in an epoch that was trained just now; one that shows a mistake ends its run with that."""

@@ -77,6 +77,14 @@ class MistakeFinder:
     def in_epoch(self, member: int, run: LoopRun, key: RunKey, record: EpochRecord) -> str | None:
         """Return the mistake that an epoch shows in the user's code, as a message; None if it shows none."""
         found = self.seen.comparison.note(key, Shown(record, run.losses))
+        return self._told(member, run, key, found)
+
+    def at_end(self, member: int, run: LoopRun, key: RunKey) -> str | None:
+        """Return the mistake that a run shows that has ended before its last epoch; None if it shows none."""
+        return self._told(member, run, key, self.seen.comparison.end(key))
+
+    def _told(self, member: int, run: LoopRun, key: RunKey, found: Finding | None) -> str | None:
+        """Return a finding as a message, if it is a mistake; one that may be meant is a warning."""
         if found is None or (found.kind == "level not used" and not self.command):
             return self._without_flood(run, key)
         if found.kind == "not independent":
@@ -94,7 +102,8 @@ class MistakeFinder:
         One that is another run than that of level 0 floods by itself; until such a pair is there it may.
         """
         first = min(max(FIRST_EPOCHS, math.ceil(FIRST_SHARE * run.length)), run.until)
-        if self.command or run.level == 0 or math.isfinite(run.lowest) or run.epoch < first:
+        early = run.epoch < first and not run.ended
+        if self.command or run.level == 0 or math.isfinite(run.lowest) or early:
             return None
         epochs = "1 epoch" if run.epoch == 1 else f"{run.epoch} epochs"
         message = (
@@ -141,13 +150,13 @@ class MistakeFinder:
             )
         if self.command:
             return  # what a script floods is not seen
-        if self.plan.keep != "none" and not run.state.has_weights:
+        if self.plan.keep != "none" and not run.memory.has_weights:
             self._warn_once(
                 "no weights",
                 f'no weights are kept, although keep = "{self.plan.keep}" asks for them: the loop does not '
                 "say what they are; write: run.restore(model=model, ...)",
             )
-        if run.level >= self.highest / 2 and not flooded and run.epoch == run.length:
+        if run.level >= self.highest / 2 and not flooded and (run.ended or run.epoch == run.length):
             self._warn_once(
                 "nothing flooded",
                 f"nothing was flooded at level {run.level:g}, nor will be at lower ones: the lowest loss "

@@ -161,12 +161,13 @@ class _PilotRun:
         for error in step.failed.values():
             if not (isinstance(error, DivergedError) and self.losses):
                 raise error
-        if len(self.records) >= self.validate_every and not self.losses:
+        if (step.ended or len(self.records) >= self.validate_every) and not self.losses:
             raise LoopError(
                 'levels.high = "auto" needs a validation loss; give val_loss to run.report() at each '
                 "validation (see validate_every), or levels.high a number"
             )
-        self.ended = bool(step.failed) or settled(self.records) or len(self.records) >= self.most
+        over = bool(step.failed or step.ended) or len(self.records) >= self.most
+        self.ended = over or settled(self.records)
         return not self.ended and not self.heartbeat.leave.wanted.is_set()
 
 

@@ -11,6 +11,7 @@ from floodsearch.queue import Entry, Ticket
 from floodsearch.records import EpochRecord
 from floodsearch.storage import tables
 from floodsearch.storage.retry import attempt, persistently
+from floodsearch.storage.trial_records import read_trials
 
 FLUSH_SECONDS = 10.0
 """Curves are written at least this often, so that a dashboard lives and little is lost."""
@@ -23,6 +24,8 @@ class Curve:
         records: by seed and epoch.
         unwritten: those of them that the database lacks, by seed and epoch.
         reports: the recent means that it lacks, by epoch.
+        ended: the seeds whose runs have ended before their last epoch.
+        ends: by seed, those ends that it lacks.
     """
 
     def __init__(self, ticket: Ticket) -> None:
@@ -30,12 +33,20 @@ class Curve:
         self.records: dict[int, dict[int, EpochRecord]] = {seed: {} for seed in ticket.seeds}
         self.unwritten: dict[tuple[int, int], EpochRecord] = {}
         self.reports: dict[int, float] = {}
+        self.ended: set[int] = set()
+        self.ends: dict[int, int] = {}
 
     def add(self, records: Sequence[EpochRecord]) -> None:
         """Add records; one for an epoch that is there replaces it."""
         for record in records:
             self.records[record.seed][record.epoch] = record
             self.unwritten[record.seed, record.epoch] = record
+
+    def end(self, seed: int) -> int:
+        """Take it that a run has ended where it is; return its last epoch."""
+        self.ended.add(seed)
+        self.ends[seed] = max(self.records[seed])
+        return self.ends[seed]
 
     def of(self, seed: int) -> list[EpochRecord]:
         """Return the records of one run."""
@@ -55,17 +66,18 @@ class Curve:
         return None if None in shares or not shares else False
 
     def reaches(self, epoch: int) -> bool:
-        """Return whether all runs have been trained up to an epoch."""
-        return all(epoch in records for records in self.records.values())
+        """Return whether all runs have been trained up to an epoch, or have ended before it."""
+        return all(epoch in records or seed in self.ended for seed, records in self.records.items())
 
     def entry(self) -> Entry:
         """Return the part that the database does not have yet."""
-        return Entry(self.ticket, list(self.unwritten.values()), dict(self.reports))
+        return Entry(self.ticket, list(self.unwritten.values()), dict(self.reports), dict(self.ends))
 
     def forget_unwritten(self) -> None:
         """Note that all of it has been written."""
         self.unwritten.clear()
         self.reports.clear()
+        self.ends.clear()
 
 
 class Recorder:
@@ -96,12 +108,27 @@ class Recorder:
         study, tested = self.study, self.study.spec.task is not None
         if ticket.attempt == 1 and tested:
             return
+        curve, complete = self.curves[ticket.number], self._complete_seeds(ticket)
         known = persistently(tables.read_curves, study.database, study.uuid, {ticket.number})
         for seed in ticket.seeds:
             records = {record.epoch: record for record in known.get(ticket.number, []) if record.seed == seed}
             last = records.get(ticket.epochs)
             if last is not None and (last.test_loss is not None or not tested):
-                self.curves[ticket.number].records[seed] = records
+                curve.records[seed] = records
+            elif records and seed in complete:
+                curve.records[seed] = records
+                curve.end(seed)
+
+    def _complete_seeds(self, ticket: Ticket) -> Sequence[int]:
+        """Return the seeds whose runs an earlier trial of this ticket has completed, if they may end early.
+
+        Of any other run its checkpoint tells whether it has ended or was lost halfway, and not its curve.
+        """
+        if ticket.attempt == 1 or self.study.spec.training.early_stopping == "none":
+            return ()
+        trials = persistently(read_trials, self.study)
+        seeds = [one.seeds for one in trials if one.ticket == ticket.number and one.state == "complete"]
+        return ticket.seeds[: max(seeds, default=0)]
 
     def report(self, number: int, epochs: Iterable[int]) -> None:
         """Note the recent means of a ticket over all its seeds, at those epochs that all of them reached."""

@@ -279,4 +279,5 @@ def plan_of(spec: Spec, beside: Mapping[str, Parameter], epochs: int) -> RunPlan
         maximize=spec.maximize,
         arithmetic=spec.arithmetic,
         keep=training.keep,
+        may_end=training.early_stopping != "none",
     )
