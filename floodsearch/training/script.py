@@ -222,7 +222,11 @@ class Script:
                 "the command ended without a report; let it print a line of JSON an epoch, such as "
                 f'{{"epoch": 1, "{run.metric}": 0.8}}'
             )
-        raise LoopError(f"the command ended after epoch {wanted - 1} of {run.length}; give it {{epochs}}")
+        went_on = part.printed.first > 1 and self.settings.first_epoch == AUTO
+        hint = ", or say first_epoch = 0 in [script] if it counts from 0" if went_on else ""
+        raise LoopError(
+            f"the command ended after epoch {wanted - 1} of {run.length}; give it {{epochs}}{hint}"
+        )
 
     def _check_end(self, run: LoopRun, part: Part) -> bool:
         """Return whether a process ended by itself, and not because its worker is to leave.
