@@ -994,7 +994,11 @@ def test_a_command_is_a_study_of_settings_that_it_has_a_place_for():
         ({"command": "sh {level} {seed} {sed}"}, "command", "'sed' is not known, did you mean 'seed'?"),
         ({"options": {"rate": 1}}, "command", "does not say where {rate} goes; add it"),
         ({"options": {"level": 1}}, "options.level", "'level' is told by each run; choose another name"),
-        ({"search": {"pruner": "median"}}, "search.pruner", "at each of about 25 rungs; use 'halving'"),
+        (
+            {"search": {"pruner": "median"}},
+            "search.pruner",
+            "looks at each level by itself, and a command pauses to be compared; use 'halving'",
+        ),
         ({"training": {"engine": "stack"}}, "training.engine", "is for tasks: your own code computes as it"),
         ({"arithmetic": {"precision": "tf32"}}, "arithmetic", "is for tasks: your own code computes as it"),
         ({"training": {"keep": "best"}}, "training.keep", "'best', but only the command has its weights"),

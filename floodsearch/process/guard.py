@@ -21,14 +21,11 @@ import fcntl
 import os
 import resource
 import selectors
-import shlex
 import signal
-import socket
 import struct
 import sys
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 PAUSE, GO_ON, END = b"p", b"g", b"e"
 """What a worker tells a guard."""
@@ -64,9 +61,18 @@ def _parents() -> Iterator[tuple[int, int]]:
     for name in os.listdir("/proc") if LINUX else ():  # noqa: PTH208 - names, not paths
         if name.isdigit():
             with contextlib.suppress(OSError):
-                told = Path(f"/proc/{name}/stat").read_bytes().rpartition(b")")[2].split()
+                told = _content(f"/proc/{name}/stat").rpartition(b")")[2].split()
                 if told[0] != b"Z":
                     yield int(name), int(told[1])
+
+
+def _content(path: str) -> bytes:
+    """Return a short file; `pathlib` would take longer to import than a guard to start."""
+    number = os.open(path, os.O_RDONLY)
+    try:
+        return os.read(number, 2**16)
+    finally:
+        os.close(number)
 
 
 class Stream:
@@ -335,7 +341,7 @@ def _holder(log: int, byte: int) -> int:
 def _is_guard(pid: int, run: str) -> bool:
     """Return whether a process of this machine is a guard of a run: a lock may be another machine's."""
     try:
-        return pid > 0 and run.encode() in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+        return pid > 0 and run.encode() in _content(f"/proc/{pid}/cmdline").split(b"\0")
     except OSError:
         return False
 
@@ -356,17 +362,19 @@ def main(log: int, run: str, grace: float, words: list[str]) -> None:
     os.set_inheritable(log, False)
     problem = take_turn(log, run, grace + 5)
     if problem is None:
-        with contextlib.suppress(OSError):
-            before = b"\n" if os.fstat(log).st_size else b""
-            os.write(log, before + f"$ {shlex.join(words)}  # run {run}\n".encode(errors="surrogateescape"))
         try:
             guard = Guard(words, log, grace)
         except OSError as error:
             problem = f"the command cannot be started: {words[0]!r}: {error.strerror}"
     if problem is not None:
         with contextlib.suppress(OSError):
-            socket.socket(fileno=0).sendall(problem.encode(errors="surrogateescape"))
+            os.write(0, problem.encode(errors="surrogateescape"))
         sys.exit(127)
+    import shlex  # while the command starts, of which nothing is read yet
+
+    with contextlib.suppress(OSError):
+        before = b"\n" if os.fstat(log).st_size else b""
+        os.write(log, before + f"$ {shlex.join(words)}  # run {run}\n".encode(errors="surrogateescape"))
     end_as(guard.watch())
 
 

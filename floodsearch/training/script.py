@@ -231,8 +231,10 @@ class Script:
             )
         if run.may_end:
             return None
+        went_on = part.printed.first > 1 and self.settings.first_epoch == AUTO
+        hint = ", say first_epoch = 0 in [script] if it counts from 0" if went_on else ""
         ended = f"the command ended after epoch {wanted - 1} of {run.length}"
-        raise LoopError(f"{ended}; give it {{epochs}}, or {ALLOW}")
+        raise LoopError(f"{ended}; give it {{epochs}}{hint}, or {ALLOW}")
 
     def _check_end(self, run: LoopRun, part: Part) -> bool:
         """Return whether a process ended by itself, and not because its worker is to leave.
