@@ -59,9 +59,7 @@ class LoopMembers:
         self.checkpoint, self.mistakes, self.starts_again = checkpoint, mistakes, starts_again
         self.levels = dict(levels)
         self.seeds = {member: tuple(seeds[member]) for member in levels}
-        self._reached: dict[
-            tuple[int, int], int
-        ] = {}  # to which epoch a run is known; of one that ended, all
+        self._reached: dict[tuple[int, int], int] = {}  # how far a run is known to be; to its end if it ended
         self._flooded: dict[int, int] = {}  # in which epoch of any of its runs a member first did
         self._lowest: dict[tuple[int, int], float] = {}  # batch loss of a run that is at its end
         self._until = 0  # the epoch up to which all are trained now; a run that goes on may be further
