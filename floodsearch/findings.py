@@ -122,7 +122,7 @@ class BestLevel:
     """The levels that were trained to their ends without a batch below them, on any seed: they, and what is
     below them, are level 0, and count as that everywhere. None where that is not known."""
     early_stopping: EarlyStopping | None
-    """None at level 0, where it was not tested at those epochs, and where the best epoch counts anyway."""
+    """None at level 0, where it was not tested there, and where all runs are worth their best validation."""
     gain: float | None
     """What flooding brings over level 0, positive when it is better: paired over seeds, each measured at the
     level that the other seeds choose. With one seed it is that of the seed that chose, which flatters. 0 at

@@ -371,9 +371,7 @@ def test_a_study_may_say_from_where_epochs_are_counted(alone):
     assert [record.val_accuracy for record in one.records] == [0.0, 0.1, 0.2, 0.3]
     one = alone(source.replace("1, epochs", "2, epochs"))
     one.extra = ForScript(recorded=lambda: {1: {"val_accuracy": 0.0}, 2: {"val_accuracy": 0.1}})
-    assert "ended after epoch 3 of 4; give it {epochs}, or say first_epoch = 0 in [script]" in str(
-        one.train()
-    )
+    assert "ended after epoch 3 of 4; give it {epochs}, say first_epoch = 0 in [script]" in str(one.train())
     error = alone("report(0, val_accuracy=0.5)", first_epoch=1).train()
     assert "printed epoch 0; epochs are counted from 0 or from 1, in this run from 1" in str(error)
 

@@ -255,7 +255,7 @@ class Counter:
             "run.state has something that a checkpoint cannot hold: run.state['best'], a builtins.set; "
             "a state may be of tensors, numbers, texts and dicts and lists of these",
         ),
-        (replaces, "run.state was made a int; put values into the dict that it is"),
+        (replaces, "run.state was replaced by something of type int; put values into the dict that it is"),
     ],
 )
 def test_what_cannot_come_back_is_said_in_the_first_epoch(alone, function, message):

@@ -22,6 +22,7 @@ PARTS = ("epoch", "records", "objects", "random", "lowest")
 """What a checkpoint of a run holds at least."""
 
 STATE = "run.state"
+"""What a run calls its own dict."""
 MUTABLE = (*MAPPINGS, list)
 """The containers of plain values that a checkpoint can bring back: they are filled in place."""
 
@@ -157,7 +158,8 @@ class LoopState:
     def check(self, own: Any) -> None:
         """Raise a LoopError if the run's own dict, or a container that it gave, holds what no file can."""
         if not isinstance(own, dict):
-            raise LoopError(f"{STATE} was made a {type(own).__name__}; put values into the dict that it is")
+            has = f"was replaced by something of type {type(own).__name__}"
+            raise LoopError(f"{STATE} {has}; put values into the dict that it is")
         _check_plain(own, STATE)
         for name, one in self.objects.items():
             if type(one) in MUTABLE:

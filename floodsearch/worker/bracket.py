@@ -160,12 +160,13 @@ class Bracket:
                 recorder.curves[number].add(records)
         for number, seed in step.ended.items():
             end = recorder.curves[number].end(seed)
-            reached |= {rung for rung in rungs if rung > end}  # where others wait for it
-        for number in (step.records.keys() | step.ended.keys()) & held.alive.keys() if reached else ():
+            reached |= {rung for rung in rungs if rung > end}  # it keeps what it has come to
+        moved = (step.records.keys() | step.ended.keys()) & held.alive.keys() if reached else set()
+        for number in moved:
             recorder.report(number, reached)
         if reached:
             _look_at_the_budget(self.study, self.heartbeat)
-        for number in (step.records.keys() | step.ended.keys()) & held.alive.keys() if reached else ():
+        for number in moved:
             last = held.alive[number].epochs
             if last in reached and recorder.curves[number].reaches(last):
                 self._complete(number, members)

@@ -63,9 +63,7 @@ class LoopMembers:
         self.checkpoint, self.mistakes, self.for_script, self.end = checkpoint, mistakes, for_script, end
         self.levels = dict(levels)
         self.seeds = {member: tuple(seeds[member]) for member in levels}
-        self._reached: dict[
-            tuple[int, int], int
-        ] = {}  # the epoch up to which a run is known; if it ended, all
+        self._reached: dict[tuple[int, int], int] = {}  # how far a run is known to be; to its end if it ended
         self._flooded: dict[int, int] = {}  # in which epoch of any of its runs a member first did
         self._lowest: dict[tuple[int, int], float] = {}  # batch loss of a run that is at its end
         self._until = 0  # the epoch up to which all are trained now; a run that goes on may be further
