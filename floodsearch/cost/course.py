@@ -1,14 +1,14 @@
 """The course of a search, told without training: tickets go from rung to rung as their judge lets them.
 
-A pure function of what is judged together and of when levels flood. Which levels are better is not known, so
-each is given a rank of its own by its number: the count of those that go on does not depend on it.
+A pure function of what is judged together and of when levels flood. Which levels are better is not known. The
+lower are taken to be: early in a run, when most are stopped, high ones hold back what all others still learn.
 """
 
 from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
@@ -21,8 +21,6 @@ are trained at once where they have no state; the process of a command is kept b
 again in each."""
 COMMANDS: tuple[Way, ...] = ("is kept", "begins again")
 """Nobody sees what a command floods, and it is not paused where nobody judges."""
-GOLDEN = (math.sqrt(5) - 1) / 2
-"""Multiples of it are spread evenly between whole numbers, however many are taken."""
 
 
 class Stage(NamedTuple):
@@ -46,11 +44,17 @@ class Shown:
 
     Attributes:
         began: how many levels above 0 have reached the first rung.
-        ranks: of those that were judged at a rung, by its epoch.
+        levels: of those that have flooded, by the epochs of the rungs that they have reached.
     """
 
     began: int = 0
-    ranks: dict[int, list[float]] = field(default_factory=lambda: defaultdict(list))
+    levels: dict[int, list[float]] = field(default_factory=lambda: defaultdict(list))
+
+    def add(self, judge: Judge, level: float, end: int, *, flooded: bool) -> None:
+        """Add a level that has ended at an epoch: it counts at each rung if it has ever flooded."""
+        for rung in judge.rungs if flooded else ():
+            if rung <= end:
+                self.levels[rung].append(level)
 
 
 class Tickets(NamedTuple):
@@ -79,21 +83,25 @@ def epochs_of_part(way: Way, after: int, until: int) -> int:
 
 def course(tickets: Tickets, judge: Judge, floods: Floods, way: Way, shown: Shown) -> Iterator[Stage]:
     """Yield what tickets are trained for, from rung to rung; `shown` takes in what they show."""
-    alive, after, epochs = dict(tickets.levels), tickets.after, tickets.epochs
+    alive, after, epochs = set(tickets.levels), tickets.after, tickets.epochs
     runs = _Runs.of(tickets, floods)
     if judge.rungs and after < judge.rungs[0]:
         shown.began += len(alive)
     elif judge.together and after:
         runs.were_judged(judge, after, shown)
+    ends = dict.fromkeys(alive, epochs)
     for rung in (*(rung for rung in judge.rungs if judge.together and after < rung < epochs), epochs):
         until = epochs if way in COMMANDS and len(alive) == 1 else rung
         yield runs.part(alive, way, after, until)
         if until == epochs:
-            return
-        going = _going(runs, list(alive), judge, until, shown, way)
-        alive, after = {number: alive[number] for number in going}, until
+            break
+        going = _going(runs, alive, judge, until, shown, way)
+        ends |= dict.fromkeys(alive - going, until)
+        alive, after = going, until
         if not alive:
-            return
+            break
+    for number, end in ends.items():
+        shown.add(judge, tickets.levels[number], end, flooded=runs.flooded(number, end))
 
 
 @dataclass
@@ -142,17 +150,11 @@ class _Runs:
             self.first[number] = [max(epoch, last + 1.0) for epoch in self.first[number]]
 
 
-def _going(runs: _Runs, alive: Sequence[int], judge: Judge, rung: int, shown: Shown, way: Way) -> list[int]:
+def _going(runs: _Runs, alive: set[int], judge: Judge, rung: int, shown: Shown, way: Way) -> set[int]:
     """Return the tickets that go on after a rung: those that have not flooded, and the best of the others."""
-    judged = [number for number in alive if runs.flooded(number, rung)]
+    levels, judged = runs.tickets.levels, {number for number in alive if runs.flooded(number, rung)}
     if way in COMMANDS and judged:  # before, the values of all tie
-        judged = list(alive)
-    others = shown.ranks[rung]
-    best = sorted([*others, *map(rank, judged)])[: judge.keeps(rung, shown.began)]
-    others += map(rank, judged)
-    return [number for number in alive if number not in judged or rank(number) in best]
-
-
-def rank(number: int) -> float:
-    """Return the rank of a ticket beside others, in [0, 1): the lower the better."""
-    return number * GOLDEN % 1
+        judged = set(alive)
+    best = sorted([*shown.levels[rung], *(levels[number] for number in judged)])
+    last = best[: judge.keeps(rung, shown.began)][-1] if best else 0.0
+    return {number for number in alive if number not in judged or levels[number] <= last}

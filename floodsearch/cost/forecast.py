@@ -10,13 +10,13 @@ from typing import NamedTuple
 
 from floodsearch.answer.tickets import latest
 from floodsearch.catalog import judge_of, rule_of
-from floodsearch.cost.course import Shown, Stage, Tickets, Way, course, rank
+from floodsearch.cost.course import Shown, Stage, Tickets, Way, course
 from floodsearch.cost.floods import Floods
 from floodsearch.errors import UsageError
 from floodsearch.findings import StudyStage
 from floodsearch.flooding.schedules import SCHEDULES
 from floodsearch.queue import bracket_of, portions
-from floodsearch.records import TrialRecord, WorkerRecord
+from floodsearch.records import Pilot, TrialRecord, WorkerRecord
 from floodsearch.search.history import Tried
 from floodsearch.search.judge import Judge
 from floodsearch.search.pilot import longest
@@ -77,7 +77,8 @@ def plan(
 def parts_of(spec: Spec, every: Sequence[Open], floods: Floods, way: Way, pilot: int = 0) -> list[Stage]:
     """Return the stages of a whole search, of each bracket and of level 0 by themselves.
 
-    Each run of a stage is begun once, or goes on once; `every` is what `unbegun` returns, the rest as in `plan`.
+    Each run of a stage is begun once, or goes on once. `every` is what `unbegun` returns, the rest as in
+    `plan`.
     """
     parts = list(_parts(spec, every, floods, way))
     return parts + ([Stage(0, pilot, len(spec.training.seeds))] if pilot else [])
@@ -121,8 +122,14 @@ def epochs_exhaustive(spec: Spec) -> int | None:
     return None if count is None else count * len(spec.training.seeds) * spec.training.epochs
 
 
-def epochs_left(spec: Spec, trials: Iterable[TrialRecord]) -> int:
-    """Return the member-epochs that the tickets of a study still need."""
+def epochs_left(spec: Spec, trials: Iterable[TrialRecord], pilot: Pilot | None = None) -> int:
+    """Return the member-epochs that the tickets of a study still need, by when levels are assumed to flood.
+
+    Args:
+        spec: of the study.
+        trials: of the study.
+        pilot: what its pilot came to; the first ticket goes on from there.
+    """
     trials = list(trials)
     newest = latest(trials)
     done = {
@@ -136,7 +143,11 @@ def epochs_left(spec: Spec, trials: Iterable[TrialRecord]) -> int:
         if one.state in ("waiting", "running")
     ]
     begun = [one for one in newest.values() if one.level and one.epoch > 0]  # above level 0
-    return sum(part.epochs for part in _parts(spec, unfinished, assumed(spec), way_of(spec), begun))
+    left = sum(part.epochs for part in _parts(spec, unfinished, assumed(spec), way_of(spec), begun))
+    first = next((one for one in unfinished if one.number == 0), None)
+    if first is None or pilot is None or way_of(spec) == "begins again":
+        return left
+    return left - max(0, pilot.epochs - first.epoch * first.seeds)
 
 
 def current_stage(spec: Spec, trials: Iterable[TrialRecord]) -> StudyStage | None:
@@ -182,8 +193,10 @@ def _parts(
     for together, shown in groups:
         levels = {one.number: _level(spec, one) for one in together}
         first = together[0]
-        size = Tickets(levels, first.seeds, min(one.epoch for one in together), first.epochs)
-        yield from course(size, judge, floods, way, shown)
+        after = min(one.epoch for one in together)
+        yield from course(Tickets(levels, first.seeds, after, first.epochs), judge, floods, way, shown)
+        if way != "forks" and (ahead := sum(one.epoch - after for one in together)):  # one by one to a rung
+            yield Stage(after, first.epochs, 0, ahead * first.seeds)
 
 
 def _blocks(spec: Spec, unfinished: Sequence[Open]) -> list[tuple[list[Open], Shown]]:
@@ -221,10 +234,9 @@ def _rounds(
     shown = Shown()
     waiting = {one.number for one in unfinished}
     for one in begun:
-        passed = [rung for rung in judge.rungs if rung <= one.epoch]
-        shown.began += bool(passed)
-        for rung in passed if one.ticket not in waiting else ():
-            shown.ranks[rung].append(rank(one.ticket))
+        shown.began += bool(judge.rungs) and one.epoch >= judge.rungs[0]
+        if one.ticket not in waiting:
+            shown.add(judge, one.level or 0.0, one.epoch, flooded=one.flooded is not False)
     order = sorted(unfinished, key=lambda one: (-one.epoch, one.number))
     rounds = [order[first : first + judge.most_open] for first in range(0, len(order), judge.most_open)]
     above = [[one for one in group if one.level != 0] for group in rounds]

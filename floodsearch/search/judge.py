@@ -151,7 +151,7 @@ class Halving(Judge):
 
     def keeps(self, rung: int, began: int) -> int:
         """Return how many levels above 0 that have flooded go on after a rung, if none ties with the last."""
-        share = self.reduction ** -(self.rungs.index(rung) + 1.0)  # a reduction may be as large as floats are
+        share: float = self.reduction ** -(self.rungs.index(rung) + 1.0)  # it may be as large as floats are
         return max(1, math.ceil(began * share - 1e-9))
 
     def plan(self, levels: int, epoch: int, epochs: int) -> Iterator[tuple[int, int, int]]:
