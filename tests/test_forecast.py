@@ -94,7 +94,7 @@ def test_a_level_that_floods_behind_a_rung_is_judged_at_the_next(make_spec):
     spec = make_spec(**HALVED)
     losses = [9.0, 0.55, 0.55, 0.55, 0.35, 0.35, 0.35, 0.35, 0.35, 0.15] + 20 * [0.15]
     floods = Floods(highest=0.6, lowest=(tuple(losses), (9.0,) * 30))
-    # 0.6 is alone at epoch 3; 0.5 and 0.4 beat it at 6, of which one goes on; so does one of 0.2 to 0.4 at 12.
+    # One alone at epoch 3; of three that have flooded by 6 the lowest goes on, 0.4, and so does 0.2 at 12.
     assert epochs(spec, floods, "forks") == 2 * 30 + (6 - 1) + (6 - 4) + (12 - 4) + (12 - 9) + (30 - 9)
     assert epochs(spec, floods, "goes on") == 2 * (30 + 6 + 6 + 12 + 12 + 30 + 30)
 
@@ -129,13 +129,16 @@ def test_the_pilot_of_a_loop_without_a_state_is_paid_twice(make_spec):
 
 
 def test_what_is_left_is_told_from_where_the_tickets_are(make_spec):
-    """Of six levels four are alive behind epoch 12, where one goes on that has flooded: three have not yet."""
+    """Of four levels that are alive behind epoch 12 three have not flooded there: they all go on to 24."""
     spec = make_spec(
-        **HALVED, task=None, options=dict.fromkeys(["label_noise", "width", "depth"]), objective="json:loads"
+        **HALVED,
+        task=None,
+        options=dict.fromkeys(["label_noise", "width", "depth"]),
+        objective="tests.conftest:merged",
     )
     begun = running((0.0, 30), (0.1, 12), (0.2, 12), (0.3, 12), (0.4, 12), epochs=30)
-    # They flood by epoch 24, at which one goes on.
-    assert epochs_left(spec, begun) == 2 * (4 * 12 + 6)
+    # By epoch 24 all have flooded but 0.1: it goes on, and one of the others.
+    assert epochs_left(spec, begun) == 2 * (4 * 12 + 2 * 6)
     assert epochs_left(spec, running((0.0, 0), epochs=30, state="waiting")) == 2 * 30
     found = Pilot(epochs=12, minima=(1.0, 1.0), bound=1.25, high=1.2, seconds_per_epoch=1.0, device="cpu")
     assert epochs_left(spec, running((0.0, 0), epochs=30, state="waiting"), found) == 2 * 30 - 12
