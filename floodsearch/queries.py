@@ -125,7 +125,7 @@ def _seconds_left(
     speed = epochs_a_second(study, alive, now)
     if speed is None or not alive or study.spec.levels.high == AUTO:
         return None
-    return epochs_left(study.spec, trials) / speed
+    return epochs_left(study.spec, trials, study.pilot) / speed
 
 
 def _epochs_expected(
@@ -134,7 +134,7 @@ def _epochs_expected(
     """Return the member-epochs of the whole search as it looks now; None while the levels are not known."""
     if study.spec.levels.high == AUTO:
         return None
-    return sum(worker.epochs_run for worker in workers) + epochs_left(study.spec, trials)
+    return sum(worker.epochs_run for worker in workers) + epochs_left(study.spec, trials, study.pilot)
 
 
 def _crew(alive: Iterable[WorkerRecord], trials: Sequence[TrialRecord], now: float) -> Iterator[WorkerStatus]:

@@ -254,7 +254,7 @@ def test_check_shows_every_default_and_the_cost(tmp_path: Path) -> None:
     shown = floodsearch("check", "tiny.toml", cwd=tmp_path).stdout
     assert 'search.sampler = "grid"' in shown
     assert "training.recipe.learning_rate = 0.001" in shown
-    assert "3 tickets x 2 seeds x 10 epochs = 60 epochs at most" in shown
+    assert "3 tickets x 2 seeds x 10 epochs = 60 epochs, all to their ends; about " in shown
     content = json.loads(floodsearch("check", "tiny.toml", "--json", cwd=tmp_path).stdout)
     assert (content["tickets"], content["epochs_exhaustive"]) == (3, 60)
     assert [path.name for path in tmp_path.iterdir()] == ["tiny.toml"]
@@ -264,16 +264,45 @@ def test_check_tells_the_time_at_a_speed(tmp_path: Path) -> None:
     """At a given speed `check` prints each stage with its samples, speed and time, and their sum."""
     (tmp_path / "tiny.toml").write_text(FILE)
     shown = floodsearch("check", "tiny.toml", "--speed", "50", cwd=tmp_path).stdout
-    assert "60 epochs at most; 2 min 0 s with one worker" in shown
-    assert "      6            6,000           50  2 min 0 s" in shown
+    assert "about 36 with the pruner 'none', 20 to 60 by when levels begin to flood; 1 min 12 s" in shown
+    assert "      6         36            3,600           50  1 min 12 s" in shown
     content = json.loads(floodsearch("check", "tiny.toml", "--speed", "50", "--json", cwd=tmp_path).stdout)
-    assert content["seconds_expected"] == 120
+    assert content["seconds_expected"] == 72
     assert content["stages"] == [
-        {"after": 0, "until": 10, "runs": 6, "samples": 6000, "samples_a_second": 50.0}
+        {"after": 0, "until": 10, "runs": 6, "epochs": 36, "samples": 3600, "samples_a_second": 50.0}
     ]
     assert "give training samples a second" in refused("check", "tiny.toml", "--speed", "x", cwd=tmp_path)
     both = refused("check", "tiny.toml", "--speed", "1", "--measure", "cpu", cwd=tmp_path)
     assert "--speed and --measure are both given" in both
+
+
+PRINTS = """
+import torch
+
+def train(run):
+    print("a line of the user's own")
+    weight = torch.nn.Parameter(torch.rand(3))
+    for epoch in run.epochs():
+        run.flood(weight.square().mean()).backward()
+        run.report(val_accuracy=0.5 + float(weight[0].detach()) / 2)
+"""
+
+
+def test_check_measures_a_training_loop(tmp_path: Path) -> None:
+    """It trains the unflooded runs, sees that they cannot pause, prints JSON only, and leaves nothing behind."""
+    (tmp_path / "train.py").write_text(PRINTS)
+    (tmp_path / "own.toml").write_text(
+        'name = "own"\nobjective = "train:train"\n'
+        "[levels]\nhigh = 0.9\ncount = 4\n[training]\nepochs = 12\nseeds = 2\n"
+    )
+    printed = floodsearch("check", "own.toml", "--measure", "cpu", "--json", cwd=tmp_path).stdout
+    content = json.loads(printed)
+    assert content["epochs_expected"] == content["epochs_exhaustive"] == 4 * 2 * 12
+    assert content["epochs_tried"] == 2 * 12
+    assert content["seconds_expected"] > 0
+    assert {path.name for path in tmp_path.iterdir()} <= {"train.py", "own.toml", "__pycache__"}
+    message = refused("check", "own.toml", "--speed", "50", cwd=tmp_path)
+    assert "samples a second say nothing of a training of your own; use --measure instead" in message
 
 
 def test_a_file_with_many_problems_shows_all_of_them(tmp_path: Path) -> None:

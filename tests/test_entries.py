@@ -15,7 +15,9 @@ import floodsearch
 from floodsearch import queue
 from floodsearch.answer.tickets import latest
 from floodsearch.catalog import known
-from floodsearch.cost.forecast import Stage, plan
+from floodsearch.cost.course import Stage
+from floodsearch.cost.floods import Floods
+from floodsearch.cost.forecast import plan
 from floodsearch.errors import StudyFileError
 from floodsearch.flooding.schedules import SCHEDULES, Schedule
 from floodsearch.records import Decision
@@ -108,6 +110,9 @@ class Top(Judge):
             for ticket, one in rung.standings.items()
         }
 
+    def keeps(self, rung, began):
+        return min(began, self.keep)
+
     def plan(self, levels, epoch, epochs):
         yield epoch, self.rungs[0], levels
         yield self.rungs[0], epochs, min(levels, self.keep)
@@ -124,7 +129,7 @@ def test_a_new_pruner_is_one_entry(monkeypatch, search):
     monkeypatch.setitem(PRUNERS, "top", top)
     spec = read(search={"pruner": "top"}, top={"keep": 2})
     seeds = len(spec.training.seeds)
-    assert plan(spec) == [Stage(0, 3, 5 * seeds), Stage(3, 6, 3 * seeds)]
+    assert plan(spec, Floods(highest=0.8, late=0)) == [Stage(0, 3, 5 * seeds), Stage(3, 6, 3 * seeds)]
     found = search(spec)
     assert {one.level for one in found.values() if one.state == "complete"} == {0.0, 0.6, 0.8}
     stopped = [one for one in found.values() if one.state == "pruned"]

@@ -45,13 +45,13 @@ INSIDE = {
     "training": "devices randomness arithmetic batches progress contract run engine sequential lanes "
     "stack stackable trunk independence rehearsal batch_losses call_order report loop_state "
     "loop printed room running script forks cohort",
-    "search": "space halving history samplers judge pauses pruners plain_optuna __init__ tickets",
+    "search": "space halving history samplers judge pauses pruners plain_optuna __init__ tickets pilot",
     "storage": "failures urls rows schema optuna_tables trials checks database retry tables studies "
     "notices trial_records",
     "queue": "ticket brackets wanted filling ownership claims ends judging budget reaper __init__",
     "worker": "trainers recorder mistakes loop_members leave settings heartbeat pilot held bracket "
     "loops work",
-    "cost": "forecast throughput outlook",
+    "cost": "floods course forecast throughput unflooded outlook",
     "report": "weights documents export words text",
     "launchers": "supervision crew logs local api",
     "adapters": "ranks metrics hooks lightning huggingface skorch",

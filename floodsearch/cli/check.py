@@ -32,7 +32,9 @@ def check(
     ] = None,
     measure: Annotated[
         str | None,
-        typer.Option(metavar="DEVICE", help="Train a few seconds on this device, to tell the speed."),
+        typer.Option(
+            metavar="DEVICE", help="Train for some seconds on this device, to tell the cost and the time."
+        ),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -42,10 +44,11 @@ def check(
     from floodsearch.report.documents import check_document
     from floodsearch.report.text import outlook_text, spec_text
     from floodsearch.study.trust import token_of
+    from floodsearch.usercode.reference import beside
 
     spec = read_spec(study)
     os.environ.setdefault(*REPRODUCIBLE)  # as workers do
-    outlook = look_ahead(spec, speed=speed, measure=measure)
+    outlook = look_ahead(spec, speed=speed, measure=measure, folders=beside(study))
     if outlook.seconds is None and outlook.epochs_expected is not None and storage is not None:
         outlook = outlook.at_pace_of(_pilot_of(storage, spec.name))
     if as_json:

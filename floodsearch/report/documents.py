@@ -27,7 +27,14 @@ def status_document(status: StudyStatus) -> Document:
 def check_document(spec: Spec, outlook: Outlook) -> Document:
     """Return a spec with all its defaults, and what its search would take."""
     stages = [
-        {**one.stage._asdict(), "samples": one.samples, "samples_a_second": one.speed}
+        {
+            "after": one.stage.after,
+            "until": one.stage.until,
+            "runs": one.stage.runs,
+            "epochs": one.stage.epochs,
+            "samples": one.samples,
+            "samples_a_second": one.speed,
+        }
         for one in outlook.stages
     ]
     return {
@@ -37,6 +44,9 @@ def check_document(spec: Spec, outlook: Outlook) -> Document:
         "tickets": outlook.tickets,
         "epochs_exhaustive": outlook.epochs_exhaustive,
         "epochs_expected": outlook.epochs_expected,
+        "epochs_least": outlook.epochs_least,
+        "epochs_most": outlook.epochs_most,
+        "epochs_tried": outlook.epochs_tried,
         "seconds_expected": outlook.seconds,
         "stages": stages,
     }

@@ -270,29 +270,40 @@ def _flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, A
 
 
 def outlook_text(spec: Spec, outlook: Outlook) -> str:
-    """Return the epochs that the search of a study costs at most, those expected, and their time."""
+    """Return the epochs of an exhaustive search, those that are expected with their range, and their time."""
     seeds, epochs = len(spec.training.seeds), spec.training.epochs
-    most, expected = outlook.epochs_exhaustive, outlook.epochs_expected
-    if most is None or expected is None:
+    every, expected = outlook.epochs_exhaustive, outlook.epochs_expected
+    if every is None or expected is None:
         return f"a ticket for each level that the pilot finds x {seeds} seeds x {epochs} epochs"
-    text = f"{outlook.tickets} tickets x {seeds} seeds x {epochs} epochs = {most:,} epochs at most"
-    if expected < most:
-        text += f"; about {expected:,} with the pruner {spec.search.pruner!r}"
+    text = (
+        f"{outlook.tickets} tickets x {seeds} seeds x {epochs} epochs = {every:,} epochs, all to their ends"
+    )
+    text += f"; about {expected:,} with the pruner {spec.search.pruner!r}"
+    least, most = outlook.epochs_least, outlook.epochs_most
+    if least is not None and most is not None and least < most:
+        text += f", {least:,} to {most:,} by when levels begin to flood"
     if outlook.seconds is not None:
         text += f"; {duration(outlook.seconds)} with one worker"
-    return "\n".join([text, *_stages(outlook.stages)])
+    lines = [text, *_stages(outlook.stages)]
+    if outlook.epochs_tried:
+        lines.append(f"told from {outlook.epochs_tried:,} epochs without flooding, trained just now")
+    return "\n".join(lines)
 
 
 def _stages(timed: Sequence[Timed]) -> Iterator[str]:
-    """Yield a table of stages with their sums; what levels share is not in it."""
+    """Yield a table of stages with their sums."""
     if not timed:
         return
-    yield f"{'epochs':>11}  {'runs':>5}  {'samples':>15}  {'a second':>11}  time"
+    yield f"{'epochs':>11}  {'runs':>5}  {'trained':>9}  {'samples':>15}  {'a second':>11}  time"
     for stage, samples, speed in timed:
         epochs = f"{stage.after + 1}-{stage.until}"
-        yield f"{epochs:>11}  {stage.runs:>5}  {samples:>15,}  {speed:>11,.0f}  {duration(samples / speed)}"
-    yield f"{'in all':>11}  {'':>5}  {sum(one.samples for one in timed):>15,}"
-    yield "a forecast: what runs share before they flood comes off; validation and the start come on top"
+        yield (
+            f"{epochs:>11}  {stage.runs:>5}  {stage.epochs:>9,}  {samples:>15,}  {speed:>11,.0f}  "
+            f"{duration(samples / speed)}"
+        )
+    trained, samples = sum(one.stage.epochs for one in timed), sum(one.samples for one in timed)
+    yield f"{'in all':>11}  {'':>5}  {trained:>9,}  {samples:>15,}"
+    yield "a forecast; validation and the start come on top"
 
 
 def _combinations(best: BestLevel) -> Iterator[tuple[str, str]]:

@@ -74,6 +74,18 @@ class Judge:
         """Return a decision on each ticket that has reached a rung; level 0 is never stopped."""
         return dict.fromkeys(rung.standings, Decision(prune=False, reason="not judged"))
 
+    def keeps(self, rung: int, began: int) -> int:
+        """Return how many levels above 0 that have flooded go on after a rung, of so many that began.
+
+        It tells what a search will cost; level 0, and a level that has not flooded yet, go on beside them.
+
+        Args:
+            rung: one of the rungs.
+            began: how many levels above 0 have reached the first rung.
+        """
+        del rung
+        return began
+
     def plan(self, levels: int, epoch: int, epochs: int) -> Iterator[tuple[int, int, int]]:
         """Yield (after which epoch, up to which one, how many levels) a bracket will train at most.
 
@@ -136,9 +148,13 @@ class Halving(Judge):
             highest: level of the study.
             began: how many levels above 0 have reached the first rung.
         """
-        share = self.reduction ** (self.rungs.index(epoch) + 1)
-        keep = max(1, math.ceil(began / share - 1e-9))
+        keep = self.keeps(epoch, began)
         return halve(standings, epoch=epoch, highest=highest, keep=keep, ties=self.ties)
+
+    def keeps(self, rung: int, began: int) -> int:
+        """Return how many levels above 0 that have flooded go on after a rung, if none ties with the last."""
+        share: float = self.reduction ** -(self.rungs.index(rung) + 1.0)  # it may be as large as floats are
+        return max(1, math.ceil(began * share - 1e-9))
 
     def plan(self, levels: int, epoch: int, epochs: int) -> Iterator[tuple[int, int, int]]:
         """Yield (after which epoch, up to which one, how many levels) a bracket will train, if none ties.

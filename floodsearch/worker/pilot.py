@@ -1,20 +1,18 @@
 """The range of levels from the data: the unflooded runs, until their validation losses stop falling.
 
-The lowest validation loss of an unflooded run bounds the useful levels from above: to flood higher is to
-underfit by choice. It is on the scale of whatever loss is trained. It is noisy, so all seeds are taken, and a
-margin. The unflooded runs go on from there when the tickets are trained.
+The unflooded runs go on from there when the tickets are trained.
 """
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
 
 from floodsearch import queue
 from floodsearch.artifacts.checkpoint import Checkpoints
 from floodsearch.errors import DivergedError, LoopError, MistakeError, pass_on_ctrl_c
 from floodsearch.records import EpochRecord, Pilot
+from floodsearch.search.pilot import bound, longest, settled
 from floodsearch.storage import tables
 from floodsearch.storage.failures import STORAGE_ERRORS
 from floodsearch.storage.notices import warn
@@ -25,14 +23,6 @@ from floodsearch.training.cohort import EpochOutcome
 from floodsearch.usercode.reference import said
 from floodsearch.worker.heartbeat import Heartbeat
 from floodsearch.worker.trainers import PilotTrainer
-
-MARGIN = 1.25
-"""On the largest of the lowest validation losses: measured on Two Gaussians, single seeds gave .17 to .25 at
-1 % wrong labels, where the best level is .17."""
-STILL_VALIDATIONS = 3
-"""So many validations in a row without a new lowest loss end the pilot of a seed."""
-MOST = 0.2
-"""Share of the epochs after which it ends in any case: a loss that still falls then bounds the levels too."""
 
 log = logging.getLogger(__name__)
 
@@ -95,7 +85,7 @@ def _conduct(study: StoredStudy, trainer: PilotTrainer, heartbeat: Heartbeat) ->
         epochs += len(run.records)
         minima.append(min(run.losses))
         fell = fell or minima[-1] < run.losses[0]
-    bound = _bound(minima, study.spec.levels.low)
+    upper = bound(minima, study.spec.levels.low)
     if not fell:
         warn(
             study,
@@ -106,32 +96,11 @@ def _conduct(study: StoredStudy, trainer: PilotTrainer, heartbeat: Heartbeat) ->
     return Pilot(
         epochs=epochs,
         minima=tuple(minima),
-        bound=bound,
-        high=study.spec.levels.up_to(bound).highest,
+        bound=upper,
+        high=study.spec.levels.up_to(upper).highest,
         seconds_per_epoch=seconds / max(1, heartbeat.epochs_run - trained),
         device=str(trainer.device),
     )
-
-
-def _bound(minima: Sequence[float], low: float) -> float:
-    """Return the level above which flooding is underfitting by choice.
-
-    Raises:
-        LoopError: if the losses give none above `low`.
-    """
-    lowest, bound = max(minima), MARGIN * max(minima)
-    if lowest <= 0:
-        raise LoopError(
-            f'levels.high = "auto" needs a validation loss that stays above 0, but it fell to {lowest:.4g}; '
-            "a loss that can be 0 or negative has no such bound: give levels.high as a number, on the scale "
-            "of the training loss (a level floods where the loss of a batch falls below it)"
-        )
-    if bound <= low:
-        raise LoopError(
-            f"the validation loss falls to {lowest:.4g}, so that levels are useful up to "
-            f"{bound:.4g}, and levels.low is {low:g}; lower it, or give levels.high as a number"
-        )
-    return bound
 
 
 class _PilotRun:
@@ -139,8 +108,7 @@ class _PilotRun:
 
     def __init__(self, training: Training, heartbeat: Heartbeat) -> None:
         self.validate_every, self.heartbeat = training.validate_every, heartbeat
-        most = max(round(MOST * training.epochs), STILL_VALIDATIONS * training.validate_every)
-        self.most = min(most, training.epochs)
+        self.most = longest(training)
         self.records: list[EpochRecord] = []
         self.ended = False
 
@@ -169,19 +137,6 @@ class _PilotRun:
         over = bool(step.failed or step.ended) or len(self.records) >= self.most
         self.ended = over or settled(self.records)
         return not self.ended and not self.heartbeat.leave.wanted.is_set()
-
-
-def settled(records: Sequence[EpochRecord]) -> bool:
-    """Return whether the validation loss of a run has stopped falling.
-
-    Its lowest value must be several validations old, and half as old as the run: a slow run pauses longer.
-    """
-    losses = [(record.val_loss, record.epoch) for record in records if record.val_loss is not None]
-    if not losses:
-        return False
-    _, epoch = min(losses)
-    since = sum(validated > epoch for _, validated in losses)
-    return since >= STILL_VALIDATIONS and losses[-1][1] >= 2 * epoch
 
 
 def _why(error: BaseException) -> str:

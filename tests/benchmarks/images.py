@@ -30,6 +30,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from floodsearch.catalog import known
+from floodsearch.cost.floods import Floods
 from floodsearch.cost.forecast import plan
 from floodsearch.cost.outlook import at_speeds, look_ahead
 from floodsearch.cost.throughput import samples_of
@@ -278,7 +279,7 @@ def main() -> None:
     where = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor()
     print("\n".join(ceilings(where)))
     spec = read(STUDY, known())
-    stages = plan(spec)
+    stages = plan(spec, Floods(highest=spec.levels.highest, late=0))
     assert stages is not None
     print(outlook_text(spec, at_speeds(look_ahead(spec), spec, stages, samples_of(spec), speeds)))
     print(f"{where}, torch {torch.__version__}, Python {platform.python_version()}, {os.cpu_count()} cores")
