@@ -17,6 +17,7 @@ from floodsearch.training.independence import Comparison
 from floodsearch.training.loop import LoopRun
 from floodsearch.training.randomness import seed_everything
 from floodsearch.training.script import Script
+from floodsearch.usercode.function import Function
 from floodsearch.worker.leave import LeaveRequest
 from floodsearch.worker.loop_members import LoopMembers
 from floodsearch.worker.mistakes import MistakeFinder, Seen
@@ -34,6 +35,7 @@ class Loops:
         device: where it trains.
         settings: of the worker.
         leave: why the worker may be asked to leave; a loop is asked at the end of an epoch, a script at once.
+        handed: the function itself, where it was handed over in Python and no name leads to it.
 
     Attributes:
         starts_again: whether a run that was paused begins at its first epoch.
@@ -43,13 +45,20 @@ class Loops:
     """
 
     def __init__(
-        self, trusted: TrustedSpec, device: torch.device, settings: WorkerSettings, leave: LeaveRequest
+        self,
+        trusted: TrustedSpec,
+        device: torch.device,
+        settings: WorkerSettings,
+        leave: LeaveRequest,
+        handed: Function | None = None,
     ) -> None:
         spec = trusted.spec
         self.starts_again = spec.command is not None
-        if spec.command is not None:
+        if handed is not None:
+            self.loop: Loop = handed.call
+        elif spec.command is not None:
             command, outputs = command_of(trusted, settings.folders), settings.logs / spec.name
-            self.loop: Loop = Script(command, outputs, leave.wanted.is_set, settings.folders)
+            self.loop = Script(command, outputs, leave.wanted.is_set, settings.folders)
         else:
             self.loop = loop_of(trusted)
         self.device, self.settings = device, settings
