@@ -7,18 +7,23 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from floodsearch.artifacts.files import is_url
-from floodsearch.errors import UsageError
+from floodsearch.errors import DivergedError, FirstCallError, MistakeError, UsageError
 from floodsearch.launchers.local import POLL_SECONDS, Look
 from floodsearch.queries import status
+from floodsearch.records import TrialRecord
 from floodsearch.storage.database import Database
 from floodsearch.storage.retry import persistently
 from floodsearch.storage.studies import StoredStudy, find_study, study_names
 from floodsearch.storage.trial_records import read_trials
 from floodsearch.usercode.function import Function
+
+if TYPE_CHECKING:
+    from floodsearch.training.loop import LoopRun
 
 EPOCH_SECONDS = 10.0
 """How long an epoch may go on after Ctrl-C; what of it was trained is lost then."""
@@ -52,17 +57,23 @@ def check_same_function(database: Database, name: str, function: Function) -> No
     Raises:
         UsageError: if there is such a study.
     """
-    if name not in study_names(database) or function.revision is None:
+    if name not in study_names(database):
         return
-    ended = [one for one in read_trials(find_study(database, name)) if one.state in ("complete", "pruned")]
-    others = [one for one in ended if one.revision not in (None, function.revision)]
+    study = find_study(database, name)
+    if function.revision is None or study.spec.objective != function.reference:
+        return  # nothing tells, or the difference is in the spec and told of that
+    others = [one for one in _ended(study) if one.revision not in (None, function.revision)]
     if others:
         tickets = "1 ticket" if len(others) == 1 else f"{len(others)} tickets"
         raise UsageError(
-            f"{tickets} of study {name!r} were trained by another version of "
-            f"{function.name!r}: choose another name, or begin again with "
-            f"floodsearch delete {name}"
+            f"{tickets} of study {name!r} were trained by another version of {function.name!r}: choose "
+            f"another name, or begin again with floodsearch delete {name}"
         )
+
+
+def _ended(study: StoredStudy) -> list[TrialRecord]:
+    """Return the trials that came to an end after some epochs."""
+    return [one for one in read_trials(study) if one.state in ("complete", "pruned") and one.epoch > 0]
 
 
 @dataclass
@@ -91,6 +102,7 @@ class WorkHere:
             show: is given a look at the study about twice a second, from another thread.
 
         Raises:
+            Exception: of the function, if it raised before it had trained one level to an end.
             KeyboardInterrupt: after a Ctrl-C.
             UsageError: if the device does not exist, or somebody changed or deleted the study.
             StorageFailedError: if the database's file is gone.
@@ -102,13 +114,33 @@ class WorkHere:
         leave = LeaveRequest()
         place = self.checkpoints if is_url(self.checkpoints) else Path(self.checkpoints).absolute()
         settings = WorkerSettings(device=self.device, checkpoints=place)
-        with self._shown(show, leave.wanted), _ctrl_c(leave.ask):
-            work(self.study, settings, leave, handed=self.function)
+        handed = replace(self.function, call=self._call)
+        try:
+            with self._shown(show), _ctrl_c(leave.ask):
+                work(self.study, settings, leave, handed=handed)
+        except FirstCallError as error:
+            raise error.__cause__ or error from None
         if leave.reason == INTERRUPTED:
             raise KeyboardInterrupt
 
+    def _call(self, run: LoopRun) -> object:
+        """Call the function with a run.
+
+        Raises:
+            FirstCallError: from what it raised, if it never did well before: it is wrong, not the level.
+        """
+        try:
+            return self.function.call(run)
+        except (DivergedError, MistakeError, MemoryError):
+            raise
+        except Exception as error:
+            own = run.interrupted is None and not _ended(self.study)
+            if own and "OutOfMemory" not in type(error).__name__:
+                raise FirstCallError(str(error)) from error
+            raise
+
     @contextmanager
-    def _shown(self, show: Callable[[Look], None] | None, leaving: threading.Event) -> Iterator[None]:
+    def _shown(self, show: Callable[[Look], None] | None) -> Iterator[None]:
         """Show where the study stands from a thread of its own for as long as this lasts, and at its end."""
         if show is None:
             yield

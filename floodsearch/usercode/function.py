@@ -69,7 +69,7 @@ def _why_here(function: Any, name: str) -> str | None:
     if module == "__main__":
         return "is defined in a notebook, or in the program itself"
     if module is None or getattr(sys.modules.get(module), name, None) is not function:
-        return "is not what its module has by its name"
+        return "is no function that its module has by that name"
     known, found = getattr(sys.modules[module], "__file__", None), file_of(f"{module}:{name}")
     if known is None or found is None or Path(known).absolute() != found.absolute():
         return f"is of a module {module!r} that workers would not find"

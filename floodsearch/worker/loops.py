@@ -10,7 +10,7 @@ import torch
 from floodsearch.artifacts.checkpoint import Checkpoint, Checkpoints
 from floodsearch.artifacts.names import name_of
 from floodsearch.catalog import command_of, loop_of, loop_settings
-from floodsearch.errors import pass_on_ctrl_c
+from floodsearch.errors import FirstCallError, pass_on_ctrl_c
 from floodsearch.storage.studies import StoredStudy
 from floodsearch.study.trust import TrustedSpec
 from floodsearch.training.independence import Comparison
@@ -105,6 +105,7 @@ class Loops:
         """Train a part of a run; return what was wrong with it, or None.
 
         Raises:
+            FirstCallError: if the function was handed over in Python and cannot train anything.
             BaseException: what was raised while an epoch was noted.
         """
         # Also before a part that goes on, so that what the function makes first is the same again.
@@ -112,6 +113,8 @@ class Loops:
         error: BaseException | None = None
         try:
             self.loop(run)
+        except FirstCallError:
+            raise
         except BaseException as raised:  # a user's code may do anything
             pass_on_ctrl_c(raised)
             error = raised
