@@ -36,7 +36,7 @@ ORDER = words("""
 INSIDE = {
     "process": "terminal signals nesting",
     "flooding": "loss schedules",
-    "usercode": "reference revision command function",
+    "usercode": "reference revision command sources function",
     "artifacts": "files names trees checkpoint weights",
     "answer": "smoothing response gain values tickets combinations best follow_up",
     "tasks": "recipe options __init__ streams models tensors task augmentation resnet image_sets "

@@ -92,20 +92,31 @@ def on_epoch(call: Callable[[Any, int], None]) -> Callable[[Any], None]:
     return loop
 
 
+RATE = 0.5
+
+
+def used() -> float:
+    return RATE
+
+
 def version(change: str) -> Callable[[Any], None]:
     """Return one of three loops of one name; two of them differ in a comment only."""
-    if change == "none":
-
-        def loop(run: Any) -> None:
-            train(run)
-    elif change == "comment":
+    if change == "comment":
 
         def loop(run: Any) -> None:
             train(run)  # as before
+
+            used()
+    elif change == "code":
+
+        def loop(run: Any) -> None:
+            used()
+            train(run)
     else:
 
         def loop(run: Any) -> None:
-            train(run, lambda run, epoch: None)
+            train(run)
+            used()
 
     return loop
 
@@ -150,16 +161,19 @@ def _in_main() -> Callable[..., object]:
 
 def test_a_function_of_this_process_is_searched_as_one_that_workers_import(launch, write_code):
     """A closure is called here by one worker; the answer is that of workers that import the same function."""
-    seen = []
-    here = launch(on_epoch(lambda run, epoch: seen.append(os.getpid())))
+    seen: list[int] = []
+    loop = on_epoch(lambda run, epoch: seen.append(os.getpid()))
+    here = launch(loop)
     assert set(seen) == {os.getpid()}
+    trained = len(seen)
+    assert launch(loop) == here
+    assert len(seen) == trained
     module = write_code(LOOP)
     other = launch(__import__(module).train, name="theirs", workers=1)
     differ = {
         field.name for field in fields(BestLevel) if getattr(here, field.name) != getattr(other, field.name)
     }
     assert differ == {"study"}
-    assert launch(on_epoch(lambda run, epoch: pytest.fail("trained again"))) == here
 
 
 def test_only_one_worker_calls_a_function_of_this_process(launch):
@@ -177,12 +191,23 @@ def test_a_study_has_one_objective(launch):
         launch(version("none"), task="two_gaussians")
 
 
-def test_another_version_of_a_function_is_found_out(launch):
-    """A study goes on with the function that it began with, whatever its comments; another one is refused."""
+def test_another_version_of_a_function_is_found_out(launch, monkeypatch):
+    """A study goes on with its function, whatever the comments in it; one that changed is refused.
+
+    Also where another function that it calls has changed, or a number.
+    """
     answer = launch(version("none"))
     assert launch(version("comment")) == answer
-    with pytest.raises(UsageError, match=r"trained by another version of 'version.<locals>.loop': choose"):
+    refused = r"trained by another version of 'version.<locals>.loop': choose another name"
+    with pytest.raises(UsageError, match=refused):
         launch(version("code"))
+    for name, other in (("RATE", 0.25), ("used", lambda: 0.5)):
+        if name == "used":
+            other.__module__ = __name__
+        with monkeypatch.context() as patch:
+            patch.setattr(sys.modules[__name__], name, other)
+            with pytest.raises(UsageError, match=refused):
+                launch(version("none"))
     with pytest.raises(StudyChangedError, match="objective: "):
         launch(train)
 

@@ -6,13 +6,19 @@ import contextvars
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from floodsearch.artifacts.files import is_url
-from floodsearch.errors import DivergedError, FirstCallError, MistakeError, UsageError
+from floodsearch.errors import (
+    DivergedError,
+    FirstCallError,
+    FloodsearchError,
+    MistakeError,
+    UsageError,
+)
 from floodsearch.launchers.local import POLL_SECONDS, Look
 from floodsearch.queries import status
 from floodsearch.records import TrialRecord
@@ -24,6 +30,7 @@ from floodsearch.usercode.function import Function
 
 if TYPE_CHECKING:
     from floodsearch.training.loop import LoopRun
+    from floodsearch.worker.leave import LeaveRequest
 
 EPOCH_SECONDS = 10.0
 """How long an epoch may go on after Ctrl-C; what of it was trained is lost then."""
@@ -116,7 +123,7 @@ class WorkHere:
         settings = WorkerSettings(device=self.device, checkpoints=place)
         handed = replace(self.function, call=self._call)
         try:
-            with self._shown(show), _ctrl_c(leave.ask):
+            with self._shown(show, leave), _ctrl_c(leave.ask):
                 work(self.study, settings, leave, handed=handed)
         except FirstCallError as error:
             raise error.__cause__ or error from None
@@ -140,7 +147,7 @@ class WorkHere:
             raise
 
     @contextmanager
-    def _shown(self, show: Callable[[Look], None] | None) -> Iterator[None]:
+    def _shown(self, show: Callable[[Look], None] | None, leave: LeaveRequest) -> Iterator[None]:
         """Show where the study stands from a thread of its own for as long as this lasts, and at its end."""
         if show is None:
             yield
@@ -148,8 +155,11 @@ class WorkHere:
         ended = threading.Event()
 
         def look() -> None:
-            while not ended.wait(POLL_SECONDS):
-                show(Look(persistently(status, self.study)))
+            said: tuple[str, ...] = ()
+            with suppress(FloodsearchError):  # which the worker comes upon, too, and raises
+                while not ended.wait(POLL_SECONDS):
+                    before, said = said, (INTERRUPTED,) if leave.reason == INTERRUPTED else ()
+                    show(Look(persistently(status, self.study), said[len(before) :]))
 
         # What a notebook shows belongs to the cell of the thread's context.
         thread = threading.Thread(

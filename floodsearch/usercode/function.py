@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import ast
-import inspect
 import sys
-import textwrap
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from floodsearch.errors import UsageError
 from floodsearch.usercode.reference import HANDED, file_of
-from floodsearch.usercode.revision import hash_of
+from floodsearch.usercode.sources import source_revision
 
 
 @dataclass(frozen=True)
@@ -25,8 +21,7 @@ class Function:
         call: the function itself.
         reference: `package.module:name`, by which workers import it, or `<function>:name` where they cannot.
         why_here: why they cannot, to go on after "it"; None where they can.
-        revision: of its source, without comments and the way it is written; None where there is none. What
-            it calls, and what it finds around itself, is not in it.
+        revision: of its source, and of what it uses beside itself; None where there is no source.
     """
 
     call: Callable[..., object]
@@ -51,7 +46,7 @@ class Function:
         name = str(named.__qualname__)
         why = _why_here(function, name)
         module = HANDED if why is not None else str(function.__module__)
-        return cls(function, f"{module}:{name}", why, _revision(function))
+        return cls(function, f"{module}:{name}", why, source_revision(function))
 
     @property
     def name(self) -> str:
@@ -74,14 +69,3 @@ def _why_here(function: Any, name: str) -> str | None:
     if known is None or found is None or Path(known).absolute() != found.absolute():
         return f"is of a module {module!r} that workers would not find"
     return None
-
-
-def _revision(function: Callable[..., object]) -> str | None:
-    """Return the revision of a function's source."""
-    try:
-        source = textwrap.dedent(inspect.getsource(function))
-    except (OSError, TypeError):
-        return None
-    with suppress(SyntaxError):  # of a part of an expression, as a lambda may be
-        source = ast.unparse(ast.parse(source))
-    return f"sha256 {hash_of(source.encode(errors='backslashreplace'))}"
