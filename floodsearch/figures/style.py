@@ -23,5 +23,5 @@ def axes_or_new(axes: Axes | None) -> Axes:
     try:
         from matplotlib import pyplot
     except ImportError:
-        raise UsageError('a plot needs matplotlib: pip install "floodsearch[plot]"') from None
+        raise UsageError("a plot needs matplotlib: pip install matplotlib") from None
     return pyplot.subplots(figsize=INCHES, layout="constrained")[1] if axes is None else axes

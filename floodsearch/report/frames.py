@@ -21,7 +21,7 @@ def frame(columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> DataFram
         import pandas
     except ImportError:
         raise UsageError(
-            'a DataFrame needs pandas: pip install "floodsearch[pandas]"; without, floodsearch export writes '
-            "the data of a study as CSV, JSON or Parquet"
+            "a DataFrame needs pandas: pip install pandas; without, floodsearch export writes the data "
+            "of a study as CSV, JSON or Parquet"
         ) from None
     return pandas.DataFrame(list(rows), columns=list(columns))
