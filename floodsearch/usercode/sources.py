@@ -50,7 +50,7 @@ def _parts(name: str, one: Any, module: str | None, seen: set[int]) -> Iterator[
 
 
 def _is_plain(one: Any) -> bool:
-    return isinstance(one, PLAIN) or (isinstance(one, tuple | list) and all(map(_is_plain, one)))
+    return isinstance(one, PLAIN) or (isinstance(one, tuple) and all(map(_is_plain, one)))
 
 
 def _source(one: Any) -> str | None:
