@@ -20,6 +20,7 @@ import pytest
 import floodsearch
 from floodsearch.errors import StudyChangedError, TaskError, UsageError
 from floodsearch.findings import BestLevel
+from floodsearch.launchers import api
 from floodsearch.report.export import CURVE_COLUMNS
 from floodsearch.report.text import best_text
 from floodsearch.storage.database import open_database
@@ -276,11 +277,13 @@ def test_ctrl_c_hands_back_and_the_same_call_goes_on(launch, signals):
 # What is shown
 
 
-def test_progress_is_shown_where_it_is_asked_for(launch, capsys):
-    """Lines on standard error with `progress=True`; nothing by default, without a terminal."""
+def test_progress_is_shown_where_somebody_sees_it(launch, capsys, monkeypatch):
+    """Nothing without a terminal or a notebook, nor with `progress=False`; else where the study stands."""
     launch(version("none"))
+    monkeypatch.setattr(api, "seen", lambda: True)
+    launch(version("none"), name="silent", progress=False)
     assert "epochs" not in capsys.readouterr().err
-    launch(version("none"), name="told", progress=True)
+    launch(version("none"), name="told")
     assert "floodsearch: epochs" in capsys.readouterr().err
 
 

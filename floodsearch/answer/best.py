@@ -219,7 +219,7 @@ def _points(response: Response, found: Sequence[Response], criterion: Criterion)
     if criterion.finds_level or not has_curve(response, found):
         return ()
     sign, curve = 1.0 if criterion.maximize else -1.0, response.curve
-    spread = student((1 + LEVEL) / 2, curve.freedom) * curve.se if curve.covariance is not None else curve.se
+    spread = student((1 + LEVEL) / 2, curve.freedom) * curve.se
     points = []
     for place, level in enumerate(response.levels.tolist()):
         mean, known = sign * float(curve.mean[place]), math.isfinite(spread[place])

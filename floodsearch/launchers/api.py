@@ -92,8 +92,9 @@ def launch(
         handed=handed,
     )
     with prepared as launched:
+        shows = seen() if progress is None else progress
         try:
-            with shown(_tell) if seen() or progress else nullcontext() as show:
+            with shown(_tell) if shows else nullcontext() as show:
                 _search(launched, handed, show)
         except KeyboardInterrupt:
             raise KeyboardInterrupt(

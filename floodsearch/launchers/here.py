@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextvars
+import functools
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -121,10 +122,14 @@ class WorkHere:
         leave = LeaveRequest()
         place = self.checkpoints if is_url(self.checkpoints) else Path(self.checkpoints).absolute()
         settings = WorkerSettings(device=self.device, checkpoints=place)
-        handed = replace(self.function, call=self._call)
+
+        @functools.wraps(self.function.call)  # whose module is looked at where runs depend on each other
+        def call(run: LoopRun) -> object:
+            return self._call(run)
+
         try:
             with self._shown(show, leave), _ctrl_c(leave.ask):
-                work(self.study, settings, leave, handed=handed)
+                work(self.study, settings, leave, handed=replace(self.function, call=call))
         except FirstCallError as error:
             raise error.__cause__ or error from None
         if leave.reason == INTERRUPTED:
