@@ -7,19 +7,22 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from floodsearch.asking import Answer, best, curves, trials
     from floodsearch.flooding.loss import FloodLoss, flood
     from floodsearch.launchers.api import launch
-    from floodsearch.queries import best
     from floodsearch.training.loop import LoopRun
 
-__all__ = ["FloodLoss", "LoopRun", "best", "flood", "launch"]
+__all__ = ["Answer", "FloodLoss", "LoopRun", "best", "curves", "flood", "launch", "trials"]
 
 _HOMES = {
+    "Answer": "floodsearch.asking",
     "FloodLoss": "floodsearch.flooding.loss",
     "LoopRun": "floodsearch.training.loop",
-    "best": "floodsearch.queries",
+    "best": "floodsearch.asking",
+    "curves": "floodsearch.asking",
     "flood": "floodsearch.flooding.loss",
     "launch": "floodsearch.launchers.api",
+    "trials": "floodsearch.asking",
 }
 
 

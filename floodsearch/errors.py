@@ -17,6 +17,7 @@ FloodsearchError
 ├── DivergedError            a training whose loss is no longer finite
 ├── LoopError                a training loop of the user's own that does not do what it must
 │   └── MistakeError         one that makes every result of its study worthless
+├── FirstCallError           a function handed over in Python that raised before it had trained anything
 └── TicketLostError          a trial that was taken from this worker while it trained
 
 Every message says what is wrong, with what value, and what to do.
@@ -180,6 +181,13 @@ class LoopError(FloodsearchError):
 
 class MistakeError(LoopError):
     """A mistake in a user's code that makes every result of its study worthless, so that the study ends."""
+
+
+class FirstCallError(FloodsearchError):
+    """The error of a function that was handed over in Python, and has not trained one ticket yet.
+
+    Whoever handed it over is there to read that error at once. It is the cause of this one.
+    """
 
 
 class TicketLostError(FloodsearchError):

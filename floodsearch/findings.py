@@ -82,6 +82,28 @@ class Combination:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class CurvePoint:
+    """A level on the curve from which the answer is taken, in the unit of the metric."""
+
+    level: float
+    value: float
+    """Mean over seeds at the end of training; of a level that was pruned, carried on to there by how the
+    levels around it changed."""
+    mean: float
+    """The smooth curve."""
+    se: float | None
+    """Of `mean`. What a seed adds to all of its levels is no error, as levels are compared within seeds.
+    None where nothing tells it."""
+    low: float | None
+    high: float | None
+    """90 % about `mean`, two-sided, by Student's t; None where `se` is."""
+    seeds: int
+    """With how many seeds it was trained, if not to the end."""
+    complete: bool
+    """Whether it was trained to the end."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class BestLevel:
     """The answer to "which b?". The field names are those of `best --json`."""
 
@@ -148,9 +170,11 @@ class BestLevel:
     """Why no ticket is handed out any more, and what to do about it; None while one may be."""
     changed: str | None = None
     """A sentence on how somebody changed the study by hand, and the repair; None if nobody did."""
-
     warnings: tuple[str, ...] = ()
     """The warnings of its workers, each once, oldest first."""
+    points: tuple[CurvePoint, ...] = ()
+    """The curve over levels, ascending, level 0 among them; of the combination that is the answer. Empty
+    where no levels were compared."""
 
     @property
     def failed(self) -> bool:

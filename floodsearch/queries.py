@@ -9,32 +9,13 @@ from floodsearch import queue
 from floodsearch.answer.best import best_level
 from floodsearch.answer.tickets import best_of, comparable, count, latest, revisions
 from floodsearch.cost.forecast import current_stage, epochs_a_second, epochs_exhaustive, epochs_left
-from floodsearch.defaults import STORAGE
 from floodsearch.errors import NoAnswerError
 from floodsearch.findings import BestLevel, StudyStatus, TicketNote, WorkerStatus
 from floodsearch.records import BY_HAND, MeasuredTrial, TrialRecord, WorkerRecord
 from floodsearch.storage import tables
-from floodsearch.storage.database import open_database
-from floodsearch.storage.studies import StoredStudy, find_study
+from floodsearch.storage.studies import StoredStudy
 from floodsearch.storage.trial_records import read_measured, read_trials
 from floodsearch.study.section import AUTO
-
-
-def best(name: str, *, storage: str = STORAGE) -> BestLevel:
-    """Return the best flood level of a study.
-
-    Args:
-        name: of the study.
-        storage: `sqlite:///PATH` or `postgresql://USER@HOST/DATABASE`.
-
-    Raises:
-        UsageError: if the storage cannot be opened or holds no such study.
-        DamagedError: if a row of the study was changed by hand so that it cannot be read.
-        NoAnswerError: if no ticket is complete yet.
-        StorageFailedError: if the storage fails while it is read.
-    """
-    with open_database(storage, read_only=True) as database:
-        return answer(find_study(database, name))
 
 
 def answer(study: StoredStudy) -> BestLevel:

@@ -817,3 +817,36 @@ def test_the_order_of_the_trials_does_not_matter(trials, random):
     if any(one.state == "complete" for one in trials):
         assert answer(shuffled) == answer(trials)
     assert count(shuffled) == count(trials)
+
+
+# --- the curve -------------------------------------------------------------------------------------------
+
+
+def test_the_curve_of_an_answer_is_in_the_unit_of_the_metric():
+    """Each level has its mean over seeds, and a band about the smooth curve without what seeds differ by.
+
+    A loss is the mirror image of an accuracy: its values are as they are, and low is below high.
+    """
+    values = {0.0: (0.6, 0.8), 0.2: (0.7, 0.91), 0.4: (0.65, 0.83)}
+    trials = [trial(place, level, both) for place, (level, both) in enumerate(values.items())]
+    points = answer(trials).points
+    assert [point.level for point in points] == [*values]
+    assert [point.value for point in points] == pytest.approx([0.7, 0.805, 0.74])
+    assert points[0].mean == pytest.approx(0.7)  # level 0 borrows nothing of its neighbours
+    assert all((point.seeds, point.complete) == (2, True) for point in points)
+    assert all(point.low < point.mean < point.high for point in points)
+    assert all(point.se < 0.02 for point in points)  # the seeds themselves are apart by .2
+    losses = [
+        trial(place, level, [-one for one in both]) for place, (level, both) in enumerate(values.items())
+    ]
+    mirrored = answer(losses, LOSS_CRITERION).points
+    assert [point.mean for point in mirrored] == pytest.approx([-point.mean for point in points])
+    assert [point.low for point in mirrored] == pytest.approx([-point.high for point in points])
+
+
+def test_where_no_levels_were_compared_there_is_no_curve():
+    """Level 0 alone, and runs that each find their own level, have no points; one seed and few no band."""
+    assert answer([trial(0, 0.0, [0.5])]).points == ()
+    two = [trial(0, 0.0, [0.5]), trial(1, 0.3, [0.6])]
+    assert answer(two, replace(CRITERION, finds_level=True)).points == ()
+    assert [(point.se, point.low, point.high) for point in answer(two).points] == [(None, None, None)] * 2

@@ -289,7 +289,7 @@ def train(run):
 
 
 def test_check_measures_a_training_loop(tmp_path: Path) -> None:
-    """It trains the unflooded runs, sees that they cannot pause, prints JSON only, and leaves nothing behind."""
+    """It trains the unflooded runs, sees that they cannot pause, prints only JSON, leaves nothing behind."""
     (tmp_path / "train.py").write_text(PRINTS)
     (tmp_path / "own.toml").write_text(
         'name = "own"\nobjective = "train:train"\n'

@@ -29,14 +29,14 @@ ORDER = words("""
     process flooding usercode artifacts answer
     tasks study training search storage catalog
     queue worker cost queries
-    report launchers adapters service cli __main__
+    report figures asking launchers adapters service cli __main__
 """)
 """The packages, and the files beside them: each imports only from those before it."""
 
 INSIDE = {
     "process": "terminal signals nesting guard",
     "flooding": "loss schedules",
-    "usercode": "arguments reference revision command",
+    "usercode": "arguments reference revision command sources function",
     "artifacts": "files names trees checkpoint weights",
     "answer": "smoothing response gain values tickets combinations best follow_up",
     "tasks": "recipe options __init__ streams models tensors task augmentation resnet image_sets "
@@ -52,8 +52,9 @@ INSIDE = {
     "worker": "trainers recorder mistakes loop_members leave settings heartbeat pilot held bracket "
     "loops work",
     "cost": "floods course forecast throughput unflooded outlook",
-    "report": "weights documents export words text",
-    "launchers": "supervision crew logs local api",
+    "report": "weights documents export frames words text",
+    "figures": "style levels",
+    "launchers": "supervision crew logs local progress here api",
     "adapters": "ranks metrics hooks lightning huggingface skorch",
     "service": "dashboard",
     "cli": "options ending printing opening progress search ask check end run __init__",
@@ -73,7 +74,9 @@ THIRD_PARTIES = {
     "catalog": "optuna numpy",
     "queue": "optuna sqlalchemy",
     "worker": "torch",
-    "report": "pyarrow",
+    "report": "pyarrow pandas",
+    "figures": "matplotlib",
+    "launchers": "rich IPython",
     "adapters": "torch lightning skorch transformers",
     "service": "optuna_dashboard waitress",
     "cli": "typer rich",
@@ -85,7 +88,7 @@ LIGHT = words("""
     artifacts.files answer.best study.spec study.reader study.trust search.space search.samplers
     search.pruners storage.database storage.studies storage.tables storage.trials tasks tasks.options
     catalog queue queries cost.forecast
-    report.text report.export service.dashboard cli
+    report.text report.export report.frames figures.levels asking service.dashboard cli
 """)
 FORBIDDEN_NAMES = {"utils", "common", "helpers", "misc", "core", "base", "manager", "util"}
 

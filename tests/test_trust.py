@@ -255,12 +255,15 @@ def test_workers_are_started_with_the_trust_of_the_study_file(opened: Database) 
 
 
 def test_only_one_module_makes_what_code_is_resolved_by() -> None:
-    """No other can forget to ask: what imports takes a `TrustedSpec`, or a reference of a study file."""
+    """No other can forget to ask: what imports takes a `TrustedSpec`, or what a person has given here.
+
+    That is a reference of a study file, or a function that is here already.
+    """
     package = Path(__file__).parents[1] / "floodsearch"
     allowed = {
         "TrustedSpec": {"study/trust.py"},
         "find_code": {"catalog.py", "tasks/task.py"},
-        "file_of": {"catalog.py", "usercode/reference.py"},
+        "file_of": {"catalog.py", "usercode/function.py", "usercode/reference.py"},
         "find_spec": {"usercode/reference.py"},
         "import_module": {"usercode/reference.py", "__init__.py", "search/__init__.py"},
         "build_task": {"catalog.py"},

@@ -6,18 +6,19 @@ over seeds, and None with fewer than two of them.
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Iterable, Sequence
 from typing import Literal
 
 from floodsearch.answer.combinations import best_response, has_curve, responses
-from floodsearch.answer.gain import Gain, gain_over_zero
+from floodsearch.answer.gain import LEVEL, Gain, gain_over_zero
 from floodsearch.answer.response import Response
-from floodsearch.answer.smoothing import ROUNDING
+from floodsearch.answer.smoothing import ROUNDING, student
 from floodsearch.answer.tickets import count, latest
 from floodsearch.answer.values import Criterion, mean_and_se, mean_of
 from floodsearch.errors import NoAnswerError
-from floodsearch.findings import Baseline, BestLevel, Combination, EarlyStopping, Verdict
+from floodsearch.findings import Baseline, BestLevel, Combination, CurvePoint, EarlyStopping, Verdict
 from floodsearch.records import MeasuredTrial
 
 
@@ -73,6 +74,7 @@ def best_level(
         train_accuracy=mean_of(best.results, "train_accuracy"),
         baseline=None if baseline is None else _baseline(baseline),
         no_baseline=_no_baseline(trials, best) if baseline is None else None,
+        points=_points(response, found, criterion),
         tried=tuple(response.levels[response.levels > 0].tolist()),
         never_flooded=response.never_flooded,
         early_stopping=_early_stopping(response, criterion),
@@ -213,6 +215,31 @@ def _tied(response: Response) -> tuple[tuple[float, float] | None, tuple[float, 
     )
     both = [*others, levels[response.chosen]]
     return (min(both), max(both)), tuple(others)
+
+
+def _points(response: Response, found: Sequence[Response], criterion: Criterion) -> tuple[CurvePoint, ...]:
+    """Return the curve of the answer in the unit of the metric; empty where no levels were compared."""
+    if criterion.finds_level or not has_curve(response, found):
+        return ()
+    sign, curve = 1.0 if criterion.maximize else -1.0, response.curve
+    spread = student((1 + LEVEL) / 2, curve.freedom) * curve.se
+    points = []
+    for place, level in enumerate(response.levels.tolist()):
+        mean, known = sign * float(curve.mean[place]), math.isfinite(spread[place])
+        half = float(spread[place])
+        points.append(
+            CurvePoint(
+                level=level,
+                value=sign * float(response.values[:, place].mean()),
+                mean=mean,
+                se=float(curve.se[place]) if known else None,
+                low=mean - half if known else None,
+                high=mean + half if known else None,
+                seeds=int(response.measured[:, place].sum()),
+                complete=bool(response.complete[place]),
+            )
+        )
+    return tuple(points)
 
 
 def _combination(response: Response, criterion: Criterion) -> Combination:

@@ -1,4 +1,4 @@
-"""What a command prints, and what it tells and asks a person beside that: nothing else prints."""
+"""What a command prints, and what it tells and asks a person beside that: nothing else of it prints."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The command line: the only reader of arguments and environment, the only printer.
+"""The command line: the only reader of arguments and environment.
 
 Heavy packages are imported by the command that needs them, so that `floodsearch --help` is quick.
 """

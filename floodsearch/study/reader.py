@@ -40,8 +40,17 @@ def read(path: Path, known: Known) -> Spec:
     Raises:
         StudyFileError: with all problems, if it cannot be read or used.
     """
+    return parse(load(path), known, source=str(path))
+
+
+def load(path: Path) -> dict[str, Any]:
+    """Return the content of a study file, not yet checked.
+
+    Raises:
+        StudyFileError: if it cannot be read.
+    """
     try:
-        raw = tomllib.loads(path.read_text(encoding="utf-8-sig"))  # without the mark of some editors
+        return tomllib.loads(path.read_text(encoding="utf-8-sig"))  # without the mark of some editors
     except FileNotFoundError:
         raise StudyFileError(
             str(path), [Problem("file", "does not exist; give the path of a .toml file")]
@@ -53,7 +62,6 @@ def read(path: Path, known: Known) -> Spec:
         raise StudyFileError(str(path), [Problem("file", has)]) from None
     except (ValueError, RecursionError) as error:  # also numbers and nesting beyond all bounds
         raise StudyFileError(str(path), [Problem("file", f"is not valid TOML: {error}")]) from None
-    return parse(raw, known, source=str(path))
 
 
 def parse(raw: Raw, known: Known, *, source: str = "study") -> Spec:

@@ -17,8 +17,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from floodsearch.defaults import DATA_DIR
-from floodsearch.errors import UntrustedError, UsageError
+from floodsearch.errors import TaskError, UntrustedError, UsageError
 from floodsearch.study.spec import Spec
+from floodsearch.usercode.reference import elsewhere, is_handed
 
 DIGITS = 32
 COMMAND = "command"
@@ -71,9 +72,12 @@ class Trusts:
 
         Raises:
             UntrustedError: if no token covers it; the error shows the code and the token that would.
+            TaskError: if it is a function that was handed over in Python, to another process.
         """
         token = token_of(spec)
         if token is not None and token not in self.tokens:
+            if is_handed(spec.objective):
+                raise TaskError(f"study {spec.name!r} cannot be trained here: {elsewhere(spec.objective)}")
             raise UntrustedError(spec.name, _shown(spec), _quoted(token))
         return TrustedSpec(spec)
 

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from importlib.machinery import ModuleSpec, PathFinder
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeGuard, TypeVar
 
 from floodsearch.errors import MistakeError, NestedError, TaskError, first_line, named, pass_on_ctrl_c
 from floodsearch.process import nesting
@@ -22,6 +22,9 @@ from floodsearch.usercode.arguments import lent
 
 FOLDERS = "FLOODSEARCH_FOLDERS"
 """The environment variable with the folders of the user's code, a JSON list, from a launch to its workers."""
+HANDED = "<function>"
+"""In the place of a module in a reference: a function that was handed to `launch` in Python, and that only
+the process which has it can train. No module can have such a name."""
 PYTHONS = {*sys.stdlib_module_names, "test"}
 """The names of Python's own modules."""
 P = ParamSpec("P")
@@ -68,6 +71,8 @@ def find_code(reference: str, wanted: str, arguments: Sequence[str] = ()) -> Cal
     Raises:
         TaskError: if it cannot be imported, saying which import failed, or is not callable.
     """
+    if is_handed(reference):
+        raise TaskError(elsewhere(reference))
     module_name, _, name = reference.partition(":")
     if (top := module_name.partition(".")[0]) in PYTHONS:
         raise TaskError(
@@ -115,6 +120,21 @@ def called_as_program(function: Callable[P, R], reference: str, arguments: Seque
             return function(*args, **kwargs)
 
     return call
+
+
+def is_handed(reference: str | None) -> TypeGuard[str]:
+    """Return whether a reference is that of a function which was handed over in Python, and has no file."""
+    return reference is not None and reference.startswith(f"{HANDED}:")
+
+
+def elsewhere(reference: str) -> str:
+    """Return the message for a function that was handed over in Python, and is asked for elsewhere."""
+    name = reference.partition(":")[2]
+    return (
+        f"{name!r} is a function that was handed to floodsearch.launch in Python, and only the process that "
+        "has it can train it: launch it there again, or put it into a file and name that in another study, "
+        'such as objective = "train:train"'
+    )
 
 
 def file_of(reference: str) -> Path | None:

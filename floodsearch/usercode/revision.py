@@ -26,12 +26,13 @@ def revision_of(file: Path) -> str:
     known = head is not None and _git(file, "ls-files", "--error-unmatch", file.name) is not None
     changed = _git(file, "diff", "HEAD", "--binary", "--no-ext-diff", "--no-textconv") if known else None
     if head is None or changed is None:
-        return f"sha256 {_hash(file.read_bytes())}"
+        return f"sha256 {hash_of(file.read_bytes())}"
     commit = head.decode().strip()[:DIGITS]
-    return f"{commit} dirty {_hash(changed)}" if changed else commit
+    return f"{commit} dirty {hash_of(changed)}" if changed else commit
 
 
-def _hash(content: bytes) -> str:
+def hash_of(content: bytes) -> str:
+    """Return the first digits of the SHA-256 of some bytes."""
     return hashlib.sha256(content).hexdigest()[:DIGITS]
 
 

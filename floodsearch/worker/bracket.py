@@ -11,6 +11,7 @@ from floodsearch.artifacts.weights import KeptWeights
 from floodsearch.catalog import judge_of
 from floodsearch.errors import (
     DamagedError,
+    FirstCallError,
     StorageError,
     StorageFailedError,
     StudyChangedError,
@@ -41,13 +42,14 @@ may only have been trained for a short time, as in a first try: two classes begi
 NOT_OF_THE_CODE = (
     *STORAGE_ERRORS,
     DamagedError,
+    FirstCallError,
     StorageError,
     StorageFailedError,
     StudyChangedError,
     StudyDeletedError,
     UntrustedError,
 )
-"""What is raised while tickets are trained and says nothing of the user's code."""
+"""What is raised while tickets are trained and is no end of theirs."""
 
 log = logging.getLogger(__name__)
 
@@ -83,6 +85,7 @@ class Bracket:
         Raises:
             StorageInternalError, SQLAlchemyError: if the storage is away for too long.
             DamagedError, UsageError: if a row of the database cannot be read, or somebody changed the study.
+            FirstCallError: if a function that was handed over cannot train anything.
             KeyboardInterrupt: if that is a Ctrl-C.
         """
         try:

@@ -11,7 +11,7 @@ from floodsearch.artifacts.checkpoint import Checkpoint, Checkpoints
 from floodsearch.artifacts.files import Files, Folder, is_url, shown
 from floodsearch.artifacts.names import RUNS, name_of, run_folder
 from floodsearch.catalog import command_of, judge_of, loop_of, loop_settings
-from floodsearch.errors import UsageError, pass_on_ctrl_c
+from floodsearch.errors import FirstCallError, UsageError, pass_on_ctrl_c
 from floodsearch.records import REPORTED, field_of
 from floodsearch.search.pauses import restart_pays
 from floodsearch.storage import tables
@@ -24,6 +24,8 @@ from floodsearch.training.loop import ForScript, LoopRun
 from floodsearch.training.randomness import seed_everything
 from floodsearch.training.script import Script
 from floodsearch.usercode.command import placeholders
+from floodsearch.usercode.function import Function
+from floodsearch.usercode.reference import called_as_program
 from floodsearch.worker.leave import LeaveRequest
 from floodsearch.worker.loop_members import LoopMembers
 from floodsearch.worker.mistakes import MistakeFinder, Seen
@@ -41,6 +43,7 @@ class Loops:
         device: where it trains.
         settings: of the worker.
         leave: why the worker may be asked to leave; a loop is asked at the end of an epoch, a script at once.
+        handed: the function itself, where it was handed over in Python and no name leads to it.
 
     Attributes:
         script: the command, if it is one.
@@ -51,11 +54,19 @@ class Loops:
     """
 
     def __init__(
-        self, trusted: TrustedSpec, device: torch.device, settings: WorkerSettings, leave: LeaveRequest
+        self,
+        trusted: TrustedSpec,
+        device: torch.device,
+        settings: WorkerSettings,
+        leave: LeaveRequest,
+        handed: Function | None = None,
     ) -> None:
         spec = trusted.spec
         self.script = None if spec.command is None else script_of(trusted, settings, leave)
-        self.loop: Loop = self.script or loop_of(trusted)
+        if handed is not None:
+            self.loop: Loop = called_as_program(handed.call, str(spec.objective), spec.arguments)
+        else:
+            self.loop = self.script or loop_of(trusted)
         self.device, self.settings = device, settings
         self.seen = Seen(Comparison(device))
         if device.type == "cuda":
@@ -130,6 +141,7 @@ class Loops:
         """Train a part of a run; return what was wrong with it, or None.
 
         Raises:
+            FirstCallError: if the function was handed over in Python and cannot train anything.
             BaseException: what was raised while an epoch was noted.
         """
         # Also before a part that goes on, so that what the function makes first is the same again.
@@ -137,6 +149,8 @@ class Loops:
         error: BaseException | None = None
         try:
             self.loop(run)
+        except FirstCallError:
+            raise
         except SystemExit as raised:  # 0 at the end is a return, as at the end of a script
             error = raised if raised.code or run.outcome(None) is not None else None
         except BaseException as raised:  # a user's code may do anything

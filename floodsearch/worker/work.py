@@ -31,6 +31,7 @@ from floodsearch.study.section import AUTO
 from floodsearch.training.arithmetic import choose_kernels
 from floodsearch.training.devices import find_device
 from floodsearch.training.randomness import borrowed
+from floodsearch.usercode.function import Function
 from floodsearch.worker.bracket import Bracket
 from floodsearch.worker.heartbeat import Heartbeat
 from floodsearch.worker.leave import LeaveRequest
@@ -43,7 +44,11 @@ log = logging.getLogger(__name__)
 
 
 def work(
-    study: StoredStudy, settings: WorkerSettings, leave: LeaveRequest, trainer: Trainer | None = None
+    study: StoredStudy,
+    settings: WorkerSettings,
+    leave: LeaveRequest,
+    trainer: Trainer | None = None,
+    handed: Function | None = None,
 ) -> str:
     """Train tickets of a study until none is left, it is closed, or there is a reason to leave.
 
@@ -55,6 +60,7 @@ def work(
         leave: why it may be asked to leave.
         trainer: makes what trains tickets, cohorts or the user's own loop by default; a replay gives back
             recorded curves instead.
+        handed: the training loop of the study, where it was handed over in Python and no name leads to it.
 
     Returns:
         Why it left.
@@ -70,9 +76,13 @@ def work(
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
     engines = study.spec.task is not None
-    own = CohortTrainer(device, settings.checkpoints) if engines else Loops(trusted, device, settings, leave)
+    own: CohortTrainer | Loops = (
+        CohortTrainer(device, settings.checkpoints)
+        if engines
+        else Loops(trusted, device, settings, leave, handed)
+    )
     processes = own if isinstance(own, Loops) else contextlib.nullcontext()
-    revision = code_revision(trusted, settings.folders)
+    revision = code_revision(trusted, settings.folders) if handed is None else handed.revision
     if engines:
         choose_kernels(study.spec.arithmetic)
     worker = persistently(

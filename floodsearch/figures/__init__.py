@@ -1,0 +1,1 @@
+"""Records as drawings: pure, and with matplotlib, which is an extra."""
