@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from floodsearch.cli.opening import open_study, read_spec
-from floodsearch.cli.options import AsJson, StudyFile
+from floodsearch.cli.options import AsJson, Set, StudyFile
 from floodsearch.cli.printing import echo, echo_json, say
 from floodsearch.defaults import REPRODUCIBLE
 from floodsearch.errors import DamagedError, UsageError
@@ -34,6 +34,7 @@ def check(
         str | None,
         typer.Option(metavar="DEVICE", help="Train a few seconds on this device, to tell the speed."),
     ] = None,
+    settings: Set = None,
     as_json: AsJson = False,
 ) -> None:
     """Show the resolved study with all defaults, or all its problems, and what it would cost."""
@@ -42,7 +43,7 @@ def check(
     from floodsearch.report.text import outlook_text, spec_text
     from floodsearch.study.trust import token_of
 
-    spec = read_spec(study)
+    spec = read_spec(study, settings)
     os.environ.setdefault(*REPRODUCIBLE)  # as workers do
     outlook = look_ahead(spec, speed=speed, measure=measure)
     if outlook.seconds is None and outlook.epochs_expected is not None and storage is not None:

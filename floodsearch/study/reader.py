@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from floodsearch.errors import Problem, StudyFileError
 from floodsearch.study.fields import Known
 from floodsearch.study.messages import Problems, built, unknown_key
 from floodsearch.study.methods import settings_of, with_trials
+from floodsearch.study.overrides import named_as_given, override
 from floodsearch.study.spec import Spec, Training
 from floodsearch.study.tables import (
     SECTIONS,
@@ -33,8 +34,13 @@ NOT_AVAILABLE: Mapping[str, str] = {
 """Features that are planned and not there yet: refused by name, never ignored."""
 
 
-def read(path: Path, known: Known) -> Spec:
+def read(path: Path, known: Known, settings: Sequence[str] = ()) -> Spec:
     """Read a study file.
+
+    Args:
+        path: of the file.
+        known: valid names.
+        settings: of the command line, `KEY=VALUE` each, in the place of what the file says.
 
     Raises:
         StudyFileError: with all problems, if it cannot be read or used.
@@ -52,18 +58,20 @@ def read(path: Path, known: Known) -> Spec:
         raise StudyFileError(str(path), [Problem("file", has)]) from None
     except (ValueError, RecursionError) as error:  # also numbers and nesting beyond all bounds
         raise StudyFileError(str(path), [Problem("file", f"is not valid TOML: {error}")]) from None
-    return parse(raw, known, source=str(path))
+    return parse(raw, known, source=str(path), settings=settings)
 
 
-def parse(raw: Raw, known: Known, *, source: str = "study") -> Spec:
-    """Return the spec of a study file's content.
+def parse(raw: Raw, known: Known, *, source: str = "study", settings: Sequence[str] = ()) -> Spec:
+    """Return the spec of a study file's content, with some settings of the command line.
 
     Raises:
         StudyFileError: with all problems; `source` names the file in the message.
     """
-    spec, problems = _spec(raw, known)
+    changed, of_command_line = override(raw, settings)
+    spec, problems = _spec(changed, known)
     if spec is not None and not problems:
         problems = list(known.check_settings(spec))
+    problems = [*of_command_line, *named_as_given(problems, raw, settings)]
     if spec is None or problems:
         raise StudyFileError(source, problems)
     return spec
