@@ -34,7 +34,7 @@ ORDER = words("""
 """The packages, and the files beside them: each imports only from those before it."""
 
 INSIDE = {
-    "process": "terminal signals nesting",
+    "process": "terminal diverted signals nesting",
     "flooding": "loss schedules",
     "usercode": "reference revision command",
     "artifacts": "files names trees checkpoint weights",
@@ -50,7 +50,7 @@ INSIDE = {
     "storage": "failures urls rows schema optuna_tables trials checks database retry tables studies "
     "notices trial_records",
     "queue": "ticket brackets wanted filling ownership claims ends judging budget reaper __init__",
-    "worker": "trainers recorder mistakes loop_members leave settings heartbeat pilot held bracket "
+    "worker": "trainers recorder mistakes outputs loop_members leave settings heartbeat pilot held bracket "
     "loops work",
     "cost": "forecast throughput outlook",
     "report": "weights documents export words text",
@@ -244,7 +244,7 @@ def test_the_command_line_is_frozen() -> None:
         "export": ["--curves", "--format", "--out", "--storage"],
         "check": ["--json", "--measure", "--set", "--speed", "--storage"],
         "stop": ["--storage"],
-        "logs": ["--follow", "--lines", "--logs"],
+        "logs": ["--follow", "--lines", "--logs", "--run"],
         "delete": ["--checkpoints", "--storage", "--yes"],
         "serve": ["--allow-host", "--host", "--port", "--storage"],
         "create": ["--set", "--storage"],

@@ -23,6 +23,11 @@ def name_of(ticket: int, seed: int) -> str:
     return f"ticket-{ticket}-seed-{seed}"
 
 
+def log_name(run: str) -> str:
+    """Return the name of the file of what a run prints, by the run's name."""
+    return f"{run}.log"
+
+
 def trunk_name(digest: str, seed: int, epoch: int | None) -> str:
     """Return the name of an unflooded run, by eight digits of its recipe; or of its past at an epoch."""
     return f"trunk-{digest}-seed-{seed}" + ("" if epoch is None else f"-epoch-{epoch}")

@@ -18,10 +18,11 @@ from floodsearch.artifacts.files import expanded, is_url
 from floodsearch.cli.ending import SECONDS_TO_STOP, end_after, hand_back, terminate
 from floodsearch.cli.opening import join_storage, open_storage, read_spec
 from floodsearch.cli.options import Checkpoints, Logs, Set, Storage, StudyFile
-from floodsearch.cli.printing import OURS, echo, say
+from floodsearch.cli.printing import OURS, echo, leave_root_logger, say
 from floodsearch.cli.progress import show_progress
 from floodsearch.defaults import CHECKPOINTS, LEAVE_SECONDS, LOGS, REPRODUCIBLE, STORAGE
 from floodsearch.errors import FAILED, INTERRUPTED, NoAnswerError, UsageError
+from floodsearch.process.diverted import follow_streams
 from floodsearch.process.nesting import refuse
 from floodsearch.process.signals import listen
 from floodsearch.process.terminal import keep_stdout
@@ -176,6 +177,8 @@ def work(
     refuse("a worker")
     OURS.setLevel(min(OURS.level, logging.INFO))
     keep_stdout()
+    follow_streams()
+    leave_root_logger()
     folders = tuple(map(Path, json.loads(os.environ.pop(FOLDERS, "") or "[]")))
     from floodsearch.artifacts.files import check_place
     from floodsearch.worker.leave import LeaveRequest

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from floodsearch.artifacts.files import Folder
+from floodsearch.artifacts.names import log_name
 from floodsearch.errors import LoopError
 from floodsearch.records import REPORTED, Setting
 from floodsearch.training.loop import LoopRun
@@ -75,7 +76,7 @@ class Script:
             "device": str(run.device),
         }
         words = located(filled(self.command, {**run.settings, **own}), self.folders)
-        with Folder(self.outputs.parent).within(self.outputs.name).append(f"{run.name}.log") as output:
+        with Folder(self.outputs.parent).within(self.outputs.name).append(log_name(run.name)) as output:
             output.write(f"$ {shlex.join(words)}\n".encode(errors="surrogateescape"))
             process = Process(words, output, self.leaving)
             try:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
+import traceback
 from collections.abc import Callable
 
 import torch
@@ -10,7 +12,7 @@ import torch
 from floodsearch.artifacts.checkpoint import Checkpoint, Checkpoints
 from floodsearch.artifacts.names import name_of
 from floodsearch.catalog import command_of, loop_of, loop_settings
-from floodsearch.errors import pass_on_ctrl_c
+from floodsearch.errors import FloodsearchError, pass_on_ctrl_c
 from floodsearch.storage.studies import StoredStudy
 from floodsearch.study.trust import TrustedSpec
 from floodsearch.training.independence import Comparison
@@ -20,6 +22,7 @@ from floodsearch.training.script import Script
 from floodsearch.worker.leave import LeaveRequest
 from floodsearch.worker.loop_members import LoopMembers
 from floodsearch.worker.mistakes import MistakeFinder, Seen
+from floodsearch.worker.outputs import output_kept
 from floodsearch.worker.settings import WorkerSettings
 from floodsearch.worker.trainers import Group, plan_of
 
@@ -69,7 +72,7 @@ class Loops:
 
         plan = plan_of(study.spec, group.beside, group.epochs)
         return LoopMembers(
-            self.call,
+            functools.partial(self._call_kept, study),
             plan,
             levels=group.levels,
             seeds=group.seeds,
@@ -91,6 +94,18 @@ class Loops:
     def unflooded(self, study: StoredStudy, seed: int) -> LoopMembers:
         """Return what trains the run of a seed at level 0; the first ticket goes on from its checkpoint."""
         return self(Group.unflooded(study, seed))
+
+    def _call_kept(self, study: StoredStudy, run: LoopRun) -> BaseException | None:
+        """Train a part of a run, as `call` does, with all that a function prints in the log of the run."""
+        if self.starts_again:  # a script, whose output is kept as it is read
+            return self.call(run)
+        with output_kept(self.settings.logs, study, run):
+            error = self.call(run)
+            if isinstance(error, FloodsearchError):
+                print(error)  # noqa: T201
+            elif error is not None:
+                traceback.print_exception(error)
+            return error
 
     def call(self, run: LoopRun) -> BaseException | None:
         """Train a part of a run; return what was wrong with it, or None.
