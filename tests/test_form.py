@@ -26,10 +26,10 @@ def words(text: str) -> list[str]:
 
 ORDER = words("""
     errors records findings defaults
-    process flooding usercode artifacts answer
+    process flooding usercode artifacts answer loggers
     tasks study training search storage catalog
     queue worker cost queries
-    report launchers adapters service cli __main__
+    report launchers adapters templates service cli __main__
 """)
 """The packages, and the files beside them: each imports only from those before it."""
 
@@ -39,6 +39,7 @@ INSIDE = {
     "usercode": "reference revision command",
     "artifacts": "files names trees checkpoint weights",
     "answer": "smoothing response gain values tickets combinations best follow_up",
+    "loggers": "run_log tensorboard wandb mlflow table",
     "tasks": "recipe options __init__ streams models tensors task augmentation resnet image_sets "
     "synthetic images",
     "study": "section levels spec trust extend fields messages overrides tables values methods trained "
@@ -50,14 +51,15 @@ INSIDE = {
     "storage": "failures urls rows schema optuna_tables trials checks database retry tables studies "
     "notices trial_records",
     "queue": "ticket brackets wanted filling ownership claims ends judging budget reaper __init__",
-    "worker": "trainers recorder mistakes outputs loop_members leave settings heartbeat pilot held bracket "
-    "loops work",
+    "worker": "trainers logged recorder mistakes outputs loop_members leave settings heartbeat pilot "
+    "held bracket loops work",
     "cost": "forecast throughput outlook",
     "report": "weights documents export words text",
     "launchers": "supervision crew logs local api",
     "adapters": "ranks metrics lightning huggingface",
+    "templates": "__init__ my_loop my_task my_lightning my_huggingface my_command",
     "service": "dashboard",
-    "cli": "options ending printing opening progress search ask check end run __init__",
+    "cli": "options ending printing opening progress search ask check init end run __init__",
 }
 """The files of each package: each imports only from those before it. An `__init__` that is not named imports
 nothing of ours."""
@@ -66,6 +68,7 @@ THIRD_PARTIES = {
     "flooding": "torch",
     "artifacts": "fsspec torch",
     "answer": "numpy scipy",
+    "loggers": "torch tensorboard wandb mlflow",
     "tasks": "torch numpy sklearn torchvision filelock",
     "study": "pydantic pydantic_core",
     "training": "torch numpy",
@@ -76,6 +79,7 @@ THIRD_PARTIES = {
     "worker": "torch",
     "report": "pyarrow",
     "adapters": "torch lightning transformers",
+    "templates": "torch lightning transformers",
     "service": "optuna_dashboard waitress",
     "cli": "typer rich",
 }
@@ -83,7 +87,7 @@ THIRD_PARTIES = {
 
 LIGHT = words("""
     errors records defaults process.nesting flooding.schedules usercode.reference usercode.command
-    artifacts.files answer.best study.spec study.reader study.trust search.space search.samplers
+    artifacts.files answer.best loggers.table study.spec study.reader study.trust search.space search.samplers
     search.pruners storage.database storage.studies storage.tables storage.trials tasks tasks.options
     catalog queue queries cost.forecast
     report.text report.export service.dashboard cli
@@ -217,6 +221,7 @@ def test_the_command_line_is_frozen() -> None:
         for name, command in group.commands.items()  # type: ignore[attr-defined]
     }
     assert surface == {
+        "init": ["--command", "--huggingface", "--lightning", "--loop", "--task"],
         "launch": [
             "--checkpoints",
             "--detach",

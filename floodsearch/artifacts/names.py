@@ -23,6 +23,11 @@ def name_of(ticket: int, seed: int) -> str:
     return f"ticket-{ticket}-seed-{seed}"
 
 
+def titled(level: float, run: str) -> str:
+    """Return the name of a run with its level, for people who look at folders and plots of runs."""
+    return f"level-{level:g}-{run}"
+
+
 def log_name(run: str) -> str:
     """Return the name of the file of what a run prints, by the run's name."""
     return f"{run}.log"

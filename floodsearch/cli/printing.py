@@ -15,7 +15,7 @@ OURS = logging.getLogger("floodsearch")
 
 
 def leave_root_logger() -> None:
-    """Log by our own loggers only: `basicConfig` of a user's code does nothing while the root has a handler."""
+    """Log by our own loggers only: while root has a handler, `basicConfig` of a user's code does nothing."""
     root = logging.getLogger()
     for handler in [one for one in root.handlers if isinstance(one.formatter, LogFormatter)]:
         root.removeHandler(handler)

@@ -43,6 +43,10 @@ class Follower:
                 raise
             self._give_up(error)
 
+    def fileno(self) -> int:
+        """Return the descriptor of the standard stream: who keeps it may outlive the file."""
+        return self._own.fileno()
+
     def follow(self, file: TextIO | None, failed: Callable[[OSError], object]) -> None:
         """Write to a file from now on, or to the standard stream; `failed` is told why a file fails."""
         self._file, self._failed = file, failed

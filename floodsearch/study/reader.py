@@ -19,6 +19,7 @@ from floodsearch.study.tables import (
     arithmetic_of,
     budget_of,
     levels_of,
+    log_of,
     search_of,
     seed_count_problems,
     training_of,
@@ -88,6 +89,7 @@ def _spec(raw: Raw, known: Known) -> tuple[Spec | None, Problems]:
     arithmetic, of_arithmetic = arithmetic_of(raw)
     search, of_search = search_of(raw)
     budget, of_budget = budget_of(raw)
+    log, of_log = log_of(raw, known.loggers)
     of_engine = [] if training is None or arithmetic is None else arithmetic.problems(training.engine)
     trained, of_trained = trained_of(raw, known, (training or Training()).seeds)
     if search is not None:
@@ -101,7 +103,7 @@ def _spec(raw: Raw, known: Known) -> tuple[Spec | None, Problems]:
             by_key = {f"{schedule}.{name}": value for name, value in settings.get(schedule, {}).items()}
             searched = {**trained.options, **trained.recipe}
             search, of_trials = with_trials(search, levels, searched, by_key, known.fixed)
-    sections = dict(zip(SECTIONS, (levels, training, arithmetic, search, budget), strict=True))
+    sections = dict(zip(SECTIONS, (levels, training, arithmetic, search, budget, log), strict=True))
     spec, of_whole = _whole(raw, sections, options=trained.options, settings=settings)
     return spec, [
         *unavailable,
@@ -112,6 +114,7 @@ def _spec(raw: Raw, known: Known) -> tuple[Spec | None, Problems]:
         *of_arithmetic,
         *of_search,
         *of_budget,
+        *of_log,
         *of_engine,
         *of_trained,
         *of_settings,

@@ -6,20 +6,20 @@ the problems. A section may come with problems that leave it usable.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any, TypeVar
 
 from floodsearch.errors import Problem
 from floodsearch.study.levels import Levels
 from floodsearch.study.messages import Problems, built, no_table, unknown_name
 from floodsearch.study.section import Section
-from floodsearch.study.spec import DIRECTIONS, MOST_SEEDS, Arithmetic, Budget, Search, Training
+from floodsearch.study.spec import DIRECTIONS, MOST_SEEDS, Arithmetic, Budget, Log, Search, Training
 
 Raw = Mapping[str, Any]
 """The content of a study file, as TOML has it."""
 S = TypeVar("S", bound=Section)
 
-SECTIONS = ("levels", "training", "arithmetic", "search", "budget")
+SECTIONS = ("levels", "training", "arithmetic", "search", "budget", "log")
 OF_TRAINING = Training.model_fields.keys() - {"recipe"}
 """The settings of [training] that are not fields of a recipe, or settings of the user's own."""
 
@@ -98,6 +98,27 @@ def arithmetic_of(raw: Raw) -> tuple[Arithmetic | None, Problems]:
 def budget_of(raw: Raw) -> tuple[Budget | None, Problems]:
     """Read [budget]."""
     return _section("budget", Budget, raw.get("budget", {}))
+
+
+def log_of(raw: Raw, loggers: Mapping[str, Callable[[], str | None]]) -> tuple[Log | None, Problems]:
+    """Read [log], whose loggers have to be installed.
+
+    Args:
+        raw: content of the study file.
+        loggers: by name, what is missing here of each; None if nothing is.
+    """
+    table = raw.get("log", {})
+    if isinstance(table, dict) and isinstance(table.get("to"), str):
+        table = {**table, "to": [table["to"]]}
+    log, problems = _section("log", Log, table)
+    for name in () if log is None else log.to:
+        if unknown := unknown_name("log.to", name, loggers):
+            problems += unknown
+        elif (missing := loggers[name]()) is not None:
+            problems.append(Problem("log.to", f"{name!r} {missing}"))
+    if log is not None and len(set(log.to)) < len(log.to):
+        problems.append(Problem("log.to", f"{list(log.to)} holds a logger twice"))
+    return log, problems
 
 
 def search_of(raw: Raw) -> tuple[Search | None, Problems]:

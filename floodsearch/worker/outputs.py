@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import io
-import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,8 +14,6 @@ from floodsearch.process.diverted import diverted
 from floodsearch.storage.notices import warn
 from floodsearch.storage.studies import StoredStudy
 from floodsearch.training.loop import LoopRun
-
-log = logging.getLogger(__name__)
 
 
 @contextmanager
@@ -30,16 +27,14 @@ def output_kept(logs: Path, study: StoredStudy, run: LoopRun) -> Iterator[None]:
         study: whose run it is.
         run: that is trained.
     """
-    name = log_name(run.name)
     failed = functools.partial(_warn, study, logs)
     try:
-        opened = Folder(logs).within(study.spec.name).append(name)
+        opened = Folder(logs).within(study.spec.name).append(log_name(run.name))
     except OSError as error:
         failed(error)
         yield
         return
     file = io.TextIOWrapper(opened, encoding="utf-8", errors="backslashreplace", line_buffering=True)
-    log.info("level %g, seed %d: what it prints is in %s", run.level, run.seed, name)
     try:
         with diverted(file, failed):
             print(f"$ {study.spec.objective} level={run.level:g} seed={run.seed}", *_settings(run))  # noqa: T201

@@ -11,6 +11,7 @@ from floodsearch.queue import Entry, Ticket
 from floodsearch.records import EpochRecord
 from floodsearch.storage import tables
 from floodsearch.storage.retry import attempt, persistently
+from floodsearch.worker.logged import Loggers
 
 FLUSH_SECONDS = 10.0
 """Curves are written at least this often, so that a dashboard lives and little is lost."""
@@ -73,12 +74,14 @@ class Recorder:
 
     Args:
         tickets: of one study.
+        loggers: are given what is written.
 
     Attributes:
         curves: by ticket.
     """
 
-    def __init__(self, tickets: Sequence[Ticket]) -> None:
+    def __init__(self, tickets: Sequence[Ticket], loggers: Loggers) -> None:
+        self.loggers = loggers
         self.study = tickets[0].study
         self.curves = {ticket.number: Curve(ticket) for ticket in tickets}
         self._tried = time.monotonic()  # when they were last to be written
@@ -130,6 +133,9 @@ class Recorder:
         entries = [self.curves[number].entry() for number in numbers]
         lost = persistently(queue.record, entries) if persistent else attempt(queue.record, entries)
         self._tried = time.monotonic()
+        for entry in entries:
+            self.loggers.add(entry.ticket, entry.records)
+        self.loggers.write(entry.ticket for entry in entries)
         if lost is None:
             return set()
         for entry in entries:
