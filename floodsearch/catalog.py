@@ -15,6 +15,7 @@ import numpy as np
 from floodsearch.artifacts.names import RUNS, name_of, run_folder
 from floodsearch.errors import Problem, TaskError, UsageError
 from floodsearch.flooding.schedules import SCHEDULES
+from floodsearch.loggers.table import LOGGERS
 from floodsearch.records import EpochRecord, Parameter, Setting
 from floodsearch.search.judge import Judge
 from floodsearch.search.pruners import PRUNERS
@@ -53,6 +54,7 @@ def known(folders: Sequence[Path] = ()) -> Known:
         schedules={name: fields_of(one.step) for name, one in SCHEDULES.items()},
         steady=[name for name, one in SCHEDULES.items() if one.forks],
         highest={name: one.highest for name, one in SCHEDULES.items() if one.highest is not None},
+        loggers={name: one.missing for name, one in LOGGERS.items()},
         check_settings=check_settings,
     )
 

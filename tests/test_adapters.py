@@ -19,6 +19,7 @@ import torch
 from lightning.pytorch import Callback, LightningDataModule, LightningModule
 from lightning.pytorch import Trainer as LightningTrainer
 from lightning.pytorch.cli import LightningCLI
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from skorch import NeuralNetRegressor
 from skorch.callbacks import Callback as SkorchCallback
 from skorch.callbacks import EarlyStopping, LRScheduler
@@ -766,6 +767,30 @@ def test_hugging_face_takes_no_other_checkpoint(alone):
 
     with pytest.raises(LoopError, match="leave resume_from_checkpoint out"):
         alone(**BY_LOSS).train(function)
+
+
+@pytest.mark.filterwarnings("ignore")  # those of TensorBoard's own libraries, at whatever call imports them
+@pytest.mark.parametrize("kind", [CSVLogger, TensorBoardLogger])
+def test_loggers_that_lightning_has_by_default_are_named_by_their_run(alone, monkeypatch, tmp_path, kind):
+    """By its level and seed, also where it goes on, and nothing of it is lost; other loggers stay."""
+    if kind is TensorBoardLogger:
+        pytest.importorskip("tensorboard")
+    monkeypatch.syspath_prepend(EXAMPLES)
+    example = importlib.import_module("lightning_train")
+    loggers = [kind(tmp_path, version="mine")]
+
+    def with_default(*, logger, **options):
+        return LightningTrainer(logger=[kind(tmp_path), *loggers], **options)
+
+    monkeypatch.setattr(example, "Trainer", with_default)
+    one = alone(level=0.25)
+    one.train(example.train, until=2)
+    one.train(example.train, until=4)
+    title = f"level-0.25-{one.run.name}"
+    parts = {title, f"{title}-part-2"} if kind is CSVLogger else {title}
+    assert {path.name for path in (tmp_path / "lightning_logs").iterdir()} == {*parts, "mine"}
+    written = [path.name for name in parts for path in (tmp_path / "lightning_logs" / name).iterdir()]
+    assert sum(name.startswith(("metrics", "events")) for name in written) == 2
 
 
 # skorch

@@ -25,6 +25,7 @@ from floodsearch.cli.run import VARIABLES
 from floodsearch.errors import DONE, FAILED, HANDED_BACK, INTERRUPTED, WRONG_USE
 from floodsearch.findings import BestLevel
 from floodsearch.flooding.schedules import SCHEDULES
+from floodsearch.loggers.table import LOGGERS
 from floodsearch.report import text as report_text
 from floodsearch.search.pruners import PRUNERS
 from floodsearch.search.samplers import SAMPLERS
@@ -158,14 +159,14 @@ def test_every_page_stands_in_the_index() -> None:
 
 
 def test_the_manual_names_every_command_and_table_entry() -> None:
-    """README and manual mention every command, option, variable, task, sampler, pruner and schedule."""
+    """README and manual mention every command, option, variable, and entry of a table."""
     for command in COMMANDS:
         assert f"floodsearch {command}" in MANUAL
     for option in OPTIONS - {"--help", "-h"}:
         assert not option.startswith("-") or option in MANUAL, option
     for variable in VARIABLES:
         assert f"`{variable}`" in MANUAL
-    for name in (*TASKS, *SAMPLERS, *PRUNERS, *SCHEDULES):
+    for name in (*TASKS, *SAMPLERS, *PRUNERS, *SCHEDULES, *LOGGERS):
         assert f"`{name}`" in MANUAL
 
 

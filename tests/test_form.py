@@ -26,22 +26,24 @@ def words(text: str) -> list[str]:
 
 ORDER = words("""
     errors records findings defaults
-    process flooding usercode artifacts answer
+    process flooding usercode artifacts answer loggers
     tasks study training search storage catalog
     queue worker cost queries
-    report figures asking launchers adapters service cli __main__
+    report figures asking launchers adapters templates service cli __main__
 """)
 """The packages, and the files beside them: each imports only from those before it."""
 
 INSIDE = {
-    "process": "terminal signals nesting guard",
+    "process": "terminal diverted signals nesting guard",
     "flooding": "loss schedules",
     "usercode": "arguments reference revision command sources function",
     "artifacts": "files names trees checkpoint weights",
     "answer": "smoothing response gain values tickets combinations best follow_up",
+    "loggers": "run_log tensorboard wandb mlflow table",
     "tasks": "recipe options __init__ streams models tensors task augmentation resnet image_sets "
     "synthetic images",
-    "study": "section levels spec trust extend fields messages tables values methods trained reader",
+    "study": "section levels spec trust extend fields messages overrides tables values methods trained "
+    "reader",
     "training": "devices randomness arithmetic batches progress contract run engine sequential lanes "
     "stack stackable trunk independence rehearsal batch_losses call_order report loop_state "
     "loop printed room running script forks cohort",
@@ -49,15 +51,16 @@ INSIDE = {
     "storage": "failures urls rows schema optuna_tables trials checks database retry tables studies "
     "notices trial_records",
     "queue": "ticket brackets wanted filling ownership claims ends judging budget reaper __init__",
-    "worker": "trainers recorder mistakes loop_members leave settings heartbeat pilot held bracket "
-    "loops work",
+    "worker": "trainers logged recorder mistakes outputs loop_members leave settings heartbeat pilot "
+    "held bracket loops work",
     "cost": "floods course forecast throughput unflooded outlook",
     "report": "weights documents export frames words text",
     "figures": "style levels",
     "launchers": "supervision crew logs local progress here api",
     "adapters": "ranks metrics hooks lightning huggingface skorch",
+    "templates": "__init__ my_loop my_task my_lightning my_huggingface my_command",
     "service": "dashboard",
-    "cli": "options ending printing opening progress search ask check end run __init__",
+    "cli": "options ending printing opening progress search ask check init end run __init__",
 }
 """The files of each package: each imports only from those before it. An `__init__` that is not named imports
 nothing of ours."""
@@ -66,6 +69,7 @@ THIRD_PARTIES = {
     "flooding": "torch",
     "artifacts": "fsspec torch",
     "answer": "numpy scipy",
+    "loggers": "torch tensorboard wandb mlflow",
     "tasks": "torch numpy sklearn torchvision filelock",
     "study": "pydantic pydantic_core",
     "training": "torch numpy",
@@ -78,6 +82,7 @@ THIRD_PARTIES = {
     "figures": "matplotlib",
     "launchers": "rich IPython",
     "adapters": "torch lightning skorch transformers",
+    "templates": "torch lightning transformers",
     "service": "optuna_dashboard waitress",
     "cli": "typer rich",
 }
@@ -85,7 +90,7 @@ THIRD_PARTIES = {
 
 LIGHT = words("""
     errors records defaults process.nesting flooding.schedules usercode.reference usercode.command
-    artifacts.files answer.best study.spec study.reader study.trust search.space search.samplers
+    artifacts.files answer.best loggers.table study.spec study.reader study.trust search.space search.samplers
     search.pruners storage.database storage.studies storage.tables storage.trials tasks tasks.options
     catalog queue queries cost.forecast
     report.text report.export report.frames figures.levels asking service.dashboard cli
@@ -212,18 +217,20 @@ def test_no_drawer_modules() -> None:
 
 
 def test_the_command_line_is_frozen() -> None:
-    """Commands and options change on purpose only, and no command has more than eight options."""
+    """Commands and options change on purpose only, and no command has more than nine options."""
     group = typer.main.get_command(app)
     surface = {
         name: sorted(option for one in command.params for option in one.opts if option.startswith("--"))
         for name, command in group.commands.items()  # type: ignore[attr-defined]
     }
     assert surface == {
+        "init": ["--command", "--huggingface", "--lightning", "--loop", "--task"],
         "launch": [
             "--checkpoints",
             "--detach",
             "--devices",
             "--logs",
+            "--set",
             "--storage",
             "--workers",
             "--workers-per-device",
@@ -234,6 +241,7 @@ def test_the_command_line_is_frozen() -> None:
             "--grace",
             "--leave-on-eof",
             "--logs",
+            "--set",
             "--storage",
             "--threads",
             "--trust",
@@ -242,12 +250,12 @@ def test_the_command_line_is_frozen() -> None:
         "best": ["--json", "--storage"],
         "weights": ["--checkpoints", "--out", "--storage"],
         "export": ["--curves", "--format", "--out", "--storage"],
-        "check": ["--json", "--measure", "--speed", "--storage"],
+        "check": ["--json", "--measure", "--set", "--speed", "--storage"],
         "stop": ["--storage"],
-        "logs": ["--follow", "--lines", "--logs"],
+        "logs": ["--follow", "--lines", "--logs", "--run"],
         "delete": ["--checkpoints", "--storage", "--yes"],
         "serve": ["--allow-host", "--host", "--port", "--storage"],
-        "create": ["--storage"],
+        "create": ["--set", "--storage"],
     }
 
 

@@ -13,8 +13,10 @@ trainer's counters and the global random states.
 from __future__ import annotations
 
 import functools
+import itertools
 import os
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,6 +24,7 @@ from torch import Tensor
 
 from floodsearch.adapters.metrics import pick
 from floodsearch.adapters.ranks import check_alone
+from floodsearch.artifacts.names import titled
 from floodsearch.errors import LoopError
 from floodsearch.process.nesting import MARK
 from floodsearch.training.loop import LoopRun
@@ -29,6 +32,7 @@ from floodsearch.training.loop import LoopRun
 try:
     from lightning.pytorch import Callback, LightningModule, Trainer
     from lightning.pytorch.callbacks import Checkpoint
+    from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 except ModuleNotFoundError as error:
     raise ModuleNotFoundError(
         f"floodsearch.adapters.lightning needs Lightning ({error}); install floodsearch[lightning]"
@@ -132,8 +136,25 @@ class _Last(Checkpoint):
         self.end_epoch(trainer)
 
 
+def _named_by_run(logger: Logger, run: LoopRun) -> Logger:
+    """Return a logger as trainers have it by default with a folder of the run's name; any other as it is.
+
+    What `CSVLogger` finds in its folder it removes: a run that goes on has another one there.
+    """
+    default = type(logger) in (TensorBoardLogger, CSVLogger) and logger.name == "lightning_logs"
+    if not default or getattr(logger, "_version", 0) is not None:
+        return logger
+    name, around = titled(run.level, run.name), Path(logger.save_dir or ".") / "lightning_logs"
+    if isinstance(logger, CSVLogger) and (around / name).exists():
+        parts = (f"{name}-part-{number}" for number in itertools.count(2))
+        name = next(part for part in parts if not (around / part).exists())
+    return type(logger)(logger.save_dir, version=name)
+
+
 def _in_one_process(method: Callable[..., Any]) -> Callable[..., Any]:
     """Let a method of `Trainer` look first whether it would start processes of its own, inside of a worker.
+
+    And let the loggers of a run of a study write where its name is.
 
     No callback is asked before it does: ranks would run the worker's command line again, and wait for each
     other.
@@ -143,6 +164,9 @@ def _in_one_process(method: Callable[..., Any]) -> Callable[..., Any]:
     def checked(self: Trainer, *args: Any, **kwargs: Any) -> Any:
         if MARK in os.environ or any(isinstance(one, FloodCallback) for one in self.callbacks):
             _check_alone(self)
+        for one in self.callbacks:
+            if isinstance(one, FloodCallback):  # before the logger makes its folder
+                self.loggers = [_named_by_run(logger, one.run) for logger in self.loggers]
         return method(self, *args, **kwargs)
 
     return checked

@@ -162,12 +162,12 @@ class Folder:
 
     def append(self, name: str) -> IO[bytes]:
         """Open a file to add to its end."""
-        self._make()
+        self.make()
         return self._file(name, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
 
     def write(self, name: str, *parts: bytes | memoryview, room: int, before: str | None = None) -> None:
         """Write a file; whoever reads it finds this content or the one before, also after a power cut."""
-        self._make()
+        self.make()
         _check_room(self, self._bytes_beside(before or name), parts, room)
         unfinished = f"{name}.{os.getpid()}.unfinished"
         with self._opened() as here:
@@ -226,23 +226,24 @@ class Folder:
                     total += size if name != replaced else 0
         return total
 
-    def made(self) -> Path:
-        """Return the path of the folder, which is there then."""
-        self._make()
-        return self.path
-
     def remove_folder(self, name: str) -> None:
         """Remove a folder in this one with all that is in it, as far as that can be, and through no link."""
         with contextlib.suppress(OSError), self._opened() as here:
             shutil.rmtree(name, dir_fd=here)
 
-    def _make(self) -> None:
-        """Make what is missing of the folder and those around it, for their owner only."""
+    def make(self) -> Path:
+        """Make what is missing of the folder and those around it, for their owner only; return its path.
+
+        Raises:
+            OSError: if it cannot be made, or a link is in its place.
+        """
         for path in reversed([one for one in (self.root, *self.root.parents) if not one.exists()]):
             _make_private(path)
         for depth in range(len(self.inside)):
             with Folder(self.root, self.inside[:depth])._opened() as around:
                 _make_private(self.inside[depth], around)
+        with self._opened():
+            return self.path
 
     @contextlib.contextmanager
     def _opened(self) -> Iterator[int]:

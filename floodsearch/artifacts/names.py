@@ -31,6 +31,16 @@ def run_folder(ticket_and_seed: str, epochs: int) -> str:
     return f"{ticket_and_seed}-epochs-{epochs}"
 
 
+def titled(level: float, run: str) -> str:
+    """Return the name of a run with its level, for people who look at folders and plots of runs."""
+    return f"level-{level:g}-{run}"
+
+
+def log_name(run: str) -> str:
+    """Return the name of the file of what a run prints, by the run's name."""
+    return f"{run}.log"
+
+
 def trunk_name(digest: str, seed: int, epoch: int | None) -> str:
     """Return the name of an unflooded run, by eight digits of its recipe; or of its past at an epoch."""
     return f"trunk-{digest}-seed-{seed}" + ("" if epoch is None else f"-epoch-{epoch}")

@@ -116,15 +116,21 @@ def export(
 
 def logs(
     name: Name,
-    lines: Annotated[int, typer.Option(metavar="N", min=1, help="The last ones of each worker.")] = 10,
+    run: Annotated[
+        str | None,
+        typer.Option(
+            metavar="RUN", help="ticket-3 or ticket-3-seed-0: what these runs have printed instead."
+        ),
+    ] = None,
+    lines: Annotated[int, typer.Option(metavar="N", min=1, help="The last ones of each log.")] = 10,
     follow: Annotated[bool, typer.Option("--follow", help="Go on until Ctrl-C.")] = False,
     logs: Logs = LOGS,
 ) -> None:
-    """Show what the workers of a study said that was launched in this folder."""
+    """Show what the workers of a study said that was launched in this folder, or what its runs printed."""
     from floodsearch.launchers.local import POLL_SECONDS
     from floodsearch.launchers.logs import log_lines
 
-    for line in log_lines(name, lines, logs):
+    for line in log_lines(name, lines, logs, run):
         if line:
             if not echo(line):
                 return

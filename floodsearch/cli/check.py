@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from floodsearch.cli.opening import open_study, read_spec
-from floodsearch.cli.options import AsJson, StudyFile
+from floodsearch.cli.options import AsJson, Set, StudyFile
 from floodsearch.cli.printing import echo, echo_json, say
 from floodsearch.defaults import REPRODUCIBLE
 from floodsearch.errors import DamagedError, UsageError
@@ -36,6 +36,7 @@ def check(
             metavar="DEVICE", help="Train for some seconds on this device, to tell the cost and the time."
         ),
     ] = None,
+    settings: Set = None,
     as_json: AsJson = False,
 ) -> None:
     """Show the resolved study with all defaults, or all its problems, and what it would cost."""
@@ -46,7 +47,7 @@ def check(
     from floodsearch.study.trust import token_of
     from floodsearch.usercode.reference import beside
 
-    spec = read_spec(study)
+    spec = read_spec(study, settings)
     os.environ.setdefault(*REPRODUCIBLE)  # as workers do
     outlook = look_ahead(spec, speed=speed, measure=measure, folders=beside(study))
     if outlook.seconds is None and outlook.epochs_expected is not None and storage is not None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,8 +17,10 @@ if TYPE_CHECKING:
     from floodsearch.study.spec import Spec
 
 
-def read_spec(path: Path) -> Spec:
-    """Return the spec of a study file, whose code is found beside it and in the current folder.
+def read_spec(path: Path, settings: Sequence[str] | None = None) -> Spec:
+    """Return the spec of a study file with settings of the command line.
+
+    Its code is found beside it and in the current folder.
 
     What that code prints goes to standard error from now on.
     """
@@ -28,7 +30,7 @@ def read_spec(path: Path) -> Spec:
     keep_stdout()
     folders = beside(path)
     search_in(folders)
-    return read(path, known(folders))
+    return read(path, known(folders), settings or ())
 
 
 def open_storage(storage: str, *, create: bool = False, read_only: bool = False) -> Database:

@@ -24,6 +24,12 @@ StudyFile = Annotated[
     Path,
     typer.Argument(metavar="STUDY.toml", help="The study file.", show_default=False, callback=at_home),
 ]
+Set = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", metavar="KEY=VALUE", help="Instead of what the file says: training.seeds=1; repeatable."
+    ),
+]
 Name = Annotated[str, typer.Argument(metavar="NAME", help="The study's name.", show_default=False)]
 Storage = Annotated[
     str,

@@ -8,10 +8,18 @@ import sys
 import typer
 
 from floodsearch.errors import FAILED, UsageError
-from floodsearch.process.terminal import escape, indent_lines, mute, stdout
+from floodsearch.process.terminal import LogFormatter, escape, indent_lines, mute, stdout
 
 OURS = logging.getLogger("floodsearch")
 """The logger above those of all our modules: its level decides what they tell."""
+
+
+def leave_root_logger() -> None:
+    """Log by our own loggers only: while root has a handler, `basicConfig` of a user's code does nothing."""
+    root = logging.getLogger()
+    for handler in [one for one in root.handlers if isinstance(one.formatter, LogFormatter)]:
+        root.removeHandler(handler)
+        OURS.addHandler(handler)
 
 
 def echo(text: str) -> bool:

@@ -18,6 +18,7 @@ from floodsearch.cli.ask import best, export, logs, serve, status, weights
 from floodsearch.cli.check import check
 from floodsearch.cli.end import delete, stop
 from floodsearch.cli.ending import exit_status, message_of, obey_signals
+from floodsearch.cli.init import init
 from floodsearch.cli.printing import OURS, say
 from floodsearch.cli.search import create, launch, work
 from floodsearch.errors import DONE, INTERRUPTED, UsageError
@@ -31,7 +32,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (launch, create, work, status, best, weights, export, check, stop, logs, delete, serve):
+for command in (init, launch, create, work, status, best, weights, export, check, stop, logs, delete, serve):
     app.command()(command)  # in the order in which `--help` lists them
 
 

@@ -8,6 +8,7 @@ import os
 import shlex
 import signal
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -16,11 +17,12 @@ import typer
 from floodsearch.artifacts.files import expanded, is_url
 from floodsearch.cli.ending import SECONDS_TO_STOP, end_after, hand_back, terminate
 from floodsearch.cli.opening import join_storage, open_storage, read_spec
-from floodsearch.cli.options import Checkpoints, Logs, Storage, StudyFile
-from floodsearch.cli.printing import OURS, echo, say
+from floodsearch.cli.options import Checkpoints, Logs, Set, Storage, StudyFile
+from floodsearch.cli.printing import OURS, echo, leave_root_logger, say
 from floodsearch.cli.progress import show_progress
 from floodsearch.defaults import CHECKPOINTS, LEAVE_SECONDS, LOGS, REPRODUCIBLE, STORAGE
-from floodsearch.errors import FAILED, INTERRUPTED, NoAnswerError
+from floodsearch.errors import FAILED, INTERRUPTED, NoAnswerError, UsageError
+from floodsearch.process.diverted import follow_streams
 from floodsearch.process.nesting import refuse
 from floodsearch.process.signals import listen
 from floodsearch.process.terminal import keep_stdout
@@ -45,6 +47,7 @@ def launch(
     ] = None,
     checkpoints: Checkpoints = str(CHECKPOINTS),
     logs: Logs = LOGS,
+    settings: Set = None,
     detach: Annotated[
         bool, typer.Option("--detach", help="Return at once; follow it with `floodsearch logs NAME`.")
     ] = False,
@@ -54,7 +57,7 @@ def launch(
 
     refuse("a search")
     prepared = prepare(
-        read_spec(study),
+        read_spec(study, settings),
         storage=storage,
         workers=workers,
         devices=devices,
@@ -65,7 +68,7 @@ def launch(
     )
     with prepared as launched:
         if detach:
-            _detach(launched, study)
+            _detach(launched, study, settings or [])
             return
         signal.signal(signal.SIGTERM, hand_back)
         if signal.getsignal(signal.SIGINT) is terminate:
@@ -80,12 +83,12 @@ def launch(
         _conclude(launched.study)
 
 
-def _detach(launched: Launch, file: Path) -> None:
+def _detach(launched: Launch, file: Path, settings: Sequence[str]) -> None:
     """Leave a launch to a process in the background, and say how to follow and end it."""
     from floodsearch.launchers.local import detach
 
     name, logs = launched.study.spec.name, launched.logs
-    pid = detach(launched, file)
+    pid = detach(launched, file, settings)
     where = name if logs == LOGS else f"{name} --logs {shlex.quote(str(logs))}"
     echo(
         f"{name}: launched in the background as process {pid}; "
@@ -123,14 +126,14 @@ def _conclude(study: StoredStudy) -> None:
         raise typer.Exit(FAILED)
 
 
-def create(study: StudyFile, storage: Storage = STORAGE) -> None:
+def create(study: StudyFile, storage: Storage = STORAGE, settings: Set = None) -> None:
     """Create or extend a study without training it; workers join with `floodsearch work`."""
     from floodsearch import queue
     from floodsearch.queries import status as status_of
     from floodsearch.report.text import status_text
     from floodsearch.storage.studies import put_study
 
-    spec = read_spec(study)
+    spec = read_spec(study, settings)
     with open_storage(storage, create=True) as database:
         stored = put_study(database, spec)
         queue.fill(stored)
@@ -162,6 +165,7 @@ def work(
     ] = False,
     checkpoints: Checkpoints = str(CHECKPOINTS),
     logs: Logs = LOGS,
+    settings: Set = None,
     grace: Annotated[
         float, typer.Option(metavar="SECONDS", min=1, help="To leave in after SIGTERM, SIGINT or SIGUSR1.")
     ] = LEAVE_SECONDS,
@@ -173,6 +177,8 @@ def work(
     refuse("a worker")
     OURS.setLevel(min(OURS.level, logging.INFO))
     keep_stdout()
+    follow_streams()
+    leave_root_logger()
     folders = tuple(map(Path, json.loads(os.environ.pop(FOLDERS, "") or "[]")))
     from floodsearch.artifacts.files import check_place
     from floodsearch.worker.leave import LeaveRequest
@@ -190,7 +196,9 @@ def work(
     spec = None
     if name.endswith(".toml"):
         file = expanded(Path(name))
-        spec, folders = read_spec(file), beside(file)
+        spec, folders = read_spec(file, settings), beside(file)
+    elif settings:
+        raise UsageError(f"--set {settings[0]} changes a study file, and {name} is a study; give its file")
     search_in((*folders, Path.cwd()))
     check_place(checkpoints)
     with join_storage(storage, launched=leave_on_eof) as database:
@@ -198,10 +206,10 @@ def work(
         if study.spec.command is not None:
             check_place(logs / study.name, "logs")
         place = checkpoints if is_url(checkpoints) else Path(checkpoints).absolute()
-        settings = WorkerSettings(
+        how = WorkerSettings(
             device=device, threads=threads, checkpoints=place, logs=logs.absolute(), folders=folders
         )
-        reason = train(study, settings, leave)
+        reason = train(study, how, leave)
         log.info("leaving: %s", reason)
     if leave.signal is not None or leave.abandoned:
         raise typer.Exit(leave.status)

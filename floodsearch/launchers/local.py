@@ -281,12 +281,13 @@ def _warning_lines(status: StudyStatus) -> list[str]:
     return [f"warning: {warning}" for warning in status.warnings]
 
 
-def detach(launched: Launch, file: Path) -> int:
+def detach(launched: Launch, file: Path, settings: Sequence[str] = ()) -> int:
     """Leave a launch that has not begun to a process in the background, in a session of its own.
 
     Args:
         launched: which study, where, and with which workers.
         file: the study file.
+        settings: of the command line, in the place of what the file says.
 
     Returns:
         The process's number.
@@ -294,6 +295,7 @@ def detach(launched: Launch, file: Path) -> int:
     name, devices = launched.study.spec.name, launched.crew.devices
     arguments = [str(file.absolute()), "--logs", str(launched.logs)]
     arguments += ["--devices", ",".join(devices), "--workers", str(len(devices))]
+    arguments += [f"--set={setting}" for setting in settings]
     with open_log(launched.logs, name, "launch.log") as output:
         process = subprocess.Popen(  # noqa: S603 - our own interpreter and module
             [*FLOODSEARCH, "launch", *arguments],

@@ -105,8 +105,8 @@ def standard_streams() -> Iterator[None]:
     """Give a command streams that take every character, also where the process was started without them."""
     global _own
     _reopen()
-    before = sys.stdout
-    for stream in (sys.stdout, sys.stderr):
+    before = sys.stdout, sys.stderr
+    for stream in before:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors=TOLERANT)
     try:
@@ -117,7 +117,7 @@ def standard_streams() -> Iterator[None]:
                 stream.flush()
             except OSError:
                 mute(stream)  # or Python would complain of it once more when it ends
-        sys.stdout, _own = before, None
+        (sys.stdout, sys.stderr), _own = before, None
 
 
 def mute(stream: TextIO) -> None:

@@ -13,7 +13,7 @@ def differences(stored: Spec, wanted: Spec) -> list[str]:
     """Return the settings that forbid continuing `stored` as `wanted`, each a line with both values.
 
     Growing the budget is no difference: more trials, more seeds after the ones there are, more epochs, and
-    any change of `[budget]`. Nor is `keep`, which changes no result: it holds for what is completed later;
+    any change of `[budget]`. Nor are `keep` and `[log]`, which change no result: they hold for what comes;
     nor what becomes of a script's process that pauses. Nor is a default that grows with the epochs. Where
     runs may end early the epochs are fixed: a run that has ended is trained no further.
     """
@@ -24,7 +24,7 @@ def differences(stored: Spec, wanted: Spec) -> list[str]:
     found = []
     for key in sorted(old.keys() | new.keys()):
         before, after = old.get(key), new.get(key)
-        if before == after or key.startswith("budget.") or key in grown:
+        if before == after or key.startswith(("budget.", "log.")) or key in grown:
             continue
         if key in ("search.trials", "training.epochs") and before is not None and after is not None:
             if after < before:

@@ -67,6 +67,8 @@ class Known:
     highest: Mapping[str, float]
     """The schedules that find the level in each run, and up to which one by default: `levels.high`, which is
     all that such a study has of [levels]."""
+    loggers: Mapping[str, Callable[[], str | None]]
+    """By name, what is missing here of a logger, with the command that installs it; None if nothing is."""
     check_settings: Callable[[Spec], Iterator[Problem]]
     """Call sampler, pruner and schedule with their settings; yield a problem for each that they refuse."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from floodsearch.errors import Problem, StudyFileError
 from floodsearch.study.fields import Known
 from floodsearch.study.messages import Problems, built, unknown_key
 from floodsearch.study.methods import settings_of, with_trials
+from floodsearch.study.overrides import named_as_given, override
 from floodsearch.study.spec import Spec, Training
 from floodsearch.study.tables import (
     SECTIONS,
@@ -18,6 +19,7 @@ from floodsearch.study.tables import (
     arithmetic_of,
     budget_of,
     levels_of,
+    log_of,
     script_of,
     search_of,
     seed_count_problems,
@@ -34,8 +36,13 @@ NOT_AVAILABLE: Mapping[str, str] = {
 """Features that are planned and not there yet: refused by name, never ignored."""
 
 
-def read(path: Path, known: Known) -> Spec:
+def read(path: Path, known: Known, settings: Sequence[str] = ()) -> Spec:
     """Read a study file.
+
+    Args:
+        path: of the file.
+        known: valid names.
+        settings: of the command line, `KEY=VALUE` each, in the place of what the file says.
 
     Raises:
         StudyFileError: with all problems, if it cannot be read or used.
@@ -64,15 +71,17 @@ def load(path: Path) -> dict[str, Any]:
         raise StudyFileError(str(path), [Problem("file", f"is not valid TOML: {error}")]) from None
 
 
-def parse(raw: Raw, known: Known, *, source: str = "study") -> Spec:
-    """Return the spec of a study file's content.
+def parse(raw: Raw, known: Known, *, source: str = "study", settings: Sequence[str] = ()) -> Spec:
+    """Return the spec of a study file's content, with some settings of the command line.
 
     Raises:
         StudyFileError: with all problems; `source` names the file in the message.
     """
-    spec, problems = _spec(raw, known)
+    changed, of_command_line = override(raw, settings)
+    spec, problems = _spec(changed, known)
     if spec is not None and not problems:
         problems = list(known.check_settings(spec))
+    problems = [*of_command_line, *named_as_given(problems, raw, settings)]
     if spec is None or problems:
         raise StudyFileError(source, problems)
     return spec
@@ -90,6 +99,7 @@ def _spec(raw: Raw, known: Known) -> tuple[Spec | None, Problems]:
     script, of_script = script_of(raw)
     search, of_search = search_of(raw)
     budget, of_budget = budget_of(raw)
+    log, of_log = log_of(raw, known.loggers)
     of_engine = [] if training is None or arithmetic is None else arithmetic.problems(training.engine)
     trained, of_trained = trained_of(raw, known, (training or Training()).seeds)
     if search is not None:
@@ -103,7 +113,7 @@ def _spec(raw: Raw, known: Known) -> tuple[Spec | None, Problems]:
             by_key = {f"{schedule}.{name}": value for name, value in settings.get(schedule, {}).items()}
             searched = {**trained.options, **trained.recipe}
             search, of_trials = with_trials(search, levels, searched, by_key, known.fixed)
-    sections = dict(zip(SECTIONS, (levels, training, arithmetic, script, search, budget), strict=True))
+    sections = dict(zip(SECTIONS, (levels, training, arithmetic, script, search, budget, log), strict=True))
     own = {"arguments": trained.arguments, "options": trained.options}
     spec, of_whole = _whole(raw, sections, **own, settings=settings)
     return spec, [
@@ -116,6 +126,7 @@ def _spec(raw: Raw, known: Known) -> tuple[Spec | None, Problems]:
         *of_script,
         *of_search,
         *of_budget,
+        *of_log,
         *of_engine,
         *of_trained,
         *of_settings,

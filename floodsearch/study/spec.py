@@ -176,6 +176,18 @@ class Budget(Section):
     hours: float | None = Field(None, gt=0)
 
 
+class Log(Section):
+    """Which loggers the runs are written to; it changes no result.
+
+    Attributes:
+        to: their names.
+        project: under which W&B and MLflow show the runs; None for the name of the study.
+    """
+
+    to: Annotated[tuple[str, ...], Field(strict=False)] = ()
+    project: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9 ._-]*$", max_length=100)] | None = None
+
+
 class Spec(Section):
     """A complete study.
 
@@ -202,6 +214,7 @@ class Spec(Section):
     script: ScriptSettings | None = None
     search: Search = Search()
     budget: Budget = Budget()
+    log: Log = Log()
     settings: dict[str, dict[str, Choices | Range | Setting]] = Field(default_factory=dict)
 
     @property

@@ -6,7 +6,7 @@ the problems. A section may come with problems that leave it usable.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any, TypeVar
 
 from floodsearch.errors import Problem
@@ -18,6 +18,7 @@ from floodsearch.study.spec import (
     MOST_SEEDS,
     Arithmetic,
     Budget,
+    Log,
     ScriptSettings,
     Search,
     Training,
@@ -27,7 +28,7 @@ Raw = Mapping[str, Any]
 """The content of a study file, as TOML has it."""
 S = TypeVar("S", bound=Section)
 
-SECTIONS = ("levels", "training", "arithmetic", "script", "search", "budget")
+SECTIONS = ("levels", "training", "arithmetic", "script", "search", "budget", "log")
 OF_TRAINING = Training.model_fields.keys() - {"recipe"}
 """The settings of [training] that are not fields of a recipe, or settings of the user's own."""
 
@@ -114,6 +115,27 @@ def script_of(raw: Raw) -> tuple[ScriptSettings | None, Problems]:
 def budget_of(raw: Raw) -> tuple[Budget | None, Problems]:
     """Read [budget]."""
     return _section("budget", Budget, raw.get("budget", {}))
+
+
+def log_of(raw: Raw, loggers: Mapping[str, Callable[[], str | None]]) -> tuple[Log | None, Problems]:
+    """Read [log], whose loggers have to be installed.
+
+    Args:
+        raw: content of the study file.
+        loggers: by name, what is missing here of each; None if nothing is.
+    """
+    table = raw.get("log", {})
+    if isinstance(table, dict) and isinstance(table.get("to"), str):
+        table = {**table, "to": [table["to"]]}
+    log, problems = _section("log", Log, table)
+    for name in () if log is None else log.to:
+        if unknown := unknown_name("log.to", name, loggers):
+            problems += unknown
+        elif (missing := loggers[name]()) is not None:
+            problems.append(Problem("log.to", f"{name!r} {missing}"))
+    if log is not None and len(set(log.to)) < len(log.to):
+        problems.append(Problem("log.to", f"{list(log.to)} holds a logger twice"))
+    return log, problems
 
 
 def search_of(raw: Raw) -> tuple[Search | None, Problems]:

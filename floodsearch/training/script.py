@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from floodsearch.artifacts.files import Folder
+from floodsearch.artifacts.names import log_name
 from floodsearch.errors import LoopError
 from floodsearch.records import REPORTED, Setting
 from floodsearch.study.section import AUTO
@@ -124,7 +125,7 @@ class Script:
             if part is not None:
                 part.command.end()
             first = None if self.settings.first_epoch == AUTO else self.settings.first_epoch
-            part = Part(run, words, f"{run.name}.log", self.outputs, self.leaving, first)
+            part = Part(run, words, log_name(run.name), self.outputs, self.leaving, first)
         stops = False
         try:
             run.restore(numbering=part.numbering)
@@ -161,7 +162,7 @@ class Script:
             "run": run.name,
         }
         if run.script.folder is not None and "folder" in placeholders(self.command):
-            own["folder"] = str(run.script.folder.made())
+            own["folder"] = str(run.script.folder.make())
         return located(filled(self.command, {**run.settings, **own}), self.folders)
 
     def _has_room(self, run: LoopRun, part: Part) -> bool:

@@ -31,6 +31,7 @@ from floodsearch.study.spec import Budget
 from floodsearch.training.cohort import EpochOutcome
 from floodsearch.worker.heartbeat import Heartbeat
 from floodsearch.worker.held import HeldTickets
+from floodsearch.worker.logged import Loggers
 from floodsearch.worker.trainers import Group, Members, Trainer
 
 ROUNDING = 1e-6
@@ -62,9 +63,14 @@ class Bracket:
     """
 
     def __init__(
-        self, tickets: Sequence[Ticket], heartbeat: Heartbeat, trainer: Trainer, weights: KeptWeights
+        self,
+        tickets: Sequence[Ticket],
+        heartbeat: Heartbeat,
+        trainer: Trainer,
+        weights: KeptWeights,
+        loggers: Loggers | None = None,
     ) -> None:
-        self.held = HeldTickets(tickets, heartbeat)
+        self.held = HeldTickets(tickets, heartbeat, loggers or Loggers(heartbeat.settings.logs))
         self.study = self.held.study
         self.heartbeat, self.trainer, self.weights = heartbeat, trainer, weights
 

@@ -16,6 +16,7 @@ from floodsearch.records import Attribute
 from floodsearch.storage.notices import warn
 from floodsearch.storage.retry import persistently
 from floodsearch.worker.heartbeat import Heartbeat
+from floodsearch.worker.logged import Loggers
 from floodsearch.worker.recorder import Recorder
 
 Ending = Literal["complete", "pruned", "diverged", "failed", "lost", "handed back"]
@@ -30,6 +31,7 @@ class HeldTickets:
     Args:
         tickets: as they were taken.
         heartbeat: of the worker; it says which tickets are in its hands.
+        loggers: are given what the tickets show.
 
     Attributes:
         alive: those whose end is not written down yet, by number.
@@ -38,11 +40,11 @@ class HeldTickets:
         fits: how many may be taken at once from now on, where these were too many for the device's memory.
     """
 
-    def __init__(self, tickets: Sequence[Ticket], heartbeat: Heartbeat) -> None:
+    def __init__(self, tickets: Sequence[Ticket], heartbeat: Heartbeat, loggers: Loggers) -> None:
         self.alive = {ticket.number: ticket for ticket in tickets}
         self.study = tickets[0].study  # with its spec as of when the tickets were taken
         self.heartbeat = heartbeat
-        self.recorder = Recorder(tickets)
+        self.recorder = Recorder(tickets, loggers)
         self.checkpoints = Checkpoints(heartbeat.settings.files(self.study))
         self.at_once = 0
         self.fits: int | None = None
@@ -56,7 +58,8 @@ class HeldTickets:
         lost = self.recorder.write(numbers, persistent=persistent)
         for number in lost:
             log.warning("ticket %d was taken from this worker, which was thought dead", number)
-            self.alive.pop(number, None)
+            if (ticket := self.alive.pop(number, None)) is not None:
+                self.recorder.loggers.close(ticket, "lost")
         if lost:
             self.tell()
         return lost
@@ -84,6 +87,7 @@ class HeldTickets:
             log.warning("%s", error)
             ending = "lost"
         log.info("ticket %d: %s", ticket.number, ending)
+        self.recorder.loggers.close(ticket, ending)
         self.alive.pop(ticket.number, None)
         # After an error that came again the next attempt begins anew: it may be in what was gone on from.
         again = ending == "failed" and ticket.attempt > 1

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
+import traceback
 from collections.abc import Callable, Sequence
 
 import torch
@@ -11,7 +13,7 @@ from floodsearch.artifacts.checkpoint import Checkpoint, Checkpoints
 from floodsearch.artifacts.files import Files, Folder, is_url, shown
 from floodsearch.artifacts.names import RUNS, name_of, run_folder
 from floodsearch.catalog import command_of, judge_of, loop_of, loop_settings
-from floodsearch.errors import FirstCallError, UsageError, pass_on_ctrl_c
+from floodsearch.errors import FirstCallError, FloodsearchError, UsageError, pass_on_ctrl_c
 from floodsearch.records import REPORTED, field_of
 from floodsearch.search.pauses import restart_pays
 from floodsearch.storage import tables
@@ -29,6 +31,7 @@ from floodsearch.usercode.reference import called_as_program
 from floodsearch.worker.leave import LeaveRequest
 from floodsearch.worker.loop_members import LoopMembers
 from floodsearch.worker.mistakes import MistakeFinder, Seen
+from floodsearch.worker.outputs import output_kept
 from floodsearch.worker.settings import WorkerSettings
 from floodsearch.worker.trainers import Group, plan_of
 
@@ -47,6 +50,7 @@ class Loops:
 
     Attributes:
         script: the command, if it is one.
+        handed: whether it is a function that was handed over in Python.
 
     Raises:
         TaskError: if the function cannot be imported, or the command's program is not there.
@@ -61,7 +65,7 @@ class Loops:
         leave: LeaveRequest,
         handed: Function | None = None,
     ) -> None:
-        spec = trusted.spec
+        spec, self.handed = trusted.spec, handed is not None
         self.script = None if spec.command is None else script_of(trusted, settings, leave)
         if handed is not None:
             self.loop: Loop = called_as_program(handed.call, str(spec.objective), spec.arguments)
@@ -100,7 +104,7 @@ class Loops:
             )
 
         return LoopMembers(
-            self.call,
+            functools.partial(self._call_kept, study),
             plan,
             levels=group.levels,
             seeds=group.seeds,
@@ -136,6 +140,20 @@ class Loops:
         """End all processes of a script that are stopped."""
         if self.script is not None:
             self.script.end_others()
+
+    def _call_kept(self, study: StoredStudy, run: LoopRun) -> BaseException | None:
+        """Train a part of a run, as `call` does, with all that a function prints in the log of the run."""
+        # The output of a script is kept as it is read; that of a function that was handed over stays where
+        # the person is who runs it.
+        if self.script is not None or self.handed:
+            return self.call(run)
+        with output_kept(self.settings.logs, study, run):
+            error = self.call(run)
+            if isinstance(error, FloodsearchError):
+                print(error)  # noqa: T201
+            elif error is not None:
+                traceback.print_exception(error)
+            return error
 
     def call(self, run: LoopRun) -> BaseException | None:
         """Train a part of a run; return what was wrong with it, or None.

@@ -12,6 +12,7 @@ from floodsearch.records import EpochRecord
 from floodsearch.storage import tables
 from floodsearch.storage.retry import attempt, persistently
 from floodsearch.storage.trial_records import read_trials
+from floodsearch.worker.logged import Loggers
 
 FLUSH_SECONDS = 10.0
 """Curves are written at least this often, so that a dashboard lives and little is lost."""
@@ -85,12 +86,14 @@ class Recorder:
 
     Args:
         tickets: of one study.
+        loggers: are given what is written.
 
     Attributes:
         curves: by ticket.
     """
 
-    def __init__(self, tickets: Sequence[Ticket]) -> None:
+    def __init__(self, tickets: Sequence[Ticket], loggers: Loggers) -> None:
+        self.loggers = loggers
         self.study = tickets[0].study
         self.curves = {ticket.number: Curve(ticket) for ticket in tickets}
         self._tried = time.monotonic()  # when they were last to be written
@@ -157,6 +160,9 @@ class Recorder:
         entries = [self.curves[number].entry() for number in numbers]
         lost = persistently(queue.record, entries) if persistent else attempt(queue.record, entries)
         self._tried = time.monotonic()
+        for entry in entries:
+            self.loggers.add(entry.ticket, entry.records)
+        self.loggers.write(entry.ticket for entry in entries)
         if lost is None:
             return set()
         for entry in entries:

@@ -35,6 +35,7 @@ from floodsearch.usercode.function import Function
 from floodsearch.worker.bracket import Bracket
 from floodsearch.worker.heartbeat import Heartbeat
 from floodsearch.worker.leave import LeaveRequest
+from floodsearch.worker.logged import Loggers
 from floodsearch.worker.loops import Loops
 from floodsearch.worker.pilot import pilot
 from floodsearch.worker.settings import WorkerSettings
@@ -97,7 +98,7 @@ def work(
     log.info("worker %d trains study %s on %s", worker, study.name, device)
     _compare(revision, study)
     files = settings.files(study)
-    weights = KeptWeights(files)
+    weights, loggers = KeptWeights(files), Loggers(settings.logs)
     if engines and study.engine is None:
         study = persistently(study.settle_engine, default_engine(trusted, device))
     fits: int | None = None
@@ -118,7 +119,7 @@ def work(
                 log.warning("%s", error)
                 continue
             if tickets:
-                bracket = Bracket(tickets, heartbeat, trainer or own, weights)
+                bracket = Bracket(tickets, heartbeat, trainer or own, weights, loggers)
                 bracket.end()
                 fits = bracket.held.fits or fits
             elif not persistently(_more_to_come, study):
