@@ -28,7 +28,7 @@ ORDER = words("""
     errors records findings defaults
     process flooding usercode artifacts answer
     tasks study training search storage catalog
-    queue worker cost queries
+    queue worker cost tryout queries
     report launchers adapters service cli __main__
 """)
 """The packages, and the files beside them: each imports only from those before it."""
@@ -52,6 +52,7 @@ INSIDE = {
     "worker": "trainers recorder mistakes loop_members leave settings heartbeat pilot held bracket "
     "loops work",
     "cost": "forecast throughput outlook",
+    "tryout": "result observed source held folder runs findings rehearse",
     "report": "weights documents export words text",
     "launchers": "supervision crew logs local api",
     "adapters": "ranks metrics lightning huggingface",
@@ -73,6 +74,7 @@ THIRD_PARTIES = {
     "catalog": "optuna numpy",
     "queue": "optuna sqlalchemy",
     "worker": "torch",
+    "tryout": "torch numpy",
     "report": "pyarrow",
     "adapters": "torch lightning transformers",
     "service": "optuna_dashboard waitress",
@@ -84,7 +86,7 @@ LIGHT = words("""
     errors records defaults process.nesting flooding.schedules usercode.reference usercode.command
     artifacts.files answer.best study.spec study.reader study.trust search.space search.samplers
     search.pruners storage.database storage.studies storage.tables storage.trials tasks tasks.options
-    catalog queue queries cost.forecast
+    catalog queue queries cost.forecast tryout.result
     report.text report.export service.dashboard cli
 """)
 FORBIDDEN_NAMES = {"utils", "common", "helpers", "misc", "core", "base", "manager", "util"}
@@ -239,7 +241,7 @@ def test_the_command_line_is_frozen() -> None:
         "best": ["--json", "--storage"],
         "weights": ["--checkpoints", "--out", "--storage"],
         "export": ["--curves", "--format", "--out", "--storage"],
-        "check": ["--json", "--measure", "--speed", "--storage"],
+        "check": ["--json", "--measure", "--speed", "--storage", "--try"],
         "stop": ["--storage"],
         "logs": ["--follow", "--lines", "--logs"],
         "delete": ["--checkpoints", "--storage", "--yes"],

@@ -126,10 +126,7 @@ class MistakeFinder:
         """Return a message where an object of a run's state is a part of another run's; else None."""
         if (owner := self.seen.owners.claim(one, key)) is None:
             return None
-        return (
-            f"run.restore() was given {name} of another run, seed {owner.seed} at level {owner.level:g}: "
-            "make it inside of the function, so that each run begins anew"
-        )
+        return of_another_run(name, owner)
 
     def warn_of(self, run: LoopRun, *, flooded: bool) -> None:
         """Warn of what a part of a run shows that may be meant; `flooded` is whether its level ever has."""
@@ -160,6 +157,14 @@ class MistakeFinder:
         if kind not in self.seen.said:
             self.seen.said.add(kind)
             warn(self.study, kind, message)
+
+
+def of_another_run(name: str, owner: RunKey) -> str:
+    """Return a message for an object of a run's state that is a part of another run's."""
+    return (
+        f"run.restore() was given {name} of another run, seed {owner.seed} at level {owner.level:g}: "
+        "make it inside of the function, so that each run begins anew"
+    )
 
 
 def _seed_not_used(key: RunKey, found: Finding, *, command: bool) -> str:

@@ -1,0 +1,139 @@
+"""The order of a try: which runs are trained, from the cheapest that tells most, and what they come to."""
+
+from __future__ import annotations
+
+import math
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+from floodsearch.catalog import judge_of
+from floodsearch.cost.outlook import look_ahead
+from floodsearch.records import field_of
+from floodsearch.study.section import AUTO
+from floodsearch.study.spec import Spec
+from floodsearch.study.trust import given
+from floodsearch.training.devices import find_device
+from floodsearch.tryout.findings import Runs, far_level, findings, wants_again
+from floodsearch.tryout.observed import Tried
+from floodsearch.tryout.result import Report
+from floodsearch.tryout.runs import EPOCHS, Trainer
+
+SECONDS = 20.0
+"""What all runs but the first may take together."""
+RUNS = 4
+"""Behind the first one, at most."""
+LEAST_SECONDS = 2.0
+"""A run is given at least so long to show something."""
+
+
+def try_out(spec: Spec, folders: tuple[Path, ...], say: Callable[[str], object]) -> Report:
+    """Train a few short runs of a study's code; nothing of them is left behind.
+
+    Args:
+        spec: of a study file that a person gave: its code is run.
+        folders: where files of a command are looked for before the current folder.
+        say: tells a person what takes long.
+
+    Raises:
+        TaskError: if the code cannot be imported.
+    """
+    since = time.perf_counter()
+    device = find_device("auto")
+    with tempfile.TemporaryDirectory(prefix="floodsearch-try-") as room:
+        trainer = Trainer(given(spec), device, Path(room), folders)
+        runs, not_tried = _train(spec, trainer, say)
+    found = findings(runs)
+    first = runs.first
+    epoch = first.seconds.get(EPOCHS, first.seconds.get(1))
+    outlook = look_ahead(spec)
+    costs = [
+        None if epoch is None or epochs is None else epoch * epochs
+        for epochs in (outlook.epochs_expected, outlook.epochs_exhaustive)
+    ]
+    return Report(
+        findings=tuple(found),
+        not_tried=tuple(not_tried),
+        runs=trainer.runs,
+        seconds=time.perf_counter() - since,
+        first_epoch=first.begun + first.seconds[1] if 1 in first.seconds else None,
+        epoch=epoch,
+        seconds_expected=costs[0],
+        seconds_exhaustive=costs[1],
+    )
+
+
+def _train(spec: Spec, trainer: Trainer, say: Callable[[str], object]) -> tuple[Runs, list[str]]:
+    """Train the runs of a try, as many as there is time for; return what was not tried, too."""
+    seeds, not_tried = spec.training.seeds, list[str]()
+    runs = Runs(
+        first=trainer.first(seeds[0]),
+        metric=spec.search.metric,
+        is_command=trainer.is_command,
+        prunes=bool(judge_of(spec).rungs),
+        on_a_cpu=trainer.device.type == "cpu",
+        from_pilot=spec.levels.high == AUTO,
+    )
+    first = runs.first
+    if first.error is not None:
+        return runs, ["all else: the first run has failed"]
+    budget = _Budget(first, trainer.is_command)
+    if budget.short:
+        say(f"an epoch takes {max(first.seconds.values()):.0f} s: the other runs of the try are cut short")
+    highest = spec.stand_in().levels.highest
+    if budget.pauses and spec.training.epochs > 1:
+        runs = replace(runs, paused=trainer.paused(first, seconds=budget.share()))
+    elif spec.training.epochs > 1:
+        not_tried.append("a pause: an epoch takes too long")
+    runs = replace(
+        runs, far=trainer.train(far_level(first, highest), seeds[0], last=budget.last, seconds=budget.share())
+    )
+    if len(seeds) > 1:
+        runs = replace(runs, other=trainer.train(0.0, seeds[1], last=budget.last, seconds=budget.share()))
+    if wants_again(runs):
+        runs = replace(runs, again=trainer.train(0.0, seeds[0], last=budget.last, seconds=budget.share()))
+    if runs.far is not None and not runs.far.shown and runs.far.error is None:
+        not_tried.append("an evaluation at a level, and which files two runs write: an epoch takes too long")
+    if first.stopped or not _validated(first, spec.search.metric):
+        not_tried.append(
+            f"{spec.search.metric}: it is due at epoch {spec.training.validate_every}, and {EPOCHS} are tried"
+        )
+    return runs, not_tried
+
+
+def _validated(tried: Tried, metric: str) -> bool:
+    """Return whether a run has shown the study's metric."""
+    return any(getattr(one, field_of(metric)) is not None for one in tried.records)
+
+
+class _Budget:
+    """How long the runs behind the first one may take.
+
+    Args:
+        first: the first run.
+        is_command: whether a command trained it, which shows nothing before its first epoch has ended.
+
+    Attributes:
+        short: whether there is no time for whole runs.
+        last: the epoch up to which the others are trained.
+        pauses: whether there is time to try a pause.
+    """
+
+    def __init__(self, first: Tried, is_command: bool) -> None:
+        self.is_command = is_command
+        epochs = first.seconds.values()
+        # A command's first epoch comes with its imports.
+        whole = EPOCHS * min(epochs) if is_command else sum(epochs)
+        self.short = RUNS * whole > SECONDS
+        self.last = 1 if self.short else EPOCHS
+        self.pauses = not (self.short and is_command)
+        self._until = time.monotonic() + SECONDS
+        self._left = RUNS
+
+    def share(self) -> float:
+        """Return the seconds of the next run: what is left, in equal parts."""
+        share = max(LEAST_SECONDS, (self._until - time.monotonic()) / max(1, self._left))
+        self._left -= 1
+        return math.inf if self.is_command or not self.short else share
