@@ -7,8 +7,9 @@ twice, is the same to the last digit, any difference tells; else one beyond roun
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 from floodsearch.records import REPORTED
 from floodsearch.training.independence import COMPARED, ELSEWHERE, ON_A_CPU, PROOF, weight
@@ -17,8 +18,18 @@ from floodsearch.tryout.result import Finding
 
 FAR = 100.0
 """A level that is so many times the highest loss is above the losses of the first epochs."""
+CodeKind = Literal["task", "loop", "command"]
+
 MOST_NAMED = 3
 """Of the variables that differ, so many are named."""
+DRAWN: Mapping[CodeKind, str] = {
+    "task": "draw the data from the seed that is given, as by torch.Generator().manual_seed(seed), and keep "
+    "nothing from batch to batch but in the model",
+    "loop": "seed all that it draws by run.seed, generators of its own, too, as in "
+    "torch.Generator().manual_seed(run.seed) or numpy.random.default_rng(run.seed)",
+    "command": "let the command seed by {seed} all that it draws",
+}
+"""What to do about draws that no seed fixes."""
 FEWEST_VALUES = 4
 """So many equal values of a metric, over runs that differ, show that it says nothing."""
 
@@ -34,7 +45,7 @@ class Runs:
         far: the same seed at a level far above its losses.
         other: another seed, unflooded.
         metric: of the study.
-        is_command: whether a command trained them; nobody has seen its batches.
+        kind: of the code that trained them; of a task and a command nobody has seen the batches.
         prunes: whether the study stops runs at rungs.
         on_a_cpu: whether they trained on a CPU.
         from_pilot: whether the highest level is to be found from `val_loss`.
@@ -46,7 +57,7 @@ class Runs:
     far: Tried | None = None
     other: Tried | None = None
     metric: str = "val_accuracy"
-    is_command: bool = False
+    kind: CodeKind = "loop"
     prunes: bool = True
     on_a_cpu: bool = True
     from_pilot: bool = False
@@ -69,9 +80,9 @@ def far_level(first: Tried, highest: float) -> float:
 
 def wants_again(runs: Runs) -> bool:
     """Return whether the first run is to be trained a second time, to tell what a difference comes from."""
-    if not runs.first.can_pause and not runs.is_command:
+    if runs.paused is None:
         return True  # nothing else shows whether a run can be repeated
-    if runs.paused is not None and first_difference(runs.first, runs.paused) is not None:
+    if first_difference(runs.first, runs.paused) is not None:
         return True
     if runs.far is None:
         return False
@@ -205,13 +216,10 @@ def _not_repeatable(runs: Runs) -> Iterator[Finding]:
     elif where is not None:
         drawn = [name for name, part, _ in parts if not part.shared and part.kind != "plain"]
         what = f"; {_named(drawn)} is another each time" if drawn else ""
-        how = (
-            "let the command seed by {seed} all that it draws"
-            if runs.is_command
-            else "seed all that it draws by run.seed: generators of its own, too, as in "
-            "torch.Generator().manual_seed(run.seed) or numpy.random.default_rng(run.seed)"
+        yield Finding(
+            "unseeded",
+            f"seed {seed}, trained twice, is not the same run ({where}){what}: {DRAWN[runs.kind]}",
         )
-        yield Finding("unseeded", f"seed {seed}, trained twice, is not the same run ({where}){what}: {how}")
 
 
 # --- a pause ---
@@ -219,7 +227,7 @@ def _not_repeatable(runs: Runs) -> Iterator[Finding]:
 
 def _pause(runs: Runs) -> Iterator[Finding]:
     """Look for what begins anew where a run goes on after a pause."""
-    if not runs.is_command and not runs.first.can_pause:
+    if runs.kind == "loop" and not runs.first.can_pause:
         if runs.prunes:
             yield Finding(
                 "no restore",
@@ -236,11 +244,17 @@ def _pause(runs: Runs) -> Iterator[Finding]:
     where = first_difference(runs.first, runs.paused, runs.rounding)
     if where is None or anew:
         return
-    if runs.is_command:
+    if runs.kind == "command":
         yield Finding(
             "pause",
             f"a run that is ended after epoch 1 and started again is another one ({where}): let its "
             "checkpoint hold all that changes (optimizer, scheduler, scaler, random states), or keep none",
+        )
+    elif runs.kind == "task":
+        yield Finding(
+            "pause",
+            f"a run that pauses after epoch 1 is another one ({where}): keep what changes from batch to "
+            "batch in the model, as buffers, and nothing in what makes the loss or the batches",
         )
     else:
         yield Finding(
@@ -282,15 +296,13 @@ def _seed(runs: Runs) -> Iterator[Finding]:
     if runs.other is None or not (shared := _shared(runs.first, runs.other)):
         return
     varies = runs.far is not None and first_difference(runs.first, runs.far) is not None
-    if weight(shared) < PROOF and not (runs.is_command and varies and len(shared) > 1):
+    if weight(shared) < PROOF and not (runs.kind != "loop" and varies and len(shared) > 1):
         return
     gave = f"seed {runs.first.key.seed} and seed {runs.other.key.seed} gave the same run, to the last digit"
-    how = (
-        "let the command seed by {seed} all that it draws"
-        if runs.is_command
-        else "seed what the loop draws by run.seed, not by a number of its own as in torch.manual_seed(42)"
+    how = "seed what the loop draws by run.seed, not by a number of its own as in torch.manual_seed(42)"
+    yield Finding(
+        "seed not used", f"{gave}: {how if runs.kind == 'loop' else DRAWN[runs.kind]}, or write seeds = 1"
     )
-    yield Finding("seed not used", f"{gave}: {how}, or write seeds = 1")
 
 
 def _level(runs: Runs, *, compare: bool) -> Iterator[Finding]:
@@ -309,13 +321,13 @@ def _level(runs: Runs, *, compare: bool) -> Iterator[Finding]:
     if first_difference(runs.first, far) is not None or far.diverged:
         return
     same = f"level {level:g}, far above the loss, gave the run of level 0, to the last digit"
-    if runs.is_command:
+    if runs.kind != "loop":
         varies = runs.other is not None and first_difference(runs.first, runs.other) is not None
         shared = _shared(runs.first, far)
         if weight(shared) >= PROOF or (varies and len(shared) > 1):
             yield Finding(
                 "level not used",
-                f"{same}: let the command flood its loss, as loss = (loss - {{level}}).abs() + {{level}}",
+                f"{same}: let the command flood its loss at {{level}}, as (loss - level).abs() + level",
             )
     elif not far.losses:
         yield Finding(
@@ -408,7 +420,7 @@ def _files(runs: Runs) -> Iterator[Finding]:
         by = " and ".join(
             what for what, those in (("level", levels), ("seed", seeds)) if name in those or not those
         )
-        if runs.is_command:
+        if runs.kind == "command":
             put = " and ".join(f"{{{one}}}" for one in by.split(" and "))
             mend = f"put {put} into its name, by an argument of the command"
         else:

@@ -46,12 +46,13 @@ PLAIN = (bool, int, float, complex, str, bytes, type(None))
 CODE = (ModuleType, FunctionType, MethodType, BuiltinFunctionType, type, FrameType)
 
 
-def snapshot(frame: FrameType | None, ignored: object) -> dict[str, Part]:
+def snapshot(frame: FrameType | None, ignored: object, modules: Iterable[str] = ()) -> dict[str, Part]:
     """Return what the user's code holds: in the functions that run now, and in its modules.
 
     Args:
         frame: of the function that runs, or is called by one of the user's.
         ignored: is the code's, but not looked into: its run.
+        modules: of the code, beside those of its functions that run.
     """
     frames = list(_own_frames(frame))
     walk = _Walk(seen={id(ignored)})
@@ -62,7 +63,8 @@ def snapshot(frame: FrameType | None, ignored: object) -> dict[str, Part]:
             matters &= lasts
         for name, value in one.f_locals.items():
             walk.take(name, value, matters)
-    for module in _own_modules(frames):
+    names = [str(one.f_globals.get("__name__")) for one in frames]
+    for module in _own_modules([*names, *modules]):
         # A function's own name comes first: `self.model` says more than the module that holds the object.
         walk.shared = f" of {module.__name__}"
         matters = deciding(_source(module))
@@ -80,9 +82,8 @@ def _own_frames(frame: FrameType | None) -> Iterator[FrameType]:
         frame = frame.f_back
 
 
-def _own_modules(frames: Iterable[FrameType]) -> list[ModuleType]:
-    """Return the user's own modules: those of some frames, and what they import of the user's."""
-    names = {str(frame.f_globals.get("__name__")) for frame in frames}
+def _own_modules(names: Iterable[str]) -> list[ModuleType]:
+    """Return the user's own modules: those of some names, and what they import of the user's."""
     todo = [sys.modules[name] for name in names if name in sys.modules]
     found: dict[str, ModuleType] = {}
     while todo:

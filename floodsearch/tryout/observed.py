@@ -9,6 +9,9 @@ from typing import Literal, NamedTuple
 from floodsearch.records import EpochRecord
 from floodsearch.training.independence import RunKey, Shown
 
+EPOCHS = 2
+"""Of each run of a try: the second one begins with what the first has left."""
+
 PartKind = Literal["plain", "array", "generator", "state"]
 
 

@@ -9,6 +9,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import torch
+
 from floodsearch.catalog import judge_of
 from floodsearch.cost.outlook import look_ahead
 from floodsearch.records import field_of
@@ -16,10 +18,11 @@ from floodsearch.study.section import AUTO
 from floodsearch.study.spec import Spec
 from floodsearch.study.trust import given
 from floodsearch.training.devices import find_device
-from floodsearch.tryout.findings import Runs, far_level, findings, wants_again
-from floodsearch.tryout.observed import Tried
+from floodsearch.tryout.findings import CodeKind, Runs, far_level, findings, wants_again
+from floodsearch.tryout.observed import EPOCHS, Tried
 from floodsearch.tryout.result import Report
-from floodsearch.tryout.runs import EPOCHS, Trainer
+from floodsearch.tryout.runs import LoopTrainer
+from floodsearch.tryout.tasks import TaskTrainer
 
 SECONDS = 20.0
 """What all runs but the first may take together."""
@@ -43,7 +46,7 @@ def try_out(spec: Spec, folders: tuple[Path, ...], say: Callable[[str], object])
     since = time.perf_counter()
     device = find_device("auto")
     with tempfile.TemporaryDirectory(prefix="floodsearch-try-") as room:
-        trainer = Trainer(given(spec), device, Path(room), folders)
+        trainer = _trainer(spec, device, Path(room), folders)
         runs, not_tried = _train(spec, trainer, say)
     found = findings(runs)
     first = runs.first
@@ -65,13 +68,31 @@ def try_out(spec: Spec, folders: tuple[Path, ...], say: Callable[[str], object])
     )
 
 
-def _train(spec: Spec, trainer: Trainer, say: Callable[[str], object]) -> tuple[Runs, list[str]]:
+def _trainer(
+    spec: Spec, device: torch.device, room: Path, folders: tuple[Path, ...]
+) -> LoopTrainer | TaskTrainer:
+    """Return what trains the runs of a study."""
+    if spec.task is not None:
+        return TaskTrainer(given(spec), device)
+    return LoopTrainer(given(spec), device, room, folders)
+
+
+def _kind(spec: Spec) -> CodeKind:
+    """Return what kind of code a study trains."""
+    if spec.task is not None:
+        return "task"
+    return "loop" if spec.command is None else "command"
+
+
+def _train(
+    spec: Spec, trainer: LoopTrainer | TaskTrainer, say: Callable[[str], object]
+) -> tuple[Runs, list[str]]:
     """Train the runs of a try, as many as there is time for; return what was not tried, too."""
     seeds, not_tried = spec.training.seeds, list[str]()
     runs = Runs(
         first=trainer.first(seeds[0]),
         metric=spec.search.metric,
-        is_command=trainer.is_command,
+        kind=_kind(spec),
         prunes=bool(judge_of(spec).rungs),
         on_a_cpu=trainer.device.type == "cpu",
         from_pilot=spec.levels.high == AUTO,
@@ -79,26 +100,26 @@ def _train(spec: Spec, trainer: Trainer, say: Callable[[str], object]) -> tuple[
     first = runs.first
     if first.error is not None:
         return runs, ["all else: the first run has failed"]
-    budget = _Budget(first, trainer.is_command)
+    budget = _Budget(first, runs.kind)
     if budget.short:
         say(f"an epoch takes {max(first.seconds.values()):.0f} s: the other runs of the try are cut short")
     highest = spec.stand_in().levels.highest
-    if budget.pauses and spec.training.epochs > 1:
-        runs = replace(runs, paused=trainer.paused(first, seconds=budget.share()))
-    elif spec.training.epochs > 1:
+    if not budget.pauses:
         not_tried.append("a pause: an epoch takes too long")
+    elif spec.training.epochs > 1:
+        runs = replace(runs, paused=trainer.paused(first, seconds=budget.share()))
     runs = replace(
         runs, far=trainer.train(far_level(first, highest), seeds[0], last=budget.last, seconds=budget.share())
     )
     if len(seeds) > 1:
         runs = replace(runs, other=trainer.train(0.0, seeds[1], last=budget.last, seconds=budget.share()))
-    if wants_again(runs):
+    if wants_again(runs) and budget.pauses:
         runs = replace(runs, again=trainer.train(0.0, seeds[0], last=budget.last, seconds=budget.share()))
     if runs.far is not None and not runs.far.shown and runs.far.error is None:
         not_tried.append("an evaluation at a level, and which files two runs write: an epoch takes too long")
-    if first.stopped or not _validated(first, spec.search.metric):
+    if runs.kind != "task" and not _validated(first, spec.search.metric):
         not_tried.append(
-            f"{spec.search.metric}: it is due at epoch {spec.training.validate_every}, and {EPOCHS} are tried"
+            f"{spec.search.metric}: due at epoch {spec.training.validate_every}, trained {len(first.shown)} were"
         )
     return runs, not_tried
 
@@ -113,7 +134,7 @@ class _Budget:
 
     Args:
         first: the first run.
-        is_command: whether a command trained it, which shows nothing before its first epoch has ended.
+        kind: of the code; a command and a task show nothing before an epoch has ended.
 
     Attributes:
         short: whether there is no time for whole runs.
@@ -121,14 +142,14 @@ class _Budget:
         pauses: whether there is time to try a pause.
     """
 
-    def __init__(self, first: Tried, is_command: bool) -> None:
-        self.is_command = is_command
+    def __init__(self, first: Tried, kind: CodeKind) -> None:
+        self.by_epoch = kind != "loop"
         epochs = first.seconds.values()
         # A command's first epoch comes with its imports.
-        whole = EPOCHS * min(epochs) if is_command else sum(epochs)
+        whole = len(epochs) * min(epochs) if kind == "command" else sum(epochs)
         self.short = RUNS * whole > SECONDS
-        self.last = 1 if self.short else EPOCHS
-        self.pauses = not (self.short and is_command)
+        self.last = 1 if self.short else max(first.shown)
+        self.pauses = not (self.short and self.by_epoch)
         self._until = time.monotonic() + SECONDS
         self._left = RUNS
 
@@ -136,4 +157,4 @@ class _Budget:
         """Return the seconds of the next run: what is left, in equal parts."""
         share = max(LEAST_SECONDS, (self._until - time.monotonic()) / max(1, self._left))
         self._left -= 1
-        return math.inf if self.is_command or not self.short else share
+        return math.inf if self.by_epoch or not self.short else share

@@ -33,7 +33,7 @@ from floodsearch.training.loop_state import PARTS
 from floodsearch.training.randomness import borrowed
 from floodsearch.tryout.folder import Mirror
 from floodsearch.tryout.held import snapshot
-from floodsearch.tryout.observed import Tried
+from floodsearch.tryout.observed import EPOCHS, Tried
 from floodsearch.usercode.reference import said
 from floodsearch.worker.leave import LeaveRequest
 from floodsearch.worker.loops import Loops
@@ -41,8 +41,8 @@ from floodsearch.worker.mistakes import of_another_run
 from floodsearch.worker.settings import WorkerSettings
 from floodsearch.worker.trainers import first_choices, plan_of
 
-EPOCHS = 2
-"""Of each run: the second one begins with what the first has left."""
+SOON = 5.0
+"""Seconds of a run in which it is trained beyond its second epoch, to see a metric that comes seldom."""
 FEWEST_BATCHES = 4
 """A run that takes too long is stopped after so many at the earliest."""
 
@@ -92,7 +92,8 @@ class _WatchedRun(LoopRun):
         """Take in an epoch; return whether another one is wanted."""
         self._tried.seconds[record.epoch] = time.perf_counter() - self._since
         self._tried.shown[record.epoch] = Shown(record, list(self.losses))
-        return record.epoch < last and time.monotonic() <= self._deadline
+        soon = time.perf_counter() - self._called < SOON
+        return record.epoch < last and (record.epoch < EPOCHS or soon) and time.monotonic() <= self._deadline
 
     def unended(self) -> list[float]:
         """Return the losses of the batches of an epoch that was not ended."""
@@ -100,7 +101,7 @@ class _WatchedRun(LoopRun):
         return list(self._losses.known)
 
 
-class Trainer:
+class LoopTrainer:
     """Trains runs by a loop or a command of the user's own, each in a folder like the current one.
 
     Args:
@@ -128,9 +129,13 @@ class Trainer:
         self._left: dict[str, Any] | None = None  # by the first run
 
     def first(self, seed: int) -> Tried:
-        """Train the unflooded run of a seed at once; a loop leaves a checkpoint behind its first epoch."""
+        """Train the unflooded run of a seed at once; a loop leaves a checkpoint behind its first epoch.
+
+        It goes on to its first validation if that comes soon.
+        """
         with self._in_a_mirror() as mirror:
-            run, tried = self._train(0.0, seed, saves=True)
+            last = max(EPOCHS, min(self.plan.validate_every, self.plan.epochs))
+            run, tried = self._train(0.0, seed, until=last, last=last, saves=True)
             self._left = run.left
             tried.wrote = mirror.written()
             self._prepared = mirror.prepared(tried.began)
@@ -146,7 +151,7 @@ class Trainer:
             seconds: after which it is stopped, between two batches; a command at once.
         """
         with self._in_a_mirror() as mirror:
-            _, tried = self._train(level, seed, last=last, seconds=seconds)
+            _, tried = self._train(level, seed, until=last, last=last, seconds=seconds)
             tried.wrote = mirror.written()
         return tried
 
@@ -163,7 +168,8 @@ class Trainer:
         level, seed = first.key.level, first.key.seed
         with self._in_a_mirror():
             if self.is_command:
-                # It keeps its own state, if any, in the folder.
+                if not first.wrote:
+                    return None  # it has no checkpoints: it would begin again
                 run, tried = self._train(level, seed, until=1)
                 if tried.error is not None:
                     return tried
