@@ -244,6 +244,10 @@ def _pause(runs: Runs) -> Iterator[Finding]:
     where = first_difference(runs.first, runs.paused, runs.rounding)
     if where is None or anew:
         return
+    kept = ("plain", "array", "container")
+    lasting = [name for name, part, _ in parts if part.kind in kept and part.lasts and not part.shared]
+    if lasting:
+        where = f"{where}; {_named(lasting)} is another"
     if runs.kind == "command":
         yield Finding(
             "pause",

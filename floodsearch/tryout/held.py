@@ -9,21 +9,29 @@ import contextlib
 import functools
 import hashlib
 import inspect
+import itertools
 import random
 import sys
 import textwrap
 import time
+from argparse import Namespace
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
-from types import BuiltinFunctionType, CodeType, FrameType, FunctionType, MethodType, ModuleType
+from types import (
+    BuiltinFunctionType,
+    CodeType,
+    FrameType,
+    FunctionType,
+    MethodType,
+    ModuleType,
+    SimpleNamespace,
+)
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-import floodsearch
 from floodsearch.tryout.observed import Part
 from floodsearch.tryout.source import carried, deciding
 from floodsearch.usercode.reference import FOREIGN
@@ -41,8 +49,8 @@ INSIDE = ("generator", "sampler", "batch_sampler", "dataset", "callbacks", "call
 """Attributes that are looked into of objects whose class is not the user's, such as loaders and trainers."""
 CLOCK = 1e5
 """A number that is within so many seconds of a clock is a time."""
-PACKAGE = str(Path(floodsearch.__file__).parent)
 PLAIN = (bool, int, float, complex, str, bytes, type(None))
+CONTAINERS = (list, tuple, set, frozenset, dict)
 CODE = (ModuleType, FunctionType, MethodType, BuiltinFunctionType, type, FrameType)
 
 
@@ -56,21 +64,17 @@ def snapshot(frame: FrameType | None, ignored: object, modules: Iterable[str] = 
     """
     frames = list(_own_frames(frame))
     walk = _Walk(seen={id(ignored)})
+    names = [str(one.f_globals.get("__name__")) for one in frames]
+    # Those of a script that runs as a whole for each run are its own.
+    own = [one.f_globals for one in frames if one.f_locals is one.f_globals]
+    for module in _own_modules([*names, *modules]):
+        if vars(module) not in own:
+            walk.shared = f" of {module.__name__}"
+            walk.take_all(vars(module), deciding(_source(module)), None)
+    walk.shared = ""
     for one in frames:
         text = _source(one.f_code)
-        matters, lasts = deciding(text), carried(text)
-        if lasts is not None:
-            matters &= lasts
-        for name, value in one.f_locals.items():
-            walk.take(name, value, matters)
-    names = [str(one.f_globals.get("__name__")) for one in frames]
-    for module in _own_modules([*names, *modules]):
-        # A function's own name comes first: `self.model` says more than the module that holds the object.
-        walk.shared = f" of {module.__name__}"
-        matters = deciding(_source(module))
-        for name, value in vars(module).items():
-            if not name.startswith("__"):
-                walk.take(name, value, matters)
+        walk.take_all(one.f_locals, deciding(text), carried(text))
     return walk.found
 
 
@@ -101,7 +105,7 @@ def _own_modules(names: Iterable[str]) -> list[ModuleType]:
 @functools.cache
 def _is_own(file: str) -> bool:
     """Return whether a file is of the user's own code."""
-    return bool(file) and not file.startswith(("<frozen", PACKAGE, *FOREIGN)) and "site-packages" not in file
+    return bool(file) and not file.startswith(("<frozen", *FOREIGN)) and "site-packages" not in file
 
 
 @functools.cache
@@ -125,7 +129,17 @@ class _Walk:
     seen: set[int]
     found: dict[str, Part] = field(default_factory=dict)
     shared: str = ""
+    _lasts: bool = True
     _alive: list[object] = field(default_factory=list)  # so that no other object gets the identity of one
+
+    def take_all(
+        self, variables: Mapping[str, Any], matters: frozenset[str], lasts: frozenset[str] | None
+    ) -> None:
+        """Look at variables: by which of them the code decides, and which last from epoch to epoch."""
+        for name, value in variables.items():
+            if not name.startswith("__"):
+                self._lasts = lasts is None or name in lasts
+                self.take(name, value, matters)
 
     def take(self, name: str, value: Any, matters: frozenset[str], depth: int = DEPTH) -> None:
         """Look at a value that the code calls by a name, and into it."""
@@ -133,7 +147,7 @@ class _Walk:
             return
         if _is_plain(value):
             if not _is_time(value):
-                decides = name.rpartition(".")[2].partition("[")[0] in matters
+                decides = self._lasts and name.rpartition(".")[2].partition("[")[0] in matters
                 self._add(name, Part("plain", repr(value), _short(value), decides=decides, restorable=True))
             return
         if id(value) in self.seen:
@@ -143,21 +157,23 @@ class _Walk:
         part = _part(value)
         if part is not None:
             self._add(name, part)
+            self.seen.update(map(id, getattr(value, "_schedulers", ())))  # a scheduler's state has theirs
         if depth > 0:
             for inner, one, inside in _inner(name, value, part is not None):
                 self.take(inner, one, inside or matters, depth - 1)
 
     def _add(self, name: str, part: Part) -> None:
-        self.found.setdefault(name + self.shared, part._replace(shared=bool(self.shared)))
+        part = part._replace(shared=bool(self.shared), lasts=self._lasts)
+        self.found.setdefault(name + self.shared, part)
 
 
 def _is_plain(value: Any, depth: int = 3) -> bool:
     """Return whether a value is a number, a text, or a short container of these."""
     if isinstance(value, PLAIN):
         return True
-    if depth == 0 or not isinstance(value, list | tuple | set | frozenset | dict) or len(value) > 10_000:
+    if depth == 0 or not isinstance(value, CONTAINERS) or len(value) > 10_000:
         return False
-    if isinstance(value, Mapping):
+    if isinstance(value, dict):
         return all(_is_plain(one, depth - 1) for pair in value.items() for one in pair)
     return all(_is_plain(one, depth - 1) for one in value)
 
@@ -177,36 +193,45 @@ def _short(value: Any) -> str:
 def _part(value: Any) -> Part | None:
     """Return an object that is compared as a whole; None for one that is only looked into."""
     kind = type(value).__name__
-    try:
+    with contextlib.suppress(Exception):  # it may be of any library, and is asked when it did not expect it
         if isinstance(value, Tensor | np.ndarray):
             return Part("array", _digest(value), kind)
-        if isinstance(value, torch.Generator):
-            same = value is torch.default_generator
-            return None if same else Part("generator", _digest(value.get_state()), kind, restorable=True)
-        if isinstance(value, np.random.Generator | np.random.RandomState | random.Random):
-            return Part("generator", _digest(_state_of_generator(value)), kind)
+        if (state := _state_of_generator(value)) is not None:
+            return Part("generator", _digest(state), kind, restorable=isinstance(value, torch.Generator))
         if hasattr(value, "state_dict") and hasattr(value, "load_state_dict"):
             return Part("state", _digest(value.state_dict()), kind, restorable=True)
-    except Exception:  # an object of any library, asked at a time that it did not expect
-        return None
+        if isinstance(value, CONTAINERS):
+            return Part("container", str(len(value)), f"a {kind} of {len(value)}")
     return None
 
 
-def _state_of_generator(generator: Any) -> object:
-    if isinstance(generator, np.random.Generator):
-        return generator.bit_generator.state
-    return generator.getstate() if isinstance(generator, random.Random) else generator.get_state(legacy=False)
+def _state_of_generator(value: Any) -> object:
+    """Return the state of a generator of random numbers; None for anything else, and for torch's own."""
+    if isinstance(value, torch.Generator):
+        return None if value is torch.default_generator else value.get_state()
+    if isinstance(value, np.random.Generator):
+        return value.bit_generator.state
+    if isinstance(value, np.random.RandomState):
+        return value.get_state(legacy=False)
+    return value.getstate() if isinstance(value, random.Random) else None
 
 
 def _inner(name: str, value: Any, whole: bool) -> Iterator[tuple[str, Any, frozenset[str]]]:
-    """Yield what is in an object: its name, and the names by which its class decides, or none of its own."""
+    """Yield what is in an object: its name, and the names by which its class decides, if it is the user's.
+
+    Args:
+        name: of the object.
+        value: the object.
+        whole: whether it is compared as a whole already.
+    """
     none: frozenset[str] = frozenset()
-    if isinstance(value, Mapping):
-        for key, one in list(value.items())[:ELEMENTS]:
+    if isinstance(value, CONTAINERS):
+        keyed = value.items() if isinstance(value, dict) else enumerate(value)
+        for key, one in itertools.islice(keyed, ELEMENTS):
             yield f"{name}[{key!r}]" if isinstance(key, str | int) else name, one, none
-    elif isinstance(value, list | tuple | set | frozenset):
-        for index, one in enumerate(list(value)[:ELEMENTS]):
-            yield f"{name}[{index}]", one, none
+    elif isinstance(value, Namespace | SimpleNamespace):
+        for key, one in vars(value).items():
+            yield f"{name}.{key}", one, none
     elif _is_own(_file_of(kind := type(value))):
         matters = deciding(_source(kind))  # type: ignore[arg-type]
         for key, one in list(getattr(value, "__dict__", {}).items()):

@@ -12,22 +12,25 @@ from floodsearch.training.independence import RunKey, Shown
 EPOCHS = 2
 """Of each run of a try: the second one begins with what the first has left."""
 
-PartKind = Literal["plain", "array", "generator", "state"]
+PartKind = Literal["plain", "array", "container", "generator", "state"]
 
 
 class Part(NamedTuple):
     """Something that a user's code holds while it trains: a variable, an attribute, an element."""
 
     kind: PartKind
-    """A plain value, an array or tensor, a generator, or an object with a `state_dict`."""
+    """A plain value, an array or tensor, a container of other things, of which only the number is compared, a
+    generator, or an object with a `state_dict`."""
     digest: str
     """Equal where the content is."""
     shown: str
     """What a message calls it: a short value, or the name of its type."""
     shared: bool = False
     """Whether it belongs to a module, so that all runs of a process have the same."""
+    lasts: bool = True
+    """Whether the code goes on with it in another epoch, as far as its text tells."""
     decides: bool = False
-    """Whether the code goes on with its value in another epoch: it is tested, or reported."""
+    """Whether it lasts, and the code decides by its value, or reports it."""
     restorable: bool = False
     """Whether `run.restore` takes it."""
 

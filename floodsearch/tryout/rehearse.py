@@ -118,9 +118,8 @@ def _train(
     if runs.far is not None and not runs.far.shown and runs.far.error is None:
         not_tried.append("an evaluation at a level, and which files two runs write: an epoch takes too long")
     if runs.kind != "task" and not _validated(first, spec.search.metric):
-        not_tried.append(
-            f"{spec.search.metric}: due at epoch {spec.training.validate_every}, trained {len(first.shown)} were"
-        )
+        due, ended = spec.training.validate_every, len(first.shown)
+        not_tried.append(f"{spec.search.metric}: it is due at epoch {due}, and {ended} were trained")
     return runs, not_tried
 
 
