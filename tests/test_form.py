@@ -52,7 +52,7 @@ INSIDE = {
     "worker": "trainers recorder mistakes loop_members leave settings heartbeat pilot held bracket "
     "loops work",
     "cost": "forecast throughput outlook",
-    "tryout": "result observed source held folder runs tasks findings rehearse",
+    "tryout": "result observed source held compared folder runs tasks findings rehearse",
     "report": "weights documents export words text",
     "launchers": "supervision crew logs local api",
     "adapters": "ranks metrics lightning huggingface",

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from floodsearch.catalog import known
+from floodsearch.cost.outlook import look_ahead
 from floodsearch.study.reader import parse
 from floodsearch.tryout.rehearse import try_out
 from floodsearch.tryout.result import Finding
@@ -85,7 +86,7 @@ def tried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list
         module = f"{tmp_path.name.replace('-', '_')}_loop"
         (tmp_path / f"{module}.py").write_text(text)
         spec = parse({**STUDY, "objective": f"{module}:train", **study}, known())
-        return list(try_out(spec, (tmp_path,), lambda text: None).findings)
+        return list(try_out(spec, (tmp_path,), look_ahead(spec), lambda text: None).findings)
 
     return find
 

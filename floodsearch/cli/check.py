@@ -54,7 +54,7 @@ def check(
     outlook = look_ahead(spec, speed=speed, measure=measure)
     if outlook.seconds is None and outlook.epochs_expected is not None and storage is not None:
         outlook = outlook.at_pace_of(_pilot_of(storage, spec.name))
-    tried = _tried(study, spec) if tries else None
+    tried = _tried(study, spec, outlook) if tries else None
     if as_json:
         document = check_document(spec, outlook)
         echo_json(document if tried is None else {**document, "try": try_document(tried)})
@@ -77,12 +77,12 @@ def _show(spec: Spec, outlook: Outlook, tried: Report | None) -> None:
         echo(try_text(tried))
 
 
-def _tried(path: Path, spec: Spec) -> Report:
+def _tried(path: Path, spec: Spec, outlook: Outlook) -> Report:
     """Train the code of a study file for a few epochs, and return what that has come to."""
     from floodsearch.tryout.rehearse import try_out
     from floodsearch.usercode.reference import beside
 
-    return try_out(spec, beside(path), say)
+    return try_out(spec, beside(path), outlook, say)
 
 
 def _pilot_of(storage: str, name: str) -> Pilot | None:

@@ -50,7 +50,6 @@ def try_document(tried: Report) -> Document:
         "not_tried": list(tried.not_tried),
         "runs": tried.runs,
         "seconds": tried.seconds,
-        "seconds_first_epoch": tried.first_epoch,
         "seconds_epoch": tried.epoch,
         "seconds_expected": tried.seconds_expected,
         "seconds_exhaustive": tried.seconds_exhaustive,

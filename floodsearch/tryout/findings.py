@@ -1,24 +1,23 @@
-"""From the runs of a try to what is wrong with the code that they trained: pure, without training.
-
-Two runs are compared number by number, in the order in which these came up. Where the same run, trained
-twice, is the same to the last digit, any difference tells; else one beyond rounding.
-"""
+"""From the runs of a try to what is wrong with the code that they trained: pure, without training."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from typing import Literal
 
 from floodsearch.records import REPORTED
-from floodsearch.training.independence import COMPARED, ELSEWHERE, ON_A_CPU, PROOF, weight
-from floodsearch.tryout.observed import Part, Snapshot, Tried
+from floodsearch.training.independence import ELSEWHERE, ON_A_CPU, PROOF, weight
+from floodsearch.tryout.compared import (
+    CodeKind,
+    Runs,
+    differing,
+    first_difference,
+    first_losses,
+    numbers,
+    shared_numbers,
+)
+from floodsearch.tryout.observed import Part, Tried
 from floodsearch.tryout.result import Finding
-
-FAR = 100.0
-"""A level that is so many times the highest loss is above the losses of the first epochs."""
-CodeKind = Literal["task", "loop", "command"]
 
 MOST_NAMED = 3
 """Of the variables that differ, so many are named."""
@@ -32,64 +31,6 @@ DRAWN: Mapping[CodeKind, str] = {
 """What to do about draws that no seed fixes."""
 FEWEST_VALUES = 4
 """So many equal values of a metric, over runs that differ, show that it says nothing."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Runs:
-    """The runs of a try; those that were not trained are None.
-
-    Args:
-        first: the unflooded run of the first seed.
-        again: the same, a second time.
-        paused: its second epoch, from a checkpoint that was saved where that began.
-        far: the same seed at a level far above its losses.
-        other: another seed, unflooded.
-        metric: of the study.
-        kind: of the code that trained them; of a task and a command nobody has seen the batches.
-        prunes: whether the study stops runs at rungs.
-        on_a_cpu: whether they trained on a CPU.
-        from_pilot: whether the highest level is to be found from `val_loss`.
-    """
-
-    first: Tried
-    again: Tried | None = None
-    paused: Tried | None = None
-    far: Tried | None = None
-    other: Tried | None = None
-    metric: str = "val_accuracy"
-    kind: CodeKind = "loop"
-    prunes: bool = True
-    on_a_cpu: bool = True
-    from_pilot: bool = False
-
-    @property
-    def rounding(self) -> float:
-        """Relative difference that is none: 0 where the same run was the same twice."""
-        if self.again is not None and first_difference(self.first, self.again) is None:
-            return 0.0
-        return ON_A_CPU if self.on_a_cpu else ELSEWHERE
-
-
-def far_level(first: Tried, highest: float) -> float:
-    """Return a level far above all losses of a run; where nobody has seen these, above a study's levels."""
-    records = first.records
-    seen = [loss for one in records for loss in (one.train_loss, one.val_loss) if loss is not None]
-    scale = max(map(abs, [*first.losses, *seen]), default=max(highest, 1.0))
-    return float(f"{FAR * max(scale, 1e-6):.2g}")
-
-
-def wants_again(runs: Runs) -> bool:
-    """Return whether the first run is to be trained a second time, to tell what a difference comes from."""
-    if runs.paused is None:
-        return True  # nothing else shows whether a run can be repeated
-    if first_difference(runs.first, runs.paused) is not None:
-        return True
-    if runs.far is None:
-        return False
-    begun_otherwise = any(
-        part.shared for _, part, _ in _differing(runs.first.at_start.get(1), runs.far.at_start.get(1))
-    )
-    return begun_otherwise or _first_losses(runs.first, runs.far) is not None
 
 
 def findings(runs: Runs) -> list[Finding]:
@@ -127,67 +68,6 @@ def _failures(runs: Runs) -> Iterator[Finding]:
         yield _failure("level", f"at level {far.key.level:g}: ", far)
 
 
-# --- numbers ---
-
-
-def numbers(tried: Tried, epoch: int) -> dict[str, float]:
-    """Return the numbers of an epoch by what a message calls them, in the order in which they came up."""
-    shown = tried.shown.get(epoch)
-    losses = tried.partial if shown is None else shown.losses
-    if shown is None and epoch != max(tried.shown, default=0) + 1:
-        return {}
-    found = {f"the loss of batch {batch}": loss for batch, loss in enumerate(losses, start=1)}
-    if shown is not None:
-        told = {name: getattr(shown.record, name) for name in ("train_loss", *COMPARED)}
-        found |= {name: value for name, value in told.items() if value is not None}
-    return {f"{name} of epoch {epoch}": value for name, value in found.items()}
-
-
-def _epochs(*runs: Tried) -> list[int]:
-    """Return the epochs of which all of some runs have shown something."""
-    return [
-        epoch
-        for epoch in range(1, 1 + max((max(one.shown, default=0) + 1 for one in runs), default=0))
-        if all(numbers(one, epoch) for one in runs)
-    ]
-
-
-def first_difference(one: Tried, other: Tried, rounding: float = 0.0) -> str | None:
-    """Return the first number that is another in two runs, as a message tells it; None if none is."""
-    for epoch in _epochs(one, other):
-        mine, its = numbers(one, epoch), numbers(other, epoch)
-        for name, value in mine.items():
-            if name in its and abs(value - its[name]) > rounding * max(abs(value), abs(its[name])):
-                return f"{name}: {value:.6g} and {its[name]:.6g}"
-    return None
-
-
-def _shared(one: Tried, other: Tried) -> set[float]:
-    """Return the distinct numbers of two runs that are the same in all of them; none if one differs."""
-    if first_difference(one, other) is not None:
-        return set()
-    return {value for epoch in _epochs(one, other) for value in numbers(one, epoch).values()}
-
-
-def _first_losses(one: Tried, other: Tried, rounding: float = 0.0) -> str | None:
-    """Return the losses of the first batch if they differ, as a message tells them."""
-    pair = [run.losses[0] for run in (one, other) if run.losses]
-    if len(pair) < 2 or abs(pair[0] - pair[1]) <= rounding * max(map(abs, pair)):
-        return None
-    return f"the loss of the first batch: {pair[0]:.6g} and {pair[1]:.6g}"
-
-
-# --- what is held ---
-
-
-def _differing(one: Snapshot | None, other: Snapshot | None) -> Iterator[tuple[str, Part, Part]]:
-    """Yield the parts that two runs both hold, but not with the same content."""
-    for name, part in (one or {}).items():
-        its = (other or {}).get(name)
-        if its is not None and its.kind == part.kind and its.digest != part.digest:
-            yield name, part, its
-
-
 def _named(names: list[str]) -> str:
     more = f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""
     return ", ".join(names[:MOST_NAMED]) + more
@@ -202,9 +82,11 @@ def _not_repeatable(runs: Runs) -> Iterator[Finding]:
         return
     rounding = ON_A_CPU if runs.on_a_cpu else ELSEWHERE
     where = first_difference(runs.first, runs.again, rounding)
-    parts = [*_differing(runs.first.at_start.get(1), runs.again.at_start.get(1))]
+    parts = [*differing(runs.first.at_start.get(1), runs.again.at_start.get(1))]
     left = [
-        name for name, part, _ in parts if part.shared and (part.decides if part.kind == "plain" else where)
+        name
+        for name, part, its in parts
+        if part.shared and (where is not None or (part.kind == its.kind == "plain" and part.decides))
     ]
     seed = runs.first.key.seed
     if left:
@@ -215,7 +97,7 @@ def _not_repeatable(runs: Runs) -> Iterator[Finding]:
         )
     elif where is not None:
         drawn = [name for name, part, _ in parts if not part.shared and part.kind != "plain"]
-        what = f"; {_named(drawn)} is another each time" if drawn else ""
+        what = f"; what differs: {_named(drawn)}" if drawn else ""
         yield Finding(
             "unseeded",
             f"seed {seed}, trained twice, is not the same run ({where}){what}: {DRAWN[runs.kind]}",
@@ -238,7 +120,7 @@ def _pause(runs: Runs) -> Iterator[Finding]:
         return
     if runs.paused is None:
         return
-    parts = [*_differing(runs.first.at_start.get(2), runs.paused.at_start.get(2))]
+    parts = [*differing(runs.first.at_start.get(2), runs.paused.at_start.get(2))]
     anew = [found for name, one, other in parts if (found := _begins_anew(name, one, other))]
     yield from anew
     where = first_difference(runs.first, runs.paused, runs.rounding)
@@ -247,7 +129,7 @@ def _pause(runs: Runs) -> Iterator[Finding]:
     kept = ("plain", "array", "container")
     lasting = [name for name, part, _ in parts if part.kind in kept and part.lasts and not part.shared]
     if lasting:
-        where = f"{where}; {_named(lasting)} is another"
+        where = f"{where}; what differs: {_named(lasting)}"
     if runs.kind == "command":
         yield Finding(
             "pause",
@@ -297,7 +179,7 @@ def _begins_anew(name: str, one: Part, other: Part) -> Finding | None:
 
 
 def _seed(runs: Runs) -> Iterator[Finding]:
-    if runs.other is None or not (shared := _shared(runs.first, runs.other)):
+    if runs.other is None or not (shared := shared_numbers(runs.first, runs.other)):
         return
     varies = runs.far is not None and first_difference(runs.first, runs.far) is not None
     if weight(shared) < PROOF and not (runs.kind != "loop" and varies and len(shared) > 1):
@@ -315,7 +197,7 @@ def _level(runs: Runs, *, compare: bool) -> Iterator[Finding]:
     if far is None or (not far.shown and not far.losses):
         return
     level = far.key.level
-    if compare and (where := _first_losses(runs.first, far, runs.rounding)) is not None:
+    if compare and (where := first_losses(runs.first, far, runs.rounding)) is not None:
         yield Finding(
             "not only flooded",
             f"seed {far.key.seed} begins otherwise at level {level:g} than at level 0 ({where}): let the "
@@ -327,7 +209,7 @@ def _level(runs: Runs, *, compare: bool) -> Iterator[Finding]:
     same = f"level {level:g}, far above the loss, gave the run of level 0, to the last digit"
     if runs.kind != "loop":
         varies = runs.other is not None and first_difference(runs.first, runs.other) is not None
-        shared = _shared(runs.first, far)
+        shared = shared_numbers(runs.first, far)
         if weight(shared) >= PROOF or (varies and len(shared) > 1):
             yield Finding(
                 "level not used",
@@ -338,7 +220,7 @@ def _level(runs: Runs, *, compare: bool) -> Iterator[Finding]:
             "level not used",
             f"{same}, and run.flood() was not called: write loss = run.flood(criterion(model(x), y))",
         )
-    elif weight(_shared(runs.first, far)) >= PROOF:
+    elif weight(shared_numbers(runs.first, far)) >= PROOF:
         yield Finding(
             "level not used",
             f"{same}, although run.flood() was called: go on with what it returns, "
@@ -420,13 +302,20 @@ def _files(runs: Runs) -> Iterator[Finding]:
     """Look for files that two runs both write."""
     levels = runs.first.wrote & runs.far.wrote if runs.far is not None else frozenset()
     seeds = runs.first.wrote & runs.other.wrote if runs.other is not None else frozenset()
-    for name in sorted(levels | seeds):
-        by = " and ".join(
-            what for what, those in (("level", levels), ("seed", seeds)) if name in those or not those
-        )
+    for by, names in (
+        ("level and seed", levels & seeds),
+        ("level", levels - seeds),
+        ("seed", seeds - levels),
+    ):
+        if not names:
+            continue
         if runs.kind == "command":
             put = " and ".join(f"{{{one}}}" for one in by.split(" and "))
             mend = f"put {put} into its name, by an argument of the command"
         else:
             mend = "put run.name into its name, which is each run's own"
-        yield Finding("same file", f"{name} is written by all runs, of any {by}, one over the other: {mend}")
+        are = "is" if len(names) == 1 else "are"
+        yield Finding(
+            "same file",
+            f"{_named(sorted(names))} {are} written by runs of any {by}, one over the other: {mend}",
+        )

@@ -75,7 +75,7 @@ def snapshot(frame: FrameType | None, ignored: object, modules: Iterable[str] = 
     for one in frames:
         text = _source(one.f_code)
         walk.take_all(one.f_locals, deciding(text), carried(text))
-    return walk.found
+    return walk.outermost()
 
 
 def _own_frames(frame: FrameType | None) -> Iterator[FrameType]:
@@ -123,12 +123,15 @@ class _Walk:
     Attributes:
         seen: the objects that were met, by identity.
         found: the parts, by name.
+        within: those whose state another one's has.
         shared: what is put behind the names of what belongs to a module; "" for what belongs to a call.
     """
 
     seen: set[int]
     found: dict[str, Part] = field(default_factory=dict)
     shared: str = ""
+    within: set[int] = field(default_factory=set)
+    _of: dict[int, str] = field(default_factory=dict)  # from identity to name
     _lasts: bool = True
     _alive: list[object] = field(default_factory=list)  # so that no other object gets the identity of one
 
@@ -157,10 +160,17 @@ class _Walk:
         part = _part(value)
         if part is not None:
             self._add(name, part)
-            self.seen.update(map(id, getattr(value, "_schedulers", ())))  # a scheduler's state has theirs
+            self._of[id(value)] = name + self.shared
+            # The state of a scheduler has that of others that it is made of.
+            self.within.update(map(id, getattr(value, "_schedulers", ())))
         if depth > 0:
             for inner, one, inside in _inner(name, value, part is not None):
                 self.take(inner, one, inside or matters, depth - 1)
+
+    def outermost(self) -> dict[str, Part]:
+        """Return the parts but for those whose state another one's has."""
+        inner = {self._of.get(one) for one in self.within}
+        return {name: part for name, part in self.found.items() if name not in inner}
 
     def _add(self, name: str, part: Part) -> None:
         part = part._replace(shared=bool(self.shared), lasts=self._lasts)

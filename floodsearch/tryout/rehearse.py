@@ -12,14 +12,15 @@ from pathlib import Path
 import torch
 
 from floodsearch.catalog import judge_of
-from floodsearch.cost.outlook import look_ahead
+from floodsearch.cost.outlook import Outlook
 from floodsearch.records import field_of
 from floodsearch.study.section import AUTO
 from floodsearch.study.spec import Spec
 from floodsearch.study.trust import given
 from floodsearch.training.devices import find_device
-from floodsearch.tryout.findings import CodeKind, Runs, far_level, findings, wants_again
-from floodsearch.tryout.observed import EPOCHS, Tried
+from floodsearch.tryout.compared import CodeKind, Runs, far_level, wants_again
+from floodsearch.tryout.findings import findings
+from floodsearch.tryout.observed import Tried
 from floodsearch.tryout.result import Report
 from floodsearch.tryout.runs import LoopTrainer
 from floodsearch.tryout.tasks import TaskTrainer
@@ -32,12 +33,13 @@ LEAST_SECONDS = 2.0
 """A run is given at least so long to show something."""
 
 
-def try_out(spec: Spec, folders: tuple[Path, ...], say: Callable[[str], object]) -> Report:
+def try_out(spec: Spec, folders: tuple[Path, ...], outlook: Outlook, say: Callable[[str], object]) -> Report:
     """Train a few short runs of a study's code; nothing of them is left behind.
 
     Args:
         spec: of a study file that a person gave: its code is run.
         folders: where files of a command are looked for before the current folder.
+        outlook: the epochs that its search would take.
         say: tells a person what takes long.
 
     Raises:
@@ -48,24 +50,31 @@ def try_out(spec: Spec, folders: tuple[Path, ...], say: Callable[[str], object])
     with tempfile.TemporaryDirectory(prefix="floodsearch-try-") as room:
         trainer = _trainer(spec, device, Path(room), folders)
         runs, not_tried = _train(spec, trainer, say)
-    found = findings(runs)
-    first = runs.first
-    epoch = first.seconds.get(EPOCHS, first.seconds.get(1))
-    outlook = look_ahead(spec)
-    costs = [
-        None if epoch is None or epochs is None else epoch * epochs
-        for epochs in (outlook.epochs_expected, outlook.epochs_exhaustive)
-    ]
+    epoch = _seconds_of_an_epoch(runs.first)
+    expected = outlook.epochs_expected if runs.first.can_pause else outlook.epochs_exhaustive
     return Report(
-        findings=tuple(found),
+        findings=tuple(findings(runs)),
         not_tried=tuple(not_tried),
         runs=trainer.runs,
         seconds=time.perf_counter() - since,
-        first_epoch=first.begun + first.seconds[1] if 1 in first.seconds else None,
         epoch=epoch,
-        seconds_expected=costs[0],
-        seconds_exhaustive=costs[1],
+        seconds_expected=_seconds(spec, runs, outlook, expected),
+        seconds_exhaustive=_seconds(spec, runs, outlook, outlook.epochs_exhaustive),
     )
+
+
+def _seconds_of_an_epoch(tried: Tried) -> float | None:
+    """Return how long an epoch takes that is not the first of a process, which comes with imports."""
+    return min(tried.seconds.values(), default=None)
+
+
+def _seconds(spec: Spec, runs: Runs, outlook: Outlook, epochs: int | None) -> float | None:
+    """Return how long some epochs of a search take with one worker, if each run is begun once."""
+    epoch, later = _seconds_of_an_epoch(runs.first), runs.far
+    if epoch is None or epochs is None or outlook.tickets is None:
+        return None
+    start = 0.0 if later is None or 1 not in later.seconds else later.begun + later.seconds[1] - epoch
+    return epoch * epochs + max(0.0, start) * outlook.tickets * len(spec.training.seeds)
 
 
 def _trainer(

@@ -24,8 +24,7 @@ class Report:
         not_tried: what was not looked at, and why; a line each.
         runs: how many runs were trained, each for at most two epochs.
         seconds: that the try took.
-        first_epoch: seconds of the first epoch of a run with all that comes before it, None if none ended.
-        epoch: seconds of a later epoch, or of the first where no other was trained; None if none ended.
+        epoch: seconds of an epoch; None if none ended.
         seconds_expected: of the search with one worker, at this pace; None where its epochs are not known.
         seconds_exhaustive: of a search without pauses, in which every run goes to its end; None likewise.
     """
@@ -34,7 +33,6 @@ class Report:
     not_tried: tuple[str, ...]
     runs: int
     seconds: float
-    first_epoch: float | None
     epoch: float | None
     seconds_expected: float | None
     seconds_exhaustive: float | None
