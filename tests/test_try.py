@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,8 +12,11 @@ import pytest
 from floodsearch.catalog import known
 from floodsearch.cost.outlook import look_ahead
 from floodsearch.study.reader import parse
+from floodsearch.tryout import rehearse
+from floodsearch.tryout.folder import Mirror
 from floodsearch.tryout.rehearse import try_out
 from floodsearch.tryout.result import Finding
+from floodsearch.tryout.source import carried, deciding
 
 LOOP = """
 import json
@@ -70,6 +75,8 @@ STUDY = {
     "levels": {"high": 0.6, "count": 4},
     "training": {"epochs": 40, "seeds": 2},
 }
+
+WITHOUT = {key: value for key, value in STUDY.items() if key != "objective"}
 
 
 @pytest.fixture
@@ -215,3 +222,173 @@ CLEAN = {
 def test_clean_code_is_told_nothing(name: str, tried: Callable[..., list[Finding]]) -> None:
     """Nor is code that keeps what does no harm."""
     assert tried(*CLEAN[name]) == []
+
+
+COMMAND = """
+import json, random, sys
+level, seed, epochs = float(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
+draw = random.Random(seed).random
+weight = draw()
+for epoch in range(1, epochs + 1):
+    loss = (1 - weight) ** 2 + 0.1 * draw()
+    weight += (0.1 + draw()) * (1 - weight) * (1 if loss > level else -1)
+    accuracy = max(0.0, min(1.0, weight / 2))
+    print(json.dumps({"epoch": epoch, "val_accuracy": accuracy, "val_loss": (1 - weight) ** 2}), flush=True)
+"""
+COMMANDS = {
+    "clean": (None, ""),
+    "seed": ("seed not used", "{seed}", ("random.Random(seed)", "random.Random(42)")),
+    "level": ("level not used", "{level}", ("loss > level", "loss > 0")),
+    "draws": ("unseeded", "{seed}", ("random.Random(seed)", "random.Random()")),
+    "percentage": ("percentage", "/ 100", ('"val_accuracy": accuracy', '"val_accuracy": 100 * accuracy')),
+    "evaluation": (
+        "evaluation flooded",
+        "val_loss",
+        ('"val_loss": (1 - weight) ** 2', '"val_loss": abs((1 - weight) ** 2 - level) + level'),
+    ),
+    "file": ("same file", "out.txt", ("draw =", "open('out.txt', 'w').write(str(level + seed)); draw =")),
+    "arguments": ("fails", "exit status 2", ("draw =", "sys.exit(2); draw =")),
+}
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_command_is_tried(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By what it prints, in a folder of the try's own: what it writes there is gone afterwards."""
+    kind, word, *changes = COMMANDS[name]
+    text = COMMAND
+    for old, new in changes:
+        assert old in text
+        text = text.replace(old, new)
+    (tmp_path / "script.py").write_text(text)
+    monkeypatch.chdir(tmp_path)
+    command = f"{sys.executable} script.py {{level}} {{seed}} {{epochs}}"
+    spec = parse({**WITHOUT, "command": command}, known())
+    report = try_out(spec, (tmp_path,), look_ahead(spec), lambda text: None)
+    assert [one.kind for one in report.findings] == ([] if kind is None else [kind]), report.findings
+    assert all(word in one.text for one in report.findings)
+    assert [one.name for one in tmp_path.iterdir()] == ["script.py"]
+
+
+TASK = """
+import torch
+from torch import nn
+from floodsearch.tasks.task import Data, Recipe, Split, Task
+CALLS = []
+
+def task():
+    def data(seed):
+        x = torch.randn(90, 4, generator=torch.Generator().manual_seed(seed))
+        return Data(*(Split(x[i : i + 30], (x[i : i + 30].sum(dim=1) > 0).long()) for i in (0, 30, 60)))
+
+    def loss(outputs, labels):
+        CALLS.append(len(labels))
+        return nn.functional.cross_entropy(outputs, labels)
+
+    model = lambda: nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+    return Task(data=data, model=model, loss=loss, recipe=Recipe(batch_size=10))
+"""
+
+
+@pytest.mark.parametrize(
+    ("change", "kinds"),
+    [
+        (("", ""), []),
+        (
+            ("cross_entropy(outputs, labels)", "cross_entropy(outputs, labels) * (1 + len(CALLS) % 7)"),
+            ["global state"],
+        ),
+    ],
+)
+def test_a_task_is_tried(
+    change: tuple[str, str], kinds: list[str], write_code: Callable[..., str], tmp_path: Path
+) -> None:
+    """What its functions keep from run to run is named; what they count for themselves is not."""
+    module = write_code(TASK.replace(*change))
+    spec = parse({**WITHOUT, "task": f"{module}:task"}, known())
+    report = try_out(spec, (tmp_path,), look_ahead(spec), lambda text: None)
+    assert [one.kind for one in report.findings] == kinds, report.findings
+
+
+def test_the_command_line_tells_a_finding_a_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: Callable[..., tuple[int, str, str]]
+) -> None:
+    """It exits with 1 where something is wrong; --json has the same findings; no database is made."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "script.py").write_text(COMMAND.replace("loss > level", "loss > 0"))
+    study = tmp_path / "study.toml"
+    study.write_text(
+        f'name = "tried"\ncommand = "{sys.executable} script.py {{level}} {{seed}} {{epochs}}"\n'
+        "[levels]\nhigh = 0.6\ncount = 4\n[training]\nepochs = 40\nseeds = 2\n"
+    )
+    status, out, _ = command("check", study, "--try")
+    assert status == 1
+    lines = [line for line in out.splitlines() if line.startswith("wrong: ")]
+    assert len(lines) == 1
+    assert "{level}" in lines[0]
+    assert "without pauses" in out.splitlines()[-1]
+    status, out, _ = command("check", study, "--try", "--json")
+    assert status == 1
+    assert [f"wrong: {one['text']}" for one in json.loads(out)["try"]["findings"]] == lines
+    assert {one.name for one in tmp_path.iterdir()} == {"script.py", "study.toml"}
+
+
+@pytest.mark.parametrize(
+    ("body", "names"),
+    [
+        ("if x > best: best = x", {"x", "best"}),
+        ("x = 0\n        if x > 1: pass", set()),
+        ("total += 1", {"total"}),
+        ("if a: b = 1\n        print(b)", {"a", "print", "b"}),
+        ("if a: b = 1\n        else: b = 2\n        print(b)", {"a", "print"}),
+        ("for i in xs: ys = i", {"xs"}),
+    ],
+)
+def test_what_an_epoch_takes_from_the_one_before(body: str, names: set[str]) -> None:
+    """Those names that the loop over the epochs reads before it sets them."""
+    assert carried(f"def f(run):\n    for e in run.epochs():\n        {body}\n") == names
+
+
+@pytest.mark.parametrize(
+    ("text", "names"),
+    [
+        ("if a > b: pass", {"a", "b"}),
+        ("if step % 10 == 0: pass", set()),
+        ("c = max(c, a)\nif c: pass", {"a", "c", "max"}),
+        ("run.report(f1=best)", {"best"}),
+        ("print(best)", set()),
+        ("if (", set()),
+    ],
+)
+def test_by_what_a_text_decides(text: str, names: set[str]) -> None:
+    """Those names that it tests or reports, and those from which they come; a remainder tells when."""
+    assert deciding(text) == names
+
+
+def test_a_long_epoch_is_stopped_between_batches(
+    tried: Callable[..., list[Finding]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its first batches still tell that the flooded loss was dropped."""
+    monkeypatch.setattr(rehearse, "SECONDS", 0.0)
+    monkeypatch.setattr(rehearse, "LEAST_SECONDS", 0.0)
+    found = tried(
+        ("loss = run.flood(loss)", "run.flood(loss)"),
+        (".split(20)", ".split(2)"),
+    )
+    assert [one.kind for one in found] == ["level not used"]
+
+
+def test_large_files_and_their_folders_stay_as_they_are(tmp_path: Path) -> None:
+    """A folder that stands for another one has its files; what is written there is not written here."""
+    here = tmp_path / "here"
+    (here / "data").mkdir(parents=True)
+    (here / "model.pt").write_text("trained long ago")
+    (here / "data" / "x.csv").write_text("1")
+    (here / "floodsearch.db").write_text("a search")
+    mirror = Mirror(here, tmp_path / "there", {})
+    assert (mirror.at / "data" / "x.csv").read_text() == "1"
+    assert not (mirror.at / "floodsearch.db").exists()
+    (mirror.at / "model.pt").write_text("tried")
+    (mirror.at / "data" / "new.txt").write_text("new")
+    assert mirror.written() == {"model.pt", "data/new.txt"}
+    assert (here / "model.pt").read_text() == "trained long ago"
+    assert sorted(one.name for one in (here / "data").iterdir()) == ["x.csv"]

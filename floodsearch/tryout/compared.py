@@ -80,7 +80,7 @@ def numbers(tried: Tried, epoch: int) -> dict[str, float]:
     """Return the numbers of an epoch by what a message calls them, in the order in which they came up."""
     shown = tried.shown.get(epoch)
     losses = tried.partial if shown is None else shown.losses
-    if shown is None and epoch != max(tried.shown, default=0) + 1:
+    if shown is None and epoch != tried.unended:
         return {}
     found = {f"the loss of batch {batch}": loss for batch, loss in enumerate(losses, start=1)}
     if shown is not None:
@@ -93,7 +93,7 @@ def _epochs(*runs: Tried) -> list[int]:
     """Return the epochs of which all of some runs have shown something."""
     return [
         epoch
-        for epoch in range(1, 1 + max((max(one.shown, default=0) + 1 for one in runs), default=0))
+        for epoch in sorted(set().union(*({*one.shown, one.unended} for one in runs)))
         if all(numbers(one, epoch) for one in runs)
     ]
 

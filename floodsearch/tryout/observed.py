@@ -49,6 +49,7 @@ class Tried:
     Attributes:
         shown: its epochs, by number; of a run that went on from a checkpoint only those behind that.
         partial: the losses of the batches of an epoch that was not ended.
+        unended: that epoch.
         at_start: what the code held when an epoch began, by epoch.
         error: what ended it, in one line, if it did not end as it was asked to.
         diverged: whether a number of it was NaN or infinite.
@@ -64,6 +65,7 @@ class Tried:
     key: RunKey
     shown: dict[int, Shown] = field(default_factory=dict)
     partial: list[float] = field(default_factory=list)
+    unended: int = 1
     at_start: dict[int, Snapshot] = field(default_factory=dict)
     error: str | None = None
     diverged: bool = False

@@ -226,7 +226,7 @@ class LoopTrainer:
         )
         run.watch(tried, saves=saves and not self.is_command, deadline=deadline)
         error = self._call(run, deadline)
-        tried.partial = run.unended()
+        tried.partial, tried.unended = run.unended(), run.epoch + 1
         _note_end(tried, error, left=self.is_command and run.epoch < min(until, last) and error is None)
         return run, tried
 
