@@ -18,6 +18,7 @@ from floodsearch.tryout.compared import (
 )
 from floodsearch.tryout.observed import Part, Tried
 from floodsearch.tryout.result import Finding
+from floodsearch.worker.mistakes import DROPPED
 
 MOST_NAMED = 3
 """Of the variables that differ, so many are named."""
@@ -223,8 +224,7 @@ def _level(runs: Runs, *, compare: bool) -> Iterator[Finding]:
     elif weight(shared_numbers(runs.first, far)) >= PROOF:
         yield Finding(
             "level not used",
-            f"{same}, although run.flood() was called: go on with what it returns, "
-            "loss = run.flood(loss) before loss.backward()",
+            f"{same}, {DROPPED}",
         )
 
 

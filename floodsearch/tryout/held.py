@@ -68,7 +68,7 @@ def snapshot(frame: FrameType | None, ignored: object, modules: Iterable[str] = 
     # Those of a script that runs as a whole for each run are its own.
     own = [one.f_globals for one in frames if one.f_locals is one.f_globals]
     for module in _own_modules([*names, *modules]):
-        if vars(module) not in own:
+        if not any(vars(module) is one for one in own):
             walk.shared = f" of {module.__name__}"
             walk.take_all(vars(module), deciding(_source(module)), None)
     walk.shared = ""
@@ -165,7 +165,7 @@ class _Walk:
             self.within.update(map(id, getattr(value, "_schedulers", ())))
         if depth > 0:
             for inner, one, inside in _inner(name, value, part is not None):
-                self.take(inner, one, inside or matters, depth - 1)
+                self.take(inner, one, matters if inside is None else inside, depth - 1)
 
     def outermost(self) -> dict[str, Part]:
         """Return the parts but for those whose state another one's has."""
@@ -226,35 +226,34 @@ def _state_of_generator(value: Any) -> object:
     return value.getstate() if isinstance(value, random.Random) else None
 
 
-def _inner(name: str, value: Any, whole: bool) -> Iterator[tuple[str, Any, frozenset[str]]]:
-    """Yield what is in an object: its name, and the names by which its class decides, if it is the user's.
+def _inner(name: str, value: Any, whole: bool) -> Iterator[tuple[str, Any, frozenset[str] | None]]:
+    """Yield what is in an object: its name, and the names by which its class decides; None if not the user's.
 
     Args:
         name: of the object.
         value: the object.
         whole: whether it is compared as a whole already.
     """
-    none: frozenset[str] = frozenset()
     if isinstance(value, CONTAINERS):
         keyed = value.items() if isinstance(value, dict) else enumerate(value)
         for key, one in itertools.islice(keyed, ELEMENTS):
-            yield f"{name}[{key!r}]" if isinstance(key, str | int) else name, one, none
+            yield f"{name}[{key!r}]" if isinstance(key, str | int) else name, one, None
     elif isinstance(value, Namespace | SimpleNamespace):
         for key, one in vars(value).items():
-            yield f"{name}.{key}", one, none
+            yield f"{name}.{key}", one, None
     elif _is_own(_file_of(kind := type(value))):
         matters = deciding(_source(kind))  # type: ignore[arg-type]
         for key, one in list(getattr(value, "__dict__", {}).items()):
             # What a module of torch registers is in its state.
             registered = whole and (key == "training" or isinstance(one, Tensor | nn.Module))
             if not key.startswith("_") and not registered:
-                yield f"{name}.{key}", one, matters or frozenset({""})
+                yield f"{name}.{key}", one, matters
     elif not whole:
         for key in INSIDE:
             with contextlib.suppress(Exception):  # of a property of any library
                 one = getattr(value, key, None)
                 if one is not None and not isinstance(one, PLAIN):
-                    yield f"{name}.{key}", one, none
+                    yield f"{name}.{key}", one, None
 
 
 def _file_of(kind: type) -> str:

@@ -17,6 +17,11 @@ from floodsearch.training.independence import Comparison, Finding, Owners, RunKe
 from floodsearch.training.loop import LoopRun
 from floodsearch.training.progress import RunPlan
 
+DROPPED = (
+    "although run.flood() was called: go on with what it returns, "
+    "loss = run.flood(loss) before loss.backward()"
+)
+"""What to do where the flooded loss is not what is trained."""
 FIRST_EPOCHS, FIRST_SHARE = 3, 0.1
 """A loop that floods nothing in so many epochs, or in this share of them if that is more, never does."""
 
@@ -93,6 +98,8 @@ class MistakeFinder:
 
         One that is another run than that of level 0 floods by itself; until such a pair is there it may.
         """
+        if self.seen.comparison.is_unmoved(key):
+            return f"level {key.level:g} gave the run of level 0, to the last digit, {DROPPED}"
         first = min(max(FIRST_EPOCHS, math.ceil(FIRST_SHARE * run.length)), run.until)
         if self.command or run.level == 0 or math.isfinite(run.lowest) or run.epoch < first:
             return None
