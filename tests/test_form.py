@@ -28,7 +28,7 @@ ORDER = words("""
     errors records findings defaults
     process flooding usercode artifacts answer loggers
     tasks study training search storage catalog
-    queue worker cost queries
+    queue worker cost tryout queries
     report figures asking launchers adapters templates service cli __main__
 """)
 """The packages, and the files beside them: each imports only from those before it."""
@@ -54,6 +54,7 @@ INSIDE = {
     "worker": "trainers logged recorder mistakes outputs loop_members leave settings heartbeat pilot "
     "held bracket loops work",
     "cost": "floods course forecast throughput unflooded outlook",
+    "tryout": "result observed source held compared folder runs tasks findings rehearse",
     "report": "weights documents export frames words text",
     "figures": "style levels",
     "launchers": "supervision crew logs local progress here api",
@@ -78,6 +79,7 @@ THIRD_PARTIES = {
     "catalog": "optuna numpy",
     "queue": "optuna sqlalchemy",
     "worker": "torch",
+    "tryout": "torch numpy",
     "report": "pyarrow pandas",
     "figures": "matplotlib",
     "launchers": "rich IPython",
@@ -92,7 +94,7 @@ LIGHT = words("""
     errors records defaults process.nesting flooding.schedules usercode.reference usercode.command
     artifacts.files answer.best loggers.table study.spec study.reader study.trust search.space search.samplers
     search.pruners storage.database storage.studies storage.tables storage.trials tasks tasks.options
-    catalog queue queries cost.forecast
+    catalog queue queries cost.forecast tryout.result
     report.text report.export report.frames figures.levels asking service.dashboard cli
 """)
 FORBIDDEN_NAMES = {"utils", "common", "helpers", "misc", "core", "base", "manager", "util"}
@@ -250,7 +252,7 @@ def test_the_command_line_is_frozen() -> None:
         "best": ["--json", "--storage"],
         "weights": ["--checkpoints", "--out", "--storage"],
         "export": ["--curves", "--format", "--out", "--storage"],
-        "check": ["--json", "--measure", "--set", "--speed", "--storage"],
+        "check": ["--json", "--measure", "--set", "--speed", "--storage", "--try"],
         "stop": ["--storage"],
         "logs": ["--follow", "--lines", "--logs", "--run"],
         "delete": ["--checkpoints", "--storage", "--yes"],

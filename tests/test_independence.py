@@ -65,6 +65,17 @@ def told(key, losses, flooded=0.0, **numbers):
 # Two runs of one seed
 
 
+def test_a_flooded_loss_that_is_not_trained_moves_nothing():
+    """A run that floods in its first epoch is another one in its second; else what floods is not used."""
+    plain, level = losses_of(0), run(9.0)
+    for its, unmoved in ((plain, True), ([plain[0], [0.1, 0.2, 0.3]], False)):
+        comparison = Comparison(CPU)
+        for key, epochs in (told(run(), plain), told(level, its[:2], flooded=1.0)):
+            for one in epochs:
+                comparison.note(key, one)
+        assert comparison.is_unmoved(level) == unmoved
+
+
 def test_runs_of_one_seed_are_equal_until_one_floods():
     """From the first batch below the level of either on they may part; the share of those tells too."""
     plain = [[0.9, 0.8], [0.7, 0.6], [0.5, 0.4]]

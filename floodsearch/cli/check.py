@@ -12,10 +12,15 @@ from floodsearch.cli.opening import open_study, read_spec
 from floodsearch.cli.options import AsJson, Set, StudyFile
 from floodsearch.cli.printing import echo, echo_json, say
 from floodsearch.defaults import REPRODUCIBLE
-from floodsearch.errors import DamagedError, UsageError
+from floodsearch.errors import FAILED, DamagedError, UsageError
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
+    from floodsearch.cost.outlook import Outlook
     from floodsearch.records import Pilot
+    from floodsearch.study.spec import Spec
+    from floodsearch.tryout.result import Report
 
 
 def check(
@@ -37,14 +42,15 @@ def check(
         ),
     ] = None,
     settings: Set = None,
+    tries: Annotated[
+        bool,
+        typer.Option("--try", help="Train its code for a few epochs, to find out what is wrong with it."),
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Show the resolved study with all defaults, or all its problems, and what it would cost."""
-    from floodsearch.catalog import first_command
     from floodsearch.cost.outlook import look_ahead
-    from floodsearch.report.documents import check_document
-    from floodsearch.report.text import outlook_text, spec_text
-    from floodsearch.study.trust import token_of
+    from floodsearch.report.documents import check_document, try_document
     from floodsearch.usercode.reference import beside
 
     spec = read_spec(study, settings)
@@ -52,15 +58,38 @@ def check(
     outlook = look_ahead(spec, speed=speed, measure=measure, folders=beside(study))
     if outlook.seconds is None and outlook.epochs_expected is not None and storage is not None:
         outlook = outlook.at_pace_of(_pilot_of(storage, spec.name))
+    tried = _tried(study, spec, outlook) if tries else None
     if as_json:
-        echo_json(check_document(spec, outlook))
-        return
+        document = check_document(spec, outlook)
+        echo_json(document if tried is None else {**document, "try": try_document(tried)})
+    else:
+        _show(spec, outlook, tried)
+    if tried is not None and tried.findings:
+        raise typer.Exit(FAILED)
+
+
+def _show(spec: Spec, outlook: Outlook, tried: Report | None) -> None:
+    """Print the study, what its search would cost, and what a try has come to."""
+    from floodsearch.catalog import first_command
+    from floodsearch.report.text import outlook_text, spec_text, try_text
+    from floodsearch.study.trust import token_of
+
     echo(spec_text(spec))
     echo(outlook_text(spec, outlook))
     if (command := first_command(spec)) is not None:
         echo(f"its first run: {command}")
     if (trust := token_of(spec)) is not None:
         echo(f"other machines trust its code by: floodsearch work {spec.name} --trust {shlex.quote(trust)}")
+    if tried is not None:
+        echo(try_text(tried))
+
+
+def _tried(path: Path, spec: Spec, outlook: Outlook) -> Report:
+    """Train the code of a study file for a few epochs, and return what that has come to."""
+    from floodsearch.tryout.rehearse import try_out
+    from floodsearch.usercode.reference import beside
+
+    return try_out(spec, beside(path), outlook, say)
 
 
 def _pilot_of(storage: str, name: str) -> Pilot | None:

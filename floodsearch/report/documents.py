@@ -10,6 +10,7 @@ from floodsearch.cost.outlook import Outlook
 from floodsearch.findings import BestLevel, StudyStatus
 from floodsearch.study.spec import Spec
 from floodsearch.study.trust import token_of
+from floodsearch.tryout.result import Report
 
 Document = dict[str, Any]
 
@@ -49,6 +50,19 @@ def check_document(spec: Spec, outlook: Outlook) -> Document:
         "epochs_tried": outlook.epochs_tried,
         "seconds_expected": outlook.seconds,
         "stages": stages,
+    }
+
+
+def try_document(tried: Report) -> Document:
+    """Return what a try of a study's code has come to."""
+    return {
+        "findings": [finding._asdict() for finding in tried.findings],
+        "not_tried": list(tried.not_tried),
+        "runs": tried.runs,
+        "seconds": tried.seconds,
+        "seconds_epoch": tried.epoch,
+        "seconds_expected": tried.seconds_expected,
+        "seconds_exhaustive": tried.seconds_exhaustive,
     }
 
 

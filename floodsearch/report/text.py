@@ -16,6 +16,7 @@ from floodsearch.records import BY_HAND, Keep, Pilot
 from floodsearch.report import words
 from floodsearch.report.words import MOST_NAMED, counts, duration, number, versus
 from floodsearch.study.spec import Spec
+from floodsearch.tryout.result import Report
 
 ENDED = ("pruned", "failed")
 """States in which a ticket stays without a value at its end."""
@@ -288,6 +289,26 @@ def outlook_text(spec: Spec, outlook: Outlook) -> str:
     if outlook.epochs_tried:
         lines.append(f"told from {outlook.epochs_tried:,} epochs without flooding, trained just now")
     return "\n".join(lines)
+
+
+def try_text(tried: Report) -> str:
+    """Return what a try of a study's code has come to: a line for each finding, then how long a search is."""
+    tried = one_line(tried)
+    lines = [f"wrong: {one.text}" for one in tried.findings]
+    lines += [f"not tried: {one}" for one in tried.not_tried]
+    if tried.epoch is None:
+        return "\n".join(lines)
+    text = f"tried: {tried.runs} runs in {duration(tried.seconds)}; an epoch takes {_seconds(tried.epoch)}"
+    if tried.seconds_expected is not None and tried.seconds_exhaustive is not None:
+        text += f", the search about {duration(tried.seconds_expected)} with one worker"
+        if tried.seconds_expected < tried.seconds_exhaustive:
+            text += f", {duration(tried.seconds_exhaustive)} without pauses"
+    return "\n".join([*lines, text])
+
+
+def _seconds(seconds: float) -> str:
+    """Return a short time in seconds, which `duration` rounds away."""
+    return f"{seconds:.2g} s" if seconds < 10 else duration(seconds)
 
 
 def _stages(timed: Sequence[Timed]) -> Iterator[str]:

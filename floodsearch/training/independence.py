@@ -141,6 +141,18 @@ class Comparison:
         run = self._groups.get((key.beside, key.epochs), {}).get(key)
         return None if run is None or not (run.differs or run.of_seed) else run.differs
 
+    def is_unmoved(self, key: RunKey) -> bool:
+        """Return whether a run has flooded in its first epoch, and is that of level 0 in its second, too.
+
+        The first batch that is flooded moves the weights another way, so that later numbers differ.
+        """
+        runs = self._group(key)
+        run, plain = runs.get(key), runs.get(key._replace(level=0.0))
+        if run is None or plain is None or run is plain or run.epoch != 2 or plain.epoch < 2:
+            return False
+        equal = bool(run.shown[0].record.flooded) and all(map(same, run.shown, plain.shown))
+        return equal and weight(_all(run)) >= PROOF
+
     def _group(self, key: RunKey) -> dict[RunKey, _Begun]:
         group = key.beside, key.epochs
         if group not in self._groups and len(self._groups) == GROUPS:

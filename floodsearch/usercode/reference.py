@@ -157,7 +157,7 @@ def file_of(reference: str) -> Path | None:
 
 FOREIGN = (
     *map(sysconfig.get_path, ("stdlib", "platstdlib", "purelib", "platlib")),
-    str(Path(__file__).parent),
+    str(Path(__file__).parents[1]),
 )
 """Folders whose code is not the user's own: Python's, installed packages, and this one."""
 

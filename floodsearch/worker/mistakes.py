@@ -17,6 +17,11 @@ from floodsearch.training.independence import Comparison, Finding, Owners, RunKe
 from floodsearch.training.loop import LoopRun
 from floodsearch.training.progress import RunPlan
 
+DROPPED = (
+    "although run.flood() was called: go on with what it returns, "
+    "loss = run.flood(loss) before loss.backward()"
+)
+"""What to do where the flooded loss is not what is trained."""
 FIRST_EPOCHS, FIRST_SHARE = 3, 0.1
 """A loop that floods nothing in so many epochs, or in this share of them if that is more, never does."""
 
@@ -101,6 +106,8 @@ class MistakeFinder:
 
         One that is another run than that of level 0 floods by itself; until such a pair is there it may.
         """
+        if self.seen.comparison.is_unmoved(key):
+            return f"level {key.level:g} gave the run of level 0, to the last digit, {DROPPED}"
         first = min(max(FIRST_EPOCHS, math.ceil(FIRST_SHARE * run.length)), run.until)
         early = run.epoch < first and not run.ended
         if self.command or run.level == 0 or math.isfinite(run.lowest) or early:
@@ -135,10 +142,7 @@ class MistakeFinder:
         """Return a message where an object of a run's state is a part of another run's; else None."""
         if (owner := self.seen.owners.claim(one, key)) is None:
             return None
-        return (
-            f"run.restore() was given {name} of another run, seed {owner.seed} at level {owner.level:g}: "
-            "make it inside of the function, so that each run begins anew"
-        )
+        return of_another_run(name, owner)
 
     def warn_of(self, run: LoopRun, *, flooded: bool) -> None:
         """Warn of what a part of a run shows that may be meant; `flooded` is whether its level ever has."""
@@ -169,6 +173,14 @@ class MistakeFinder:
         if kind not in self.seen.said:
             self.seen.said.add(kind)
             warn(self.study, kind, message)
+
+
+def of_another_run(name: str, owner: RunKey) -> str:
+    """Return a message for an object of a run's state that is a part of another run's."""
+    return (
+        f"run.restore() was given {name} of another run, seed {owner.seed} at level {owner.level:g}: "
+        "make it inside of the function, so that each run begins anew"
+    )
 
 
 def _seed_not_used(key: RunKey, found: Finding, *, command: bool) -> str:
