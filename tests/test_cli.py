@@ -289,7 +289,7 @@ def train(run):
 
 
 def test_check_measures_a_training_loop(tmp_path: Path) -> None:
-    """It trains the unflooded runs, sees that they cannot pause, prints only JSON, leaves nothing behind."""
+    """It trains the unflooded runs, sees that they cannot pause, prints JSON only, leaves nothing behind."""
     (tmp_path / "train.py").write_text(PRINTS)
     (tmp_path / "own.toml").write_text(
         'name = "own"\nobjective = "train:train"\n'
@@ -303,6 +303,11 @@ def test_check_measures_a_training_loop(tmp_path: Path) -> None:
     assert {path.name for path in tmp_path.iterdir()} <= {"train.py", "own.toml", "__pycache__"}
     message = refused("check", "own.toml", "--speed", "50", cwd=tmp_path)
     assert "samples a second say nothing of a training of your own; use --measure instead" in message
+    (tmp_path / "train.py").write_text(PRINTS.replace("weight.square()", "nothing"))
+    message = refused("check", "own.toml", "--measure", "cpu", cwd=tmp_path)
+    assert (
+        "the unflooded run of seed 0 failed in its first epoch: NameError: name 'nothing' is not" in message
+    )
 
 
 def test_a_file_with_many_problems_shows_all_of_them(tmp_path: Path) -> None:

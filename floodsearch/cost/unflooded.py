@@ -1,8 +1,8 @@
 """The unflooded runs of a study, trained for a few seconds before it is begun: they tell when levels flood.
 
-What a search costs depends on it. Nothing is written but to a folder that is gone afterwards, and to no
-database. The first run is trained for an epoch at least; where all that is asked for ends before the time is
-over, nothing is left to be assumed.
+What a search costs depends on it. No database is written to, and what we keep of runs lies in a folder that
+is gone afterwards. The first run is trained for an epoch at least; where all come to their ends before the
+time is over, nothing is left to be assumed.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from floodsearch.catalog import loop_settings, task_of
 from floodsearch.cost.course import Way
 from floodsearch.cost.floods import Floods
 from floodsearch.cost.forecast import way_of
+from floodsearch.errors import TaskError
 from floodsearch.records import EpochRecord
 from floodsearch.search.pilot import bound, longest, settled
 from floodsearch.study.section import AUTO
@@ -30,6 +31,7 @@ from floodsearch.training.arithmetic import choose_kernels
 from floodsearch.training.devices import find_device
 from floodsearch.training.loop import LoopRun
 from floodsearch.training.randomness import borrowed
+from floodsearch.usercode.reference import said
 from floodsearch.worker.leave import LeaveRequest
 from floodsearch.worker.loops import Loops
 from floodsearch.worker.settings import WorkerSettings
@@ -84,12 +86,6 @@ class Unflooded:
         return Floods(highest=self.spec.stand_in().levels.highest, lowest=lowest if known else ())
 
     @property
-    def complete(self) -> bool:
-        """Whether all runs were trained to their ends, so that it is known when levels flood."""
-        length, seeds = self.spec.training.epochs, len(self.spec.training.seeds)
-        return len(self.runs) == seeds and all(len(run.lowest) == length for run in self.runs)
-
-    @property
     def way(self) -> Way:
         """How runs of the study are trained."""
         return way_of(self.spec) if all(run.pauses for run in self.runs) else "never pauses"
@@ -116,18 +112,22 @@ def begin_unflooded(
         spec: of a study file.
         device: as torch names it, or `auto`.
         folders: where files of a command are looked for before the current folder.
-        seconds: after which the epoch that is trained is the last.
+        seconds: after the first epoch, which waits for imports; the epoch that is trained then is the last.
 
     Raises:
         UsageError: if the device does not exist.
-        TaskError: if the task's data cannot be drawn, or the code cannot be imported.
-        LoopError, DivergedError, Exception: what the first run raised in its first epoch.
+        TaskError: if the task's data cannot be drawn, the code cannot be imported, or no epoch of a run can
+            be trained.
     """
     train = _runs_of_task(spec, device) if spec.task is not None else _runs_of_loop(spec, device, folders)
-    runs, ends = [], time.monotonic() + seconds
-    for run in train(lambda: time.monotonic() < ends):
-        if run.records:
-            runs.append(run)
+    ends: float | None = None
+
+    def more() -> bool:
+        nonlocal ends
+        ends = ends or time.monotonic() + seconds
+        return time.monotonic() < ends
+
+    runs = [run for run in train(more) if run.records]
     pilots = [found for run in runs if (found := _pilot_of(spec, run)) is not None]
     if spec.levels.high != AUTO or len(pilots) < len(spec.training.seeds):
         return Unflooded(spec, runs)
@@ -151,14 +151,14 @@ def _runs_of_task(spec: Spec, device: str) -> Train:
         for seed in spec.training.seeds:
             begun, run = Begun(), None
             with borrowed(where):
-                while len(begun.records) < plan.epochs and (more() or run is None):
+                while len(begun.records) < plan.epochs and (run is None or more()):
                     since = time.monotonic()
                     run = run or engine.new_run(seed, 0.0)
                     outcome = engine.advance([run])[0]
                     if isinstance(outcome, BaseException):
-                        if begun.records:
-                            break
-                        raise outcome
+                        if not begun.records:
+                            raise _failed(seed, outcome)
+                        break
                     begun.records.append(outcome)
                     begun.lowest.append(run.lowest)
                     begun.seconds.append(time.monotonic() - since)
@@ -213,11 +213,16 @@ def _runs_of_loop(spec: Spec, device: str, folders: Sequence[Path]) -> Train:
         with borrowed(where), (place / "printed").open("w") as printed, redirect_stdout(printed):
             error = loops.call(run)
         if error is not None and not begun.records:
-            raise error
+            raise _failed(seed, error)
         begun.pauses = run.can_pause
         return begun
 
     return train
+
+
+def _failed(seed: int, error: BaseException) -> TaskError:
+    """Return what to say of a run of which not one epoch could be trained."""
+    return TaskError(f"the unflooded run of seed {seed} failed in its first epoch: {said(error)}")
 
 
 def _pilot_of(spec: Spec, run: Begun) -> tuple[int, float] | None:

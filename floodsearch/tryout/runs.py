@@ -12,7 +12,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from floodsearch.artifacts.checkpoint import Checkpoints
-from floodsearch.artifacts.files import files_at
+from floodsearch.artifacts.files import Folder, files_at
 from floodsearch.artifacts.names import name_of
 from floodsearch.catalog import loop_settings
 from floodsearch.errors import DivergedError, FloodsearchError, MistakeError
@@ -28,7 +28,7 @@ from floodsearch.process import nesting
 from floodsearch.records import EpochRecord
 from floodsearch.study.trust import TrustedSpec
 from floodsearch.training.independence import Owners, RunKey, Shown
-from floodsearch.training.loop import LoopRun
+from floodsearch.training.loop import ForScript, LoopRun
 from floodsearch.training.loop_state import PARTS
 from floodsearch.training.randomness import borrowed
 from floodsearch.tryout.folder import Mirror
@@ -65,12 +65,12 @@ class _WatchedRun(LoopRun):
         self._tried, self._saves, self._deadline = tried, saves, deadline
         self._called = self._since = time.perf_counter()
 
-    def epochs(self) -> Iterator[int]:
+    def epochs(self) -> Generator[int]:
         """Yield the epochs, as a run does."""
         for epoch in super().epochs():
             if epoch == EPOCHS and self._saves and self.can_pause:
-                self.state.save(epoch - 1, self.lowest)
-                self.left = self.state.checkpoint.load(*PARTS)  # before that of the last epoch is written
+                self.memory.save(epoch - 1, self.lowest, self.state)
+                self.left = self.memory.checkpoint.load(*PARTS)  # before that of the last epoch is written
             if not self._tried.at_start:
                 self._tried.began, self._tried.begun = time.time(), time.perf_counter() - self._called
             self._tried.can_pause = self.can_pause
@@ -173,7 +173,7 @@ class LoopTrainer:
                 run, tried = self._train(level, seed, until=1)
                 if tried.error is not None:
                     return tried
-                _, again = self._train(level, seed, saved=run.state.checkpoint.load(*PARTS))
+                _, again = self._train(level, seed, saved=run.memory.checkpoint.load(*PARTS))
                 again.shown = {**tried.shown, **again.shown}
                 return again
             if self._left is None:
@@ -223,6 +223,7 @@ class LoopTrainer:
             checkpoint=Checkpoints(self._files).of(f"run-{self.runs}", {"run": self.runs}),
             saved=saved,
             claim=claim,
+            script=ForScript(folder=Folder(self.room / "folders").within(name_of(self.runs, seed))),
         )
         run.watch(tried, saves=saves and not self.is_command, deadline=deadline)
         error = self._call(run, deadline)
@@ -239,7 +240,7 @@ class LoopTrainer:
         if self.is_command and math.isfinite(deadline):
             timer.start()
         try:
-            with nesting.inside("a try"), borrowed(self.device):
+            with nesting.inside("a try"), borrowed(self.device), loops:
                 return loops.call(run)
         except FloodsearchError as error:  # of a search that the code would start
             return error
