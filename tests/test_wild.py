@@ -1,0 +1,48 @@
+"""Scripts as strangers write them, of many kinds: how little they change, and that they train right."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.wild.kinds import KINDS
+from tests.wild.training import EPOCHS, run_before, train
+from tests.wild.traps import TRAPS, planted
+
+LOOPS = [kind for kind in KINDS.values() if not kind.has_checkpoints]
+PARTS = (1, 3, EPOCHS)
+each_loop = pytest.mark.parametrize("kind", LOOPS, ids=lambda kind: kind.name)
+# Of other libraries, none of them about floodsearch.
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+
+@pytest.mark.parametrize("kind", KINDS.values(), ids=lambda kind: kind.name)
+def test_few_lines_of_a_script_change(kind):
+    """Ten of a plain one at most, and twelve of one with argparse: those taken out and those put in."""
+    assert 0 < len(kind.changed()) <= kind.lines
+
+
+@each_loop
+def test_level_0_is_what_the_script_was(kind, tmp_path, one_thread):
+    """With its seed and at level 0 it prints what the original printed, to the last digit."""
+    kind.put(tmp_path)
+    expected = run_before(kind)
+    assert expected.count("\n") >= EPOCHS
+    assert train(kind, tmp_path, level=0.0, seed=kind.seed).printed == expected
+
+
+@each_loop
+def test_a_flooded_run_in_parts_is_the_run_in_one_part(kind, tmp_path, one_thread):
+    """Paused twice it reports the same numbers, to the bit; and it has flooded."""
+    kind.put(tmp_path)
+    whole = train(kind, tmp_path, level=kind.highest, seed=3)
+    assert any(record.flooded for record in whole.records)
+    assert train(kind, tmp_path, level=kind.highest, seed=3, parts=PARTS).records == whole.records
+
+
+@pytest.mark.parametrize(("trap", "name"), [one for one in planted() if TRAPS[one[0]].finding == "pause"])
+def test_what_is_forgotten_is_missed(trap, name, tmp_path, one_thread):
+    """A trap that concerns pauses is one: a run in parts is another run than the whole."""
+    kind = KINDS[name]
+    kind.put(tmp_path, TRAPS[trap].planted[name])
+    whole = train(kind, tmp_path, level=0.0, seed=3, parts=(4,))
+    assert train(kind, tmp_path, level=0.0, seed=3, parts=(1, 3, 4)).records != whole.records
