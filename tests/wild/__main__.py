@@ -28,8 +28,8 @@ def compare(kind: Kind, pruner: str, folder: Path) -> str:
     began = time.monotonic()
     # Halving has one bracket, so that a second worker would have nothing to do.
     workers = 2 if pruner == "none" else 1
-    quiet = Search(put(kind, folder / "quiet", pruner), workers).answer()
-    search = Search(put(kind, folder / "killed", pruner), workers)
+    quiet = Search(kind, put(kind, folder / "quiet", pruner), workers).answer()
+    search = Search(kind, put(kind, folder / "killed", pruner), workers)
     killed = search.kill_one(quiet["epochs_exhaustive"] // 3 if pruner == "none" else 2)
     disturbed = search.answer()
     problems = []

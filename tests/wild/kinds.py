@@ -60,6 +60,11 @@ class Kind:
         return search if search.exists() else self.after
 
     @property
+    def title(self) -> str:
+        """The name of its study."""
+        return self.name.replace("_", "-")
+
+    @property
     def highest(self) -> float:
         """The highest level of its study."""
         return float(tomllib.loads(self.study.read_text())["levels"]["high"])

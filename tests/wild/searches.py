@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import time
-import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -48,13 +47,14 @@ class Search:
     """A launch of a study, with a quick clock.
 
     Args:
+        kind: what is searched.
         study: its file.
         workers: how many it starts.
     """
 
-    def __init__(self, study: Path, workers: int) -> None:
-        self.folder, self.workers = study.parent, workers
-        self.name = str(tomllib.loads(study.read_text())["name"])
+    def __init__(self, kind: Kind, study: Path, workers: int) -> None:
+        self.folder = study.parent
+        self.name = kind.title
         command = [sys.executable, "-m", "tests.quick", "launch", study.name, "--devices", "cpu"]
         self.environment = environment(self.folder)
         self.log = self.folder / "launch.log"

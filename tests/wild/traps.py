@@ -13,17 +13,19 @@ class Trap:
     """A mistake.
 
     Args:
-        finding: the kinds of findings of `floodsearch check --try`, of which one tells it.
+        findings: the kinds of findings of `floodsearch check --try` of which one tells it.
         planted: by the kind of script, where it is made.
     """
 
-    finding: str
+    findings: frozenset[str]
     planted: Mapping[str, Patch]
 
 
+CLEAN = "(clean)"
+"""In place of a trap where there is none."""
 TRAPS: Mapping[str, Trap] = {
     "scheduler forgotten": Trap(
-        "pause",
+        frozenset({"pause"}),
         {
             "word_lstm": ((", scheduler=scheduler)", ")"),),
             "references": ((", scheduler=lr_scheduler)", ")"),),
@@ -32,7 +34,7 @@ TRAPS: Mapping[str, Trap] = {
         },
     ),
     "optimizer forgotten": Trap(
-        "pause",
+        frozenset({"pause"}),
         {
             "mnist": ((", optimizer=optimizer, scheduler=scheduler)", ", scheduler=scheduler)"),),
             "char_gpt": (("model=model, optimizer=optimizer)", "model=model)"),),
@@ -43,15 +45,15 @@ TRAPS: Mapping[str, Trap] = {
         },
     ),
     "model forgotten": Trap(
-        "pause",
+        frozenset({"pause"}),
         {
             "references": (("model=model, ema=model_ema, ", "model=model, "),),
             "gan": (("D=discriminator, ", ""),),
         },
     ),
-    "scaler forgotten": Trap("pause", {"references": (("scaler=scaler, ", ""),)}),
+    "scaler forgotten": Trap(frozenset({"pause"}), {"references": (("scaler=scaler, ", ""),)}),
     "generator forgotten": Trap(
-        "pause",
+        frozenset({"pause"}),
         {
             "notebook": (
                 (
@@ -72,7 +74,7 @@ TRAPS: Mapping[str, Trap] = {
         },
     ),
     "counter of its own": Trap(
-        "pause",
+        frozenset({"pause"}),
         {
             "one_logit": (
                 (
@@ -105,7 +107,7 @@ TRAPS: Mapping[str, Trap] = {
         },
     ),
     "prefetched batch": Trap(
-        "pause",
+        frozenset({"pause"}),
         {
             "char_gpt": (
                 ('        X, Y = get_batch("train")\n', ""),
@@ -118,7 +120,7 @@ TRAPS: Mapping[str, Trap] = {
         },
     ),
     "carried hidden state": Trap(
-        "pause",
+        frozenset({"pause"}),
         {
             "word_lstm": (
                 ("        hidden = model.init_hidden(BATCH)\n        for i", "        for i"),
@@ -130,7 +132,7 @@ TRAPS: Mapping[str, Trap] = {
         },
     ),
     "global model": Trap(
-        "global state",
+        frozenset({"global state"}),
         {
             "vae": (
                 ("def train(args", "model = VAE()\n\n\ndef train(args"),
@@ -158,7 +160,7 @@ TRAPS: Mapping[str, Trap] = {
         },
     ),
     "global list": Trap(
-        "global state",
+        frozenset({"global state", "unseeded"}),
         {
             "gan": (
                 ("def ring(n):", "history = []\n\n\ndef ring(n):"),
@@ -172,7 +174,7 @@ TRAPS: Mapping[str, Trap] = {
         },
     ),
     "global generator": Trap(
-        "global state",
+        frozenset({"global state"}),
         {
             "tabular": (
                 ("drop_last=True)\n", "drop_last=True, generator=GENERATOR)\n"),
@@ -191,7 +193,7 @@ TRAPS: Mapping[str, Trap] = {
         },
     ),
     "unseeded draws": Trap(
-        "unseeded",
+        frozenset({"unseeded"}),
         {
             "lbfgs": (("np.random.default_rng(seed)", "np.random.default_rng()"),),
             "mnist": (
@@ -202,7 +204,7 @@ TRAPS: Mapping[str, Trap] = {
         },
     ),
     "seed not used": Trap(
-        "seed not used",
+        frozenset({"seed not used"}),
         {
             "word_lstm": (("    seed = run.seed\n", "    seed = 1111\n"),),
             "one_logit": (("torch.manual_seed(run.seed)", "torch.manual_seed(0)"),),
@@ -212,7 +214,7 @@ TRAPS: Mapping[str, Trap] = {
         },
     ),
     "flood forgotten": Trap(
-        "level not used",
+        frozenset({"level not used"}),
         {
             "mnist": (("        loss = args.run.flood(loss)\n", ""),),
             "tabular": (("run.flood(criterion(model(xb), yb))", "criterion(model(xb), yb)"),),
@@ -221,14 +223,14 @@ TRAPS: Mapping[str, Trap] = {
         },
     ),
     "flooded loss dropped": Trap(
-        "level not used",
+        frozenset({"level not used"}),
         {
             "references": (("loss = args.run.flood(loss)", "args.run.flood(loss)"),),
             "one_logit": (("run.flood(loss).backward()", "run.flood(loss)\n            loss.backward()"),),
         },
     ),
     "flooded by hand, too": Trap(
-        "not only flooded",
+        frozenset({"not only flooded"}),
         {
             "word_lstm": (
                 (
@@ -240,7 +242,7 @@ TRAPS: Mapping[str, Trap] = {
         },
     ),
     "flooded per sample": Trap(
-        "fails",
+        frozenset({"fails"}),
         {
             "tabular": (
                 (
@@ -252,7 +254,7 @@ TRAPS: Mapping[str, Trap] = {
         },
     ),
     "evaluation flooded": Trap(
-        "evaluation flooded",
+        frozenset({"evaluation flooded"}),
         {
             "word_lstm": (
                 ("def evaluate(model, ", "def evaluate(run, model, "),
@@ -275,7 +277,7 @@ TRAPS: Mapping[str, Trap] = {
         },
     ),
     "train loss after the flood": Trap(
-        "evaluation flooded",
+        frozenset({"evaluation flooded"}),
         {
             "one_logit": (
                 (
@@ -287,7 +289,7 @@ TRAPS: Mapping[str, Trap] = {
         },
     ),
     "metric not reported": Trap(
-        "fails",
+        frozenset({"fails"}),
         {
             "notebook": (("        run.report(val_accuracy=epoch_acc, val_loss=epoch_loss)\n", ""),),
             "lightning_mlp": (('        self.log("val_acc", (logits.argmax(1) == y).float().mean())\n', ""),),
@@ -295,7 +297,7 @@ TRAPS: Mapping[str, Trap] = {
         },
     ),
     "metric under another name": Trap(
-        "fails",
+        frozenset({"fails"}),
         {
             "tabular": (("run.report(average_precision=ap)", "run.report(ap=ap)"),),
             "lightning_mlp": ((', metrics={"val_accuracy": "val_acc"}', ""),),
@@ -304,7 +306,7 @@ TRAPS: Mapping[str, Trap] = {
         },
     ),
     "percentage": Trap(
-        "percentage",
+        frozenset({"percentage"}),
         {
             "references": (("val_accuracy=acc / 100", "val_accuracy=acc"),),
             "notebook": (("val_accuracy=epoch_acc", "val_accuracy=100 * epoch_acc"),),
@@ -312,7 +314,7 @@ TRAPS: Mapping[str, Trap] = {
         },
     ),
     "one file of all runs": Trap(
-        "same file",
+        frozenset({"same file"}),
         {
             "mnist": (
                 (
@@ -320,11 +322,14 @@ TRAPS: Mapping[str, Trap] = {
                     '        scheduler.step()\n        torch.save(model.state_dict(), "mnist_cnn.pt")\n',
                 ),
             ),
-            "references": (('"--output-dir", default=""', '"--output-dir", default="out"'),),
+            "references": (
+                ('"--output-dir", default=""', '"--output-dir", default="out"'),
+                (', "args": args}', "}"),
+            ),
         },
     ),
     "arguments of the worker": Trap(
-        "fails",
+        frozenset({"fails"}),
         {
             "mnist": (
                 ("parser.parse_args([])", "parser.parse_args()"),
@@ -343,7 +348,7 @@ TRAPS: Mapping[str, Trap] = {
         },
     ),
     "epochs of its own": Trap(
-        "fails",
+        frozenset({"fails"}),
         {
             "lbfgs": (("for i in run.epochs():", "for i in range(8):"),),
             "hf_bert": (("num_train_epochs=run.length", "num_train_epochs=3"),),
