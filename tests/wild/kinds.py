@@ -29,14 +29,12 @@ class Kind:
         lines: that may differ at most.
         seed: that its original seeds by.
         entry: the function that trains a run, in the module of its study file.
-        has_checkpoints: whether it is a command that goes on from checkpoints of its own.
     """
 
     name: str
     lines: int = PLAIN
     seed: int = 0
     entry: str = "main"
-    has_checkpoints: bool = False
 
     @property
     def before(self) -> Path:
@@ -108,6 +106,6 @@ KINDS = {
         Kind(name="tabular", seed=42, entry="run_fold"),
         Kind(name="one_logit", entry="train"),
         Kind(name="notebook", entry="train_model"),
-        Kind(name="own_checkpoints", lines=ARGPARSE, has_checkpoints=True),
+        Kind(name="own_checkpoints", lines=ARGPARSE),
     )
 }

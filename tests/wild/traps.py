@@ -21,6 +21,8 @@ class Trap:
     planted: Mapping[str, Patch]
 
 
+QUICK = ("one_logit", "lbfgs", "neural_net", "notebook", "gan", "word_lstm", "references", "vae", "tabular")
+"""The kinds that start no process and import no library of trainers, the quickest first."""
 CLEAN = "(clean)"
 """In place of a trap where there is none."""
 TRAPS: Mapping[str, Trap] = {
@@ -361,3 +363,8 @@ def planted() -> Iterator[tuple[str, str]]:
     """Yield the name of each trap, with each kind of script in which it is made."""
     for name, trap in TRAPS.items():
         yield from ((name, kind) for kind in trap.planted)
+
+
+def quickest(trap: str) -> str:
+    """Return the kind of script in which a trap is planted that trains in the shortest time."""
+    return min(TRAPS[trap].planted, key=lambda kind: QUICK.index(kind) if kind in QUICK else len(QUICK))
