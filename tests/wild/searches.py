@@ -16,11 +16,11 @@ from floodsearch.errors import FloodsearchError
 from floodsearch.storage import tables
 from floodsearch.storage.database import open_database
 from floodsearch.storage.studies import find_study
-from tests.wild.kinds import Kind, Patch
+from tests.wild.kinds import Kind
 
 ROOT = Path(__file__).parents[2]
-COSTS = ("epochs_run", "cost", "trial", "trials", "warnings")
-"""Of an answer, what a killed worker may change: what it trained is trained again, by another trial."""
+COSTS = ("epochs_run", "cost", "trial")
+"""Of an answer, what a killed worker changes: what it trained is trained again, by another trial."""
 
 
 def environment(folder: Path) -> dict[str, str]:
@@ -34,9 +34,9 @@ def environment(folder: Path) -> dict[str, str]:
     }
 
 
-def put(kind: Kind, folder: Path, pruner: str, patch: Patch = ()) -> Path:
+def put(kind: Kind, folder: Path, pruner: str) -> Path:
     """Copy a kind into a folder, searched with a pruner; return its study file."""
-    study = kind.put(folder, patch)
+    study = kind.put(folder)
     text = study.read_text()
     head, search, rest = text.partition("[search]\n")
     study.write_text(f'{head}[search]\npruner = "{pruner}"\n{rest if search else ""}')
@@ -44,17 +44,18 @@ def put(kind: Kind, folder: Path, pruner: str, patch: Patch = ()) -> Path:
 
 
 class Search:
-    """A launch of a study, with a quick clock.
+    """A launch of a study, whose workers have a quick clock.
 
     Args:
         kind: what is searched.
-        study: its file.
+        folder: for its files; it is made.
+        pruner: of the study.
         workers: how many it starts.
     """
 
-    def __init__(self, kind: Kind, study: Path, workers: int) -> None:
-        self.folder = study.parent
-        self.name = kind.title
+    def __init__(self, kind: Kind, folder: Path, pruner: str, workers: int) -> None:
+        self.folder, self.name = folder, kind.title
+        study = put(kind, folder, pruner)
         command = [sys.executable, "-m", "tests.quick", "launch", study.name, "--devices", "cpu"]
         self.environment = environment(self.folder)
         self.log = self.folder / "launch.log"
