@@ -316,8 +316,14 @@ def test_command_lines_that_are_shown_can_be_given() -> None:
             assert problem(arguments[arguments.index("worker") + 1 :]) is None, where
         elif program == "python":
             assert arguments[0] == "-m", where
-            assert (ROOT / arguments[1].replace(".", "/")).with_suffix(".py").exists() or (
-                arguments[1] == "pytest" and all((ROOT / one).exists() for one in arguments[2:] if "/" in one)
+            program = ROOT / arguments[1].replace(".", "/")
+            assert (
+                program.with_suffix(".py").exists()
+                or (program / "__main__.py").exists()
+                or (
+                    arguments[1] == "pytest"
+                    and all((ROOT / one).exists() for one in arguments[2:] if "/" in one)
+                )
             ), where
         elif "/" in program and program != ".":
             assert (ROOT / program).exists(), where
