@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
 from typing import Any
 
 import torch
@@ -62,7 +62,7 @@ class FloodCallback(Callback):
         check_alone()
         self.run = run
         self.metrics = dict(metrics or {})
-        self._epochs = run.epochs()
+        self._epochs: Generator[int]
         self._validated = self._stopped = False
         self._last = _Last(self._end_epoch)
 
@@ -70,6 +70,7 @@ class FloodCallback(Callback):
         """Load the run's checkpoint if there is one, and begin to flood."""
         _check(trainer, self.run)
         self.run.restore(trainer=_State(trainer))
+        self._epochs = self.run.epochs()
         trainer.callbacks = [*trainer.callbacks, self._last]
         if pl_module.automatic_optimization:
             # `on_before_backward` is given the loss, but cannot replace it, and `backward` has it divided by
