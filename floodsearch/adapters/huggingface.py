@@ -15,7 +15,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -171,10 +171,14 @@ class _Epochs(TrainerCallback):
 
     def __init__(self, run: LoopRun, trainer: Trainer, metrics: Mapping[str, str]) -> None:
         self.run, self.trainer, self.metrics = run, trainer, metrics
-        self._epochs = run.epochs()
+        self._epochs: Generator[int]
         self._stopped = False
         self._logged: dict[str, Any] = {}
         self._awaited = 0  # evaluations of the epoch that has been trained
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Begin the loop over the run's epochs."""
+        self._epochs = self.run.epochs()
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Save the run if that is due: all of the last epoch has ended, schedulers included."""

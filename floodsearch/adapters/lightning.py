@@ -15,7 +15,7 @@ from __future__ import annotations
 import functools
 import itertools
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +66,7 @@ class FloodCallback(Callback):
         check_alone()
         self.run = run
         self.metrics = dict(metrics or {})
-        self._epochs = run.epochs()
+        self._epochs: Generator[int]
         self._validated = self._stopped = False
         self._last = _Last(self._end_epoch)
 
@@ -74,6 +74,7 @@ class FloodCallback(Callback):
         """Load the run's checkpoint if there is one, and begin to flood."""
         _check(trainer, self.run)
         self.run.restore(trainer=_State(trainer))
+        self._epochs = self.run.epochs()
         trainer.callbacks = [*trainer.callbacks, self._last]
         if pl_module.automatic_optimization:
             # `on_before_backward` is given the loss, but cannot replace it, and `backward` has it divided by
