@@ -23,5 +23,5 @@ def task(*, width: int = 64) -> Task:
     return Task(
         data=data,
         model=lambda: nn.Sequential(nn.Linear(10, width), nn.ReLU(), nn.Linear(width, 2)),
-        recipe=Recipe(batch_size=50, optimizer="adam", learning_rate=0.01),
+        recipe=Recipe(batch_size=50, optimizer="adam", learning_rate=0.002),
     )
