@@ -383,7 +383,7 @@ def test_a_study_of_early_ends_that_is_cut_short_ends_alike(make_stopping, here,
             leave.ask("lunch")
         plain(self, members, step, rungs)
 
-    for cut in (3, 20, 31):
+    for cut in (20, 31):
         study, leave = make_stopping(f"cut-{cut}"), LeaveRequest()
         worker = enter(study)
         steps.clear()
