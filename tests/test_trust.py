@@ -264,7 +264,7 @@ def test_only_one_module_makes_what_code_is_resolved_by() -> None:
         "TrustedSpec": {"study/trust.py"},
         "find_code": {"catalog.py", "tasks/task.py"},
         "file_of": {"catalog.py", "usercode/function.py", "usercode/reference.py"},
-        "find_spec": {"usercode/reference.py"},
+        "find_spec": {"cli/init.py", "usercode/reference.py"},
         "import_module": {"usercode/reference.py", "__init__.py", "search/__init__.py"},
         "build_task": {"catalog.py"},
         "find_task": {"catalog.py", "tasks/task.py"},
