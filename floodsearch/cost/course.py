@@ -153,7 +153,7 @@ class _Runs:
 def _going(runs: _Runs, alive: set[int], judge: Judge, rung: int, shown: Shown, way: Way) -> set[int]:
     """Return the tickets that go on after a rung: those that have not flooded, and the best of the others."""
     levels, judged = runs.tickets.levels, {number for number in alive if runs.flooded(number, rung)}
-    if way in COMMANDS and judged:  # before, the values of all tie
+    if way in COMMANDS and any(runs.flooded(number, rung) for number in levels):  # before, all values tie
         judged = set(alive)
     best = sorted([*shown.levels[rung], *(levels[number] for number in judged)])
     last = best[: judge.keeps(rung, shown.began)][-1] if best else 0.0
