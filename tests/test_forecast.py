@@ -77,9 +77,7 @@ def epochs(spec, floods, way):
     [
         ("forks", 2 * (30 + 6 * 3 + 2 * 3 + 24), 2 * 30),  # the trunk alone
         ("goes on", 2 * (30 + 6 * 3 + 2 * 3 + 24), 2 * 7 * 30),  # nothing is judged before it floods
-        ("is kept", 2 * (30 + 6 * 3 + 2 * 3 + 24), 2 * 7 * 30),
         ("never pauses", 2 * 7 * 30, 2 * 7 * 30),
-        ("begins again", 2 * (30 + 6 * 3 + 2 * 6 + 30), 2 * (30 + 6 * (3 + 6 + 12 + 24 + 30))),
     ],
 )
 def test_what_a_search_costs_depends_on_how_runs_pause_and_when_levels_flood(make_spec, way, at_once, never):
@@ -87,6 +85,31 @@ def test_what_a_search_costs_depends_on_how_runs_pause_and_when_levels_flood(mak
     spec = make_spec(**HALVED)
     assert epochs(spec, AT_ONCE, way) == at_once
     assert epochs(spec, NEVER, way) == never
+
+
+def scripts(make_spec, levels, **script):
+    changes = {**HALVED, "levels": {"high": 0.6, "count": levels}, "script": script}
+    return make_spec(**changes, task=None, options=None, command="echo {level} {seed}")
+
+
+@pytest.mark.parametrize(
+    ("script", "at_once"),
+    [
+        ({}, 2 * (30 + 6 * 3 + 2 * 3 + 24)),
+        ({"pause": "restart"}, 2 * (30 + 6 * 3 + 2 * 6 + 30)),  # two begin again at epoch 3, one at 6
+        ({"stopped": 6}, 2 * (30 + 6 * 3 + 2 * 3 + 24) + 2 * 3),  # six of twelve end at 3: two of four go on
+    ],
+)
+def test_what_a_command_costs_depends_on_what_becomes_of_its_processes(make_spec, script, at_once):
+    assert epochs(scripts(make_spec, 7, **script), AT_ONCE, None) == at_once
+
+
+@pytest.mark.parametrize("script", [{}, {"pause": "restart"}, {"stopped": 7}])
+def test_a_search_by_a_command_is_never_dearer_than_its_grid(make_spec, script):
+    """Where its levels differ at the first rung: as long as they tie, all go on."""
+    for levels in (2, 3, 5, 9):
+        spec = scripts(make_spec, levels, **script)
+        assert epochs(spec, AT_ONCE, None) <= epochs(spec, AT_ONCE, "never pauses") == levels * 2 * 30
 
 
 def test_a_level_that_floods_behind_a_rung_is_judged_at_the_next(make_spec):

@@ -14,7 +14,7 @@ import torch
 from floodsearch.artifacts.files import Folder
 from floodsearch.catalog import judge_of
 from floodsearch.process.guard import tree
-from floodsearch.search.pauses import restart_pays, script_plan
+from floodsearch.search.pauses import restart_pays
 from floodsearch.training import room
 from floodsearch.training import running as running_module
 from floodsearch.training.running import RunningCommand
@@ -143,23 +143,6 @@ def test_a_process_is_kept_where_another_fits_beside_it(monkeypatch):
     for free, stopped, fits in ((70, 0, True), (40, 0, False), (40, 1, True), (10, 7, False), (12, 7, True)):
         monkeypatch.setattr("torch.cuda.mem_get_info", lambda _, free=free: (free, 100))
         assert room.room_for_another(pid, stopped, torch.device("cuda")) is fits
-
-
-@pytest.mark.parametrize("kept", [0, 7, 10**6])
-@pytest.mark.parametrize("pruner", ["halving", "none"])
-def test_the_plan_of_a_script_is_never_dearer_than_its_grid(make_spec, pruner, kept):
-    """Whatever is kept; where all is, it is the plan of its judge."""
-    for levels in (2, 3, 5, 9, 26):
-        for epochs in (3, 12, 100):
-            spec = make_spec(
-                search={"pruner": pruner}, training={"epochs": epochs, "seeds": 3, "validate_every": 1}
-            )
-            judge = judge_of(spec)
-            plan = list(script_plan(judge, levels, 3, 0, epochs, kept=kept))
-            cost = sum((until - after) * runs for after, until, runs in plan)
-            assert cost <= levels * 3 * epochs
-            whole = sum((until - after) * alive * 3 for after, until, alive in judge.plan(levels, 0, epochs))
-            assert cost == whole or kept < 10**6
 
 
 def test_a_restart_pays_where_few_go_on_early(make_spec):

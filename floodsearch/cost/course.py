@@ -14,13 +14,12 @@ from typing import Literal, NamedTuple
 
 from floodsearch.cost.floods import Floods
 from floodsearch.search.judge import Judge
+from floodsearch.search.pauses import restart_pays
 
-Way = Literal["forks", "goes on", "never pauses", "is kept", "begins again"]
+Way = Literal["forks", "goes on", "never pauses", "is a command"]
 """How runs are trained. Those of a task fork from their trunk; those of a loop go on from part to part, or
-are trained at once where they have no state; the process of a command is kept between its parts, or begins
-again in each."""
-COMMANDS: tuple[Way, ...] = ("is kept", "begins again")
-"""Nobody sees what a command floods, and it is not paused where nobody judges."""
+are trained at once where they have no state. Nobody sees what a command floods, and it is not paused where
+nobody judges."""
 
 
 class Stage(NamedTuple):
@@ -30,7 +29,7 @@ class Stage(NamedTuple):
     until: int
     runs: int
     saved: int = 0
-    """Of their member-epochs those that a trunk is trained for; below 0 those that are trained again."""
+    """Of their member-epochs those that a trunk is trained for."""
 
     @property
     def epochs(self) -> int:
@@ -65,20 +64,14 @@ class Tickets(NamedTuple):
         seeds: how many.
         after: the epoch that they have reached.
         epochs: of a run.
+        kept: of a command: how many processes are stopped and kept at a rung, those of the first runs.
     """
 
     levels: dict[int, float]
     seeds: int
     after: int
     epochs: int
-
-
-def epochs_of_part(way: Way, after: int, until: int) -> int:
-    """Return the epochs that a run is trained for in a part, from after an epoch until another.
-
-    A command that was paused begins again: it pays for the epochs before a second time.
-    """
-    return until if way == "begins again" else until - after
+    kept: int = 0
 
 
 def course(tickets: Tickets, judge: Judge, floods: Floods, way: Way, shown: Shown) -> Iterator[Stage]:
@@ -90,12 +83,21 @@ def course(tickets: Tickets, judge: Judge, floods: Floods, way: Way, shown: Show
     elif judge.together and after:
         runs.were_judged(judge, after, shown)
     ends = dict.fromkeys(alive, epochs)
+    share = 1.0  # of the living runs those that are not at their ends already
     for rung in (*(rung for rung in judge.rungs if judge.together and after < rung < epochs), epochs):
-        until = epochs if way in COMMANDS and len(alive) == 1 else rung
-        yield runs.part(alive, way, after, until)
+        until = epochs if way == "is a command" and len(alive) == 1 else rung
+        yield runs.part(alive, way, after, until, share)
         if until == epochs:
             break
         going = _going(runs, alive, judge, until, shown, way)
+        if way == "is a command":
+            waiting = len(alive) * tickets.seeds * share
+            ended = max(0.0, 1 - tickets.kept / waiting)
+            if restart_pays(judge, len(alive), until, epochs):  # those that go on begin again
+                yield Stage(0, until, math.ceil(len(going) * tickets.seeds * share * ended))
+            else:  # they are not paused
+                yield Stage(until, epochs, math.ceil(waiting * ended))
+                share *= 1 - ended
         ends |= dict.fromkeys(alive - going, until)
         alive, after = going, until
         if not alive:
@@ -121,16 +123,16 @@ class _Runs:
         }
         return cls(tickets, first, [len(range(place, tickets.seeds, known)) for place in range(known)])
 
-    def part(self, alive: Iterable[int], way: Way, after: int, until: int) -> Stage:
-        """Return what the runs of the tickets that are alive are trained for."""
+    def part(self, alive: Iterable[int], way: Way, after: int, until: int, share: float) -> Stage:
+        """Return what the runs of the tickets that are alive are trained for, or a share of these runs."""
         first = [pair for number in alive for pair in zip(self.first[number], self.stands_for, strict=True)]
-        runs = sum(count for _, count in first)
+        runs = math.ceil(sum(count for _, count in first) * share)
         if way == "forks":  # the epoch in which a level first floods is trained once more, flooded
             trained = sum((until - max(after, math.ceil(one) - 1)) * n for one, n in first if one <= until)
         elif way == "never pauses":
             trained = 0 if after else runs * self.tickets.epochs
         else:
-            trained = runs * epochs_of_part(way, after, until)
+            trained = runs * (until - after)
         return Stage(after, until, runs, runs * (until - after) - trained)
 
     def flooded(self, number: int, epoch: int) -> bool:
@@ -153,7 +155,7 @@ class _Runs:
 def _going(runs: _Runs, alive: set[int], judge: Judge, rung: int, shown: Shown, way: Way) -> set[int]:
     """Return the tickets that go on after a rung: those that have not flooded, and the best of the others."""
     levels, judged = runs.tickets.levels, {number for number in alive if runs.flooded(number, rung)}
-    if way in COMMANDS and any(runs.flooded(number, rung) for number in levels):  # before, all values tie
+    if way == "is a command" and any(runs.flooded(number, rung) for number in levels):  # before, all tie
         judged = set(alive)
     best = sorted([*shown.levels[rung], *(levels[number] for number in judged)])
     last = best[: judge.keeps(rung, shown.began)][-1] if best else 0.0

@@ -44,7 +44,7 @@ class Open(NamedTuple):
 def way_of(spec: Spec) -> Way:
     """Return how the runs of a study are trained; of a loop, if it can be paused."""
     if spec.command is not None:
-        return "begins again"
+        return "is a command"
     return "forks" if spec.task is not None and SCHEDULES[spec.training.schedule].forks else "goes on"
 
 
@@ -105,8 +105,17 @@ def unbegun(spec: Spec) -> list[Open] | None:
 
 def pilot_apart(spec: Spec, way: Way) -> int:
     """Return for how many epochs of a seed, at most, the pilot is trained that nothing goes on from."""
-    apart = way in ("begins again", "never pauses") and spec.levels.high == AUTO
-    return longest(spec.training) if apart else 0
+    return longest(spec.training) if spec.levels.high == AUTO and pilots_apart(spec, way) else 0
+
+
+def pilots_apart(spec: Spec, way: Way) -> bool:
+    """Return whether level 0 begins again behind the pilot."""
+    return way == "never pauses" or (way == "is a command" and _kept(spec) == 0)
+
+
+def _kept(spec: Spec) -> int:
+    """Return how many processes of a command a worker stops and keeps at most."""
+    return 0 if spec.script is None or spec.script.pause == "restart" else spec.script.stopped
 
 
 def _merged(parts: Sequence[Stage], after: int, until: int) -> Stage:
@@ -145,7 +154,7 @@ def epochs_left(spec: Spec, trials: Iterable[TrialRecord], pilot: Pilot | None =
     begun = [one for one in newest.values() if one.level and one.epoch > 0]  # above level 0
     left = sum(part.epochs for part in _parts(spec, unfinished, assumed(spec), way_of(spec), begun))
     first = next((one for one in unfinished if one.number == 0), None)
-    if first is None or pilot is None or way_of(spec) == "begins again":
+    if first is None or pilot is None or pilots_apart(spec, way_of(spec)):
         return left
     return left - max(0, pilot.epochs - first.epoch * first.seeds)
 
@@ -194,7 +203,8 @@ def _parts(
         levels = {one.number: _level(spec, one) for one in together}
         first = together[0]
         after = min(one.epoch for one in together)
-        yield from course(Tickets(levels, first.seeds, after, first.epochs), judge, floods, way, shown)
+        group = Tickets(levels, first.seeds, after, first.epochs, _kept(spec))
+        yield from course(group, judge, floods, way, shown)
         if way != "forks" and (ahead := sum(one.epoch - after for one in together)):  # one by one to a rung
             yield Stage(after, first.epochs, 0, ahead * first.seeds)
 

@@ -17,6 +17,7 @@ from floodsearch.cost.forecast import (
     epochs_exhaustive,
     parts_of,
     pilot_apart,
+    pilots_apart,
     plan,
     speeds_of,
     time_stages,
@@ -135,7 +136,7 @@ def look_ahead(
 def _as_begun(begun: Unflooded, device: str) -> Outlook:
     """Return the outlook of a study whose unflooded runs were begun on a device."""
     spec, floods, way = begun.spec, begun.floods, begun.way
-    pilot = begun.pilot if begun.pilot and way in ("begins again", "never pauses") else None
+    pilot = begun.pilot if begun.pilot and pilots_apart(spec, way) else None
     outlook = replace(forecast(spec, floods, way, pilot), epochs_tried=begun.epochs)
     every = unbegun(spec)
     if every is None or outlook.epochs_expected is None:

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from floodsearch.artifacts.checkpoint import Checkpoint
-from floodsearch.artifacts.files import files_at
+from floodsearch.artifacts.files import Folder, files_at
 from floodsearch.catalog import loop_settings, task_of
 from floodsearch.cost.course import Way
 from floodsearch.cost.floods import Floods
@@ -29,7 +29,7 @@ from floodsearch.study.spec import Spec
 from floodsearch.study.trust import given
 from floodsearch.training.arithmetic import choose_kernels
 from floodsearch.training.devices import find_device
-from floodsearch.training.loop import LoopRun
+from floodsearch.training.loop import ForScript, LoopRun
 from floodsearch.training.randomness import borrowed
 from floodsearch.usercode.reference import said
 from floodsearch.worker.leave import LeaveRequest
@@ -179,11 +179,11 @@ def _runs_of_loop(spec: Spec, device: str, folders: Sequence[Path]) -> Train:
                 device=device, checkpoints=place, logs=place / "logs", folders=tuple(folders)
             )
             (settings.logs / spec.name).mkdir(parents=True)
-            loops = Loops(trusted, where, settings, leave)
-            for seed in spec.training.seeds:
-                yield _begun_of_loop(loops, spec, seed, place, more)
-                if not more():
-                    return
+            with Loops(trusted, where, settings, leave) as loops:
+                for seed in spec.training.seeds:
+                    yield _begun_of_loop(loops, spec, seed, place, more)
+                    if not more():
+                        return
 
     def _begun_of_loop(loops: Loops, spec: Spec, seed: int, place: Path, more: Callable[[], bool]) -> Begun:
         begun, since = Begun(), time.monotonic()
@@ -208,6 +208,7 @@ def _runs_of_loop(spec: Spec, device: str, folders: Sequence[Path]) -> Train:
             until=spec.training.epochs,
             note=note,
             checkpoint=Checkpoint(files_at(place), f"{name}.pt", {}),
+            script=ForScript(folder=Folder(place / "folders").within(name)),
         )
         # What it prints is not the forecast.
         with borrowed(where), (place / "printed").open("w") as printed, redirect_stdout(printed):
