@@ -492,9 +492,10 @@ def test_the_pilot_of_a_run_that_ends_early_ends_with_it(make_stopping, here):
 
 @sqlite
 def test_a_command_may_end_before_its_last_epoch(make_stopping, here, tmp_path):
-    """Where the study says so; it has to end well."""
+    """Where the study says so; it has to end well, and may print its tests last, as if it had not ended."""
     script = tmp_path / "train.py"
-    script.write_text(SCRIPT.replace("range(1, epochs + 1)", "range(1, 4 + round(10 * level) % 5)"))
+    source = SCRIPT.replace("range(1, epochs + 1)", "range(1, 4 + round(10 * level) % 5)")
+    script.write_text(f"{source}print(json.dumps({{'test_accuracy': level}}))")
     command = f"{sys.executable} {script} --flood {{level}} --seed {{seed}} --epochs {{epochs}}"
     study = make_stopping(rule="last", like=SCRIPTS, command=command)
     work(study, here, LeaveRequest())
@@ -503,6 +504,11 @@ def test_a_command_may_end_before_its_last_epoch(make_stopping, here, tmp_path):
     assert lasts(study) == {
         (ticket, seed): 3 + round(10 * level) % 5 for ticket, level in found.items() for seed in (0, 1)
     }
+    complete = [one.ticket for one in read_trials(study) if one.state == "complete"]
+    for ticket in complete:
+        last = [one for one in curves(study)[ticket] if one.epoch == lasts(study)[ticket, one.seed]]
+        assert {one.test_accuracy for one in last} == {found[ticket]}
+    assert len(complete) == 2
 
 
 @pytest.mark.parametrize(("given", "rule"), [(True, "best"), (False, "none"), ("last", "last")])

@@ -18,9 +18,9 @@ from torch import Tensor
 
 from floodsearch.artifacts.checkpoint import Checkpoint
 from floodsearch.artifacts.files import Folder
-from floodsearch.errors import LoopError
+from floodsearch.errors import DivergedError, LoopError
 from floodsearch.flooding.loss import flood, mean_over_ranks
-from floodsearch.records import EpochRecord
+from floodsearch.records import LARGEST, EpochRecord
 from floodsearch.training.batch_losses import BatchLosses
 from floodsearch.training.call_order import CallOrder
 from floodsearch.training.loop_state import Claim, LoopState
@@ -244,6 +244,21 @@ class LoopRun:
         except BaseException as error:
             self.interrupted = error
             raise
+
+    def add_tests(self, **tests: float) -> None:
+        """Take in what the last epoch came to on the test, where the run has ended and told it behind that.
+
+        Args:
+            tests: `test_accuracy` and `test_loss`.
+
+        Raises:
+            DivergedError: if a number is NaN or infinite.
+        """
+        for name, value in tests.items():
+            if not abs(value) <= LARGEST:
+                what = f"the reported {name}"
+                raise DivergedError(level=self.level, epoch=self.epoch, step=None, seed=self.seed, what=what)
+        self.memory.add_tests(tests)
 
     def refuse(self, error: LoopError) -> None:
         """End the run with an error, whatever its function goes on to do."""

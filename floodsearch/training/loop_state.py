@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -149,6 +150,15 @@ class LoopState:
             weights = copy_state({"model": self._state("model")}, None)["model"]
             self.kept = {"keep": keep, "epoch": record.epoch, "weights": weights}
         self._records.append(record)
+
+    @property
+    def last(self) -> EpochRecord:
+        """The record of the last epoch."""
+        return self._records[-1]
+
+    def add_tests(self, tests: Mapping[str, float]) -> None:
+        """Add what the last epoch came to on the test to its record, by the names of the record's fields."""
+        self._records[-1] = replace(self.last, **tests)  # type: ignore[arg-type]
 
     def _is_best(self, record: EpochRecord) -> bool:
         """Return whether no earlier epoch is as good, by the study's metric."""

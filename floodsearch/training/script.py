@@ -198,10 +198,8 @@ class Script:
             run.repeated += printed.epoch < wanted
         if printed.epoch == wanted:
             numbers = printed.numbers
-            # Whether it ends well is part of the run, and it may say more. One that may end with any epoch is
-            # looked at after each, but where it is to pause: there it would train on.
-            may_be_last = wanted == run.length or (run.may_end and wanted != run.until)
-            if may_be_last and not printed.next():
+            # Whether it ends well is part of the run, and it may say more.
+            if wanted == run.length and not printed.next():
                 self._check_end(run, part)
             return {**numbers, **printed.tests}
         went_on = any(map(run.due, range(1, printed.first)))  # else it prints its first validation
@@ -228,9 +226,10 @@ class Script:
         if wanted == 1:
             raise LoopError(
                 "the command ended without a report; let it print a line of JSON an epoch, such as "
-                f'{{"epoch": 1, "{run.metric}": 0.8}}'
+                f'{{"epoch": 1, "{run.metric}": 0.8}}, and keep checkpoints, if it has any, in {{folder}}'
             )
         if run.may_end:
+            run.add_tests(**_known(run, wanted - 1, part.printed.tests))
             return None
         went_on = part.printed.first > 1 and self.settings.first_epoch == AUTO
         hint = ", say first_epoch = 0 in [script] if it counts from 0" if went_on else ""

@@ -204,7 +204,7 @@ class LoopMembers:
             self._lowest[member, seed] = run.lowest
         if run.epoch > trained_from:
             self.mistakes.warn_of(run, flooded=member in self._flooded)
-        if run.ended and not note(EpochOutcome(ended={member: seed})):
+        if run.ended and not self._note(member, [run.memory.last], note, ended={member: seed}):
             run.leave()
         return run.goes_on
 
