@@ -72,6 +72,12 @@ class LogFormatter(logging.Formatter):
         return escape(super().format(record)).replace("\n", "\n  ")
 
 
+def hush(logger: str) -> None:
+    """Let a library's logger tell warnings only, unless somebody has set it otherwise."""
+    if (found := logging.getLogger(logger)).level == logging.NOTSET:
+        found.setLevel(logging.WARNING)
+
+
 # Standard streams
 
 _own: TextIO | None = None

@@ -9,7 +9,6 @@ before to the nearest new one. A new sampler is one entry of `SAMPLERS`.
 from __future__ import annotations
 
 import itertools
-import logging
 import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -21,6 +20,7 @@ from optuna.distributions import FloatDistribution
 from optuna.samplers import BaseSampler, GPSampler, TPESampler
 from optuna.trial import TrialState
 
+from floodsearch.process.terminal import hush
 from floodsearch.records import Parameter
 from floodsearch.search.history import Tried, at_the_end
 from floodsearch.search.space import Space
@@ -186,8 +186,7 @@ def _ask(sampler: BaseSampler, space: Space, tried: Sequence[Tried]) -> dict[str
     trials is to leave them out (GP) or to rank them behind all others (TPE), although their scores compare.
     """
     distributions = {**space.distributions(), "level": FloatDistribution(space.low, space.high)}
-    # Optuna tells of each new study on stderr; these live for one question.
-    logging.getLogger("optuna.storages").setLevel(logging.WARNING)
+    hush("optuna.storages")  # it would tell of each new study, and these live for one question
     study = optuna.create_study(direction="maximize", sampler=sampler)
     for one in tried:
         parameters = {"level": one.level, **one.beside}

@@ -24,6 +24,7 @@ from sqlalchemy import Connection, Engine, NullPool, QueuePool, event
 
 from floodsearch.artifacts.files import make_private
 from floodsearch.errors import StorageError, StorageFailedError
+from floodsearch.process.terminal import hush
 from floodsearch.storage.checks import check_tables
 from floodsearch.storage.failures import READ_ONLY, STORAGE_ERRORS, cause, failure
 from floodsearch.storage.urls import Place, place_of
@@ -118,6 +119,7 @@ def open_database(
     # Optuna passes URLs through str.format, so braces in a password must be escaped.
     text = place.url.render_as_string(hide_password=False).replace("{", "%7B").replace("}", "%7D")
     options = _connecting(place, read_only=read_only)
+    hush("optuna.storages")  # it would tell of each new study, as we do
     try:
         check_tables(text, place.name, options, create=create)
         storage = _connect(text, place, options, read_only=read_only)
