@@ -47,7 +47,7 @@ def read(path: Path, known: Known, settings: Sequence[str] = ()) -> Spec:
     Raises:
         StudyFileError: with all problems, if it cannot be read or used.
     """
-    return parse(load(path), known, source=str(path))
+    return parse(load(path), known, source=str(path), settings=settings)
 
 
 def load(path: Path) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import threading
@@ -13,6 +14,8 @@ from typing import IO
 
 from floodsearch.errors import HANDED_BACK, INTERRUPTED, FloodsearchError
 from floodsearch.process.signals import listen
+
+log = logging.getLogger(__name__)
 
 SECONDS_TO_END = 2.0
 """For a worker without tickets to leave after a signal, and for one that is overdue to hand them back."""
@@ -94,6 +97,10 @@ class LeaveRequest:
             if self.signal is None:
                 self.signal = number
                 self.ask(f"signal {signal.Signals(number).name}")
+                # By a thread, as a log has a lock.
+                threading.Thread(
+                    target=log.info, args=["asked to leave: %s", self.reason], daemon=True
+                ).start()
                 threading.Thread(target=self._end_after, args=[grace], daemon=True).start()
 
     def _end_after(self, grace: float) -> None:
