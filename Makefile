@@ -12,7 +12,7 @@ demo: $(VENV)/.installed
 
 # All tests; those that need PostgreSQL are skipped, and counted, where there is none.
 test: $(VENV)/.installed-test
-	$(BIN)/pytest --numprocesses auto
+	$(BIN)/pytest --numprocesses auto --dist worksteal
 
 # The tests that start no process and open no storage: tests/fast.py finds out which they are. They take 70 s of
 # CPU, half of it to import what they test: about 40 s on 2 cores.
