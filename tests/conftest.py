@@ -61,7 +61,7 @@ def merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any
 
 
 def pytest_xdist_auto_num_workers() -> int:
-    """Return how many processes run the tests: one more than there are cores, as many tests wait for others."""
+    """Return how many processes run the tests: one more than there are cores, as tests wait for others."""
     return 1 + (os.cpu_count() or 1)
 
 
