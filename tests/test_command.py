@@ -635,31 +635,31 @@ def test_the_script_of_a_command_is_its_first_file(tmp_path):
 
 
 @sqlite
-@pytest.mark.parametrize("pause", ["keep", "restart"])
-def test_a_command_is_halved_and_answered(make_study, here, pause):
+def test_a_command_is_halved_and_answered(make_study, here):
     """Verdicts are those of a quiet search, and no epoch is trained twice: what pauses is stopped, or ended.
 
     That is cheaper than the grid either way. Level 0 and the last level alive are not paused for nothing.
     """
-    study = make_study(script={"pause": pause})
-    assert work(study, here, LeaveRequest()) == "all tickets are finished"
     whole = make_study("whole", search={"pruner": "none"})
     work(whole, here, LeaveRequest())
-    found = latest(read_trials(study))
-    assert {one.state for one in found.values()} == {"complete", "pruned"}
-    for ticket, records in curves(study).items():
-        assert records == [one for one in curves(whole)[ticket] if one.epoch <= found[ticket].epoch]
-    [best] = [one for one in found.values() if one.state == "complete" and one.level > 0]
-    assert answer(study).level == best.level == 0.4
     assert epochs_run(whole) == 5 * 2 * 12
-    again = epochs_run(study) - sum(map(len, curves(study).values()))
-    assert epochs_run(study) < epochs_run(whole)
-    assert 0 < again < 2 * 12 if pause == "restart" else again == 0
-    kept = {path.name: path.read_text() for path in (here.logs / "tiny").iterdir()}
-    assert kept.keys() == {f"ticket-{ticket}-seed-{seed}.log" for ticket in found for seed in (0, 1)}
-    assert kept["ticket-0-seed-0.log"].count("$ ") == 1
-    starts = 3 if pause == "restart" else 1
-    assert kept[f"ticket-{best.ticket}-seed-0.log"].count("$ ") == starts, "two rungs had rivals"
+    for pause in ("keep", "restart"):
+        study = make_study(pause, script={"pause": pause})
+        assert work(study, here, LeaveRequest()) == "all tickets are finished"
+        found = latest(read_trials(study))
+        assert {one.state for one in found.values()} == {"complete", "pruned"}
+        for ticket, records in curves(study).items():
+            assert records == [one for one in curves(whole)[ticket] if one.epoch <= found[ticket].epoch]
+        [best] = [one for one in found.values() if one.state == "complete" and one.level > 0]
+        assert answer(study).level == best.level == 0.4
+        again = epochs_run(study) - sum(map(len, curves(study).values()))
+        assert epochs_run(study) < epochs_run(whole)
+        assert 0 < again < 2 * 12 if pause == "restart" else again == 0
+        kept = {path.name: path.read_text() for path in (here.logs / pause).iterdir()}
+        assert kept.keys() == {f"ticket-{ticket}-seed-{seed}.log" for ticket in found for seed in (0, 1)}
+        assert kept["ticket-0-seed-0.log"].count("$ ") == 1
+        starts = 3 if pause == "restart" else 1
+        assert kept[f"ticket-{best.ticket}-seed-0.log"].count("$ ") == starts, "two rungs had rivals"
     assert not list(here.checkpoints.rglob("*.pt"))
 
 

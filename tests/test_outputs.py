@@ -165,7 +165,6 @@ def test_what_keeps_a_stream_follows_it_and_outlives_it(capsys):
     assert capsys.readouterr().err == "after it\n"
 
 
-@pytest.mark.own_interpreter
 def test_logging_as_the_users_module_sets_it_up_is_in_the_log_of_the_run(tmp_path):
     """A module's `basicConfig` counts, as no handler of ours stands in its way."""
     (tmp_path / "loop.py").write_text(LOOP)

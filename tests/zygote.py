@@ -19,17 +19,20 @@ import importlib
 import json
 import os
 import runpy
+import signal
 import socket
 import subprocess
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
 ROOT = Path(__file__).parents[1]
 PRELOADED = (
+    "alembic.command",
     "floodsearch.cli",
     "floodsearch.launchers.local",
     "floodsearch.service.dashboard",
@@ -38,6 +41,7 @@ PRELOADED = (
     "sqlalchemy.dialects.postgresql.psycopg",
     "sqlalchemy.dialects.sqlite",
     "torch.optim",
+    "torch._dynamo",
 )
 FILES = {str(ROOT / "floodsearch" / "__main__.py"), str(ROOT / "tests" / "quick.py")}
 MODULES = {"floodsearch", "tests.quick"}
@@ -249,6 +253,12 @@ def main(connection: socket.socket) -> None:
         run(order["program"])
     except SystemExit as ended:
         leave(ended.code)
+    except (
+        KeyboardInterrupt
+    ):  # Python itself would not end by the signal any more: `torch._dynamo` changes that
+        traceback.print_exc()
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        signal.raise_signal(signal.SIGINT)
     leave(None)
 
 
