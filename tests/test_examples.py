@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import difflib
 import functools
 import importlib
-import json
 import os
+import re
 import runpy
 import shutil
 import signal
@@ -23,6 +25,7 @@ from floodsearch.artifacts.checkpoint import Checkpoint
 from floodsearch.artifacts.files import Folder
 from floodsearch.catalog import known
 from floodsearch.errors import FloodsearchError
+from floodsearch.launchers.crew import available_cores
 from floodsearch.queries import answer as best
 from floodsearch.storage import tables
 from floodsearch.storage.database import open_database
@@ -76,12 +79,23 @@ def test_level_0_trains_what_the_untouched_script_trains(tmp_path, monkeypatch, 
     assert all(torch.equal(found[name], expected[name]) for name in expected)
 
 
-def searched(name, database, tmp_path, monkeypatch, source=None, ends="all tickets are finished"):
-    """Search an example here, with other source if it is given; return the study."""
+def smaller(study, **sizes):
+    """Return a study file's text with some of its numbers changed: fewer epochs, levels or seeds."""
+    for name, value in sizes.items():
+        study, found = re.subn(rf"^{name} = \d+", f"{name} = {value}", study, flags=re.MULTILINE)
+        assert found == 1
+    return study
+
+
+def searched(
+    name, database, tmp_path, monkeypatch, source=None, ends="all tickets are finished", threads=1, **sizes
+):
+    """Search an example here, of other sizes and with other source if they are given; return the study."""
     folder = tmp_path / "examples"
     folder.mkdir()
-    for path in EXAMPLES.glob(f"{name}.*"):
+    for path in EXAMPLES.glob(f"{name}*.*"):
         shutil.copy(path, folder)
+    (folder / f"{name}.toml").write_text(smaller((EXAMPLES / f"{name}.toml").read_text(), **sizes))
     if source is not None:
         (folder / f"{name}.py").write_text(source)
     monkeypatch.syspath_prepend(folder)
@@ -92,7 +106,7 @@ def searched(name, database, tmp_path, monkeypatch, source=None, ends="all ticke
     study = put_study(database, read(folder / f"{name}.toml", known()))
     queue.fill(study)
     settings = WorkerSettings(
-        device="cpu", threads=1, checkpoints=tmp_path / "checkpoints", logs=tmp_path / "logs"
+        device="cpu", threads=threads, checkpoints=tmp_path / "checkpoints", logs=tmp_path / "logs"
     )
     assert work(study, settings, LeaveRequest()).startswith(ends)
     return study.reread()
@@ -106,7 +120,7 @@ def search(database, tmp_path, monkeypatch):
 @sqlite
 def test_levels_are_in_the_unit_of_the_loss(search):
     """A regression of prices is searched up to hundreds, as its validation losses say."""
-    study = search("regression")
+    study = search("regression", count=3, epochs=30, seeds=1)
     assert study.spec.levels.highest > 500
     found = best(study)
     assert found.finished
@@ -118,7 +132,7 @@ def test_levels_are_in_the_unit_of_the_loss(search):
 @sqlite
 def test_the_mean_of_a_summed_loss_is_flooded(search, database):
     """Its example floods, and nothing is to be warned of."""
-    study = search("words")
+    study = search("words", count=3, seeds=1)
     assert tables.read_warnings(database, study.uuid) == ()
     curves = tables.read_curves(study.database, study.uuid)
     assert any(record.flooded > 0 for records in curves.values() for record in records)
@@ -130,23 +144,28 @@ def test_a_sum_that_is_flooded_as_it_is_is_found_out(search):
     source = (EXAMPLES / "words.py").read_text()
     wrong = source.replace("run.flood(total / len(batch)) * len(batch)", "run.flood(total)")
     assert wrong != source
-    study = search("words", source=wrong, ends="no level floods anything: the lowest loss of a batch is")
+    study = search(
+        "words", source=wrong, ends="no level floods anything: the lowest loss of a batch is", seeds=1
+    )
     assert "; if the loss is a sum, make it the mean over the batch, else raise" in study.stopped()
     assert [one.level for one in read_trials(study) if one.state == "complete"] == [0]
 
 
 @sqlite
 def test_a_script_is_searched_as_it_is(search, tmp_path):
-    study = search("command")
+    study = search("command", count=3, epochs=8)
     assert best(study).finished
     kept = sorted(path.name for path in (tmp_path / "logs" / "command").iterdir())
     assert kept[:3] == ["ticket-0-seed-0.log", "ticket-0-seed-1.log", "ticket-0-seed-2.log"]
 
 
 def test_every_study_file_of_the_examples_is_valid(monkeypatch):
+    """Those of libraries of trainers are read, and searched, by the tests of their adapters."""
     monkeypatch.syspath_prepend(EXAMPLES)
     monkeypatch.setenv("PATH", str(Path(sys.executable).parent), prepend=os.pathsep)
-    for path in EXAMPLES.glob("*.toml"):
+    plain = [path for path in EXAMPLES.glob("*.toml") if not (EXAMPLES / f"{path.stem}_train.py").exists()]
+    assert len(plain) == 4
+    for path in plain:
         assert read(path, known(beside(path))).code
 
 
@@ -165,52 +184,60 @@ def test_plain_optuna_floods_samples_and_prunes(monkeypatch):
         assert trial.intermediate_values != dict(list(unflooded.items())[: len(trial.intermediate_values)])
 
 
-def launch(folder: Path) -> subprocess.Popen[bytes]:
-    """Launch the example with two workers, in a folder of its own."""
+def test_killed_workers_change_no_answer(tmp_path, monkeypatch, eventually, one_thread):
+    """Of two workers one is killed after an epoch, and one after 20: the answer is that of a quiet search."""
+    sizes = {"count": 4, "epochs": 20, "seeds": 2}
+    folder = tmp_path / "killed"
     folder.mkdir()
-    for name in ("plain.toml", "plain_after.py"):
-        shutil.copy(EXAMPLES / name, folder)
-    command = [sys.executable, "-m", "floodsearch", "launch", "plain.toml", "--workers", "2"]
-    return subprocess.Popen([*command, "--devices", "cpu"], cwd=folder, stdout=subprocess.PIPE)
-
-
-def answer(folder: Path) -> dict[str, object]:
-    command = [sys.executable, "-m", "floodsearch", "best", "plain", "--json"]
-    found = json.loads(subprocess.run(command, cwd=folder, capture_output=True, check=True).stdout)
-    # What was lost is trained again as another trial.
-    return {name: value for name, value in found.items() if name not in ("epochs_run", "cost", "trial")}
-
-
-def test_killed_workers_change_no_answer(tmp_path, eventually):
-    """Of two workers one is killed after an epoch, and one after 40: the answer is that of a quiet search."""
-    quiet, killed = launch(tmp_path / "quiet"), launch(tmp_path / "killed")
-    url = f"sqlite:///{tmp_path}/killed/floodsearch.db"
+    shutil.copy(EXAMPLES / "plain_after.py", folder)
+    (folder / "plain.toml").write_text(smaller((EXAMPLES / "plain.toml").read_text(), **sizes))
+    command = [sys.executable, "-m", "tests.quick", "launch", "plain.toml", "--workers", "2"]
+    paths = [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
+    process = subprocess.Popen(
+        [*command, "--devices", "cpu"],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
+        stdout=subprocess.PIPE,
+    )
+    url = f"sqlite:///{folder}/floodsearch.db"
+    database = eventually(lambda: opened(url), "the database")
     dead = []
 
     def trained(epochs):
         try:
-            database = open_database(url)
-        except FloodsearchError:
-            return None
-        try:
             study = find_study(database, "plain")
-            workers = tables.read_workers(database, study.uuid)
-            known = tables.read_curves(database, study.uuid) if workers else {}
-            if sum(map(len, known.values())) < epochs:
-                return None
-            return next((one.pid for one in workers if one.training and one.pid not in dead), None)
         except FloodsearchError:
             return None
-        finally:
-            database.close()
+        workers = tables.read_workers(database, study.uuid)
+        known = tables.read_curves(database, study.uuid) if workers else {}
+        if sum(map(len, known.values())) < epochs:
+            return None
+        return next((one.pid for one in workers if one.training and one.pid not in dead), None)
 
-    for when in (1, 40):
+    for when in (1, 20):
         dead.append(eventually(functools.partial(trained, when), "the training"))
         os.kill(dead[-1], signal.SIGKILL)
-    for process in (quiet, killed):
-        process.communicate(timeout=120)
-        assert process.returncode == 0
-    assert answer(tmp_path / "killed") == answer(tmp_path / "quiet")
-    logs = "".join(path.read_text() for path in (tmp_path / "killed").rglob("worker-*.log"))
+    process.communicate(timeout=120)
+    assert process.returncode == 0
+    found = answer(find_study(database, "plain"))
+    database.close()
+    logs = "".join(path.read_text() for path in folder.rglob("worker-*.log"))
     assert logs.count("trains study plain") == 4, "the killed workers were started again"
-    assert not list((tmp_path / "killed" / "floodsearch-checkpoints").rglob("*.pt"))
+    assert not list((folder / "floodsearch-checkpoints").rglob("*.pt"))
+    with contextlib.closing(open_database(f"sqlite:///{tmp_path}/quiet.db", create=True)) as quiet:
+        threads = max(1, available_cores() // 2)  # as each of two workers has
+        assert found == answer(searched("plain", quiet, tmp_path, monkeypatch, threads=threads, **sizes))
+
+
+def opened(url):
+    """Return a database, or None as long as there is none."""
+    try:
+        return open_database(url)
+    except FloodsearchError:
+        return None
+
+
+def answer(study):
+    """Return the answer; what was lost is trained again as another trial."""
+    found = dataclasses.asdict(best(study))
+    return {name: value for name, value in found.items() if name not in ("epochs_run", "cost", "trial")}

@@ -12,8 +12,11 @@ from tests.wild.training import EPOCHS, run_before, train
 from tests.wild.traps import TRAPS, quickest
 from tests.wild.trying import inside
 
-LOOPS = [kind for name, kind in KINDS.items() if name not in ("own_checkpoints", "hf_bert")]
-"""All but the command and the one that takes longest to import, which `python -m tests.wild` has too."""
+LOOPS = [kind for name, kind in KINDS.items() if name not in ("own_checkpoints", "hf_bert", "lightning_mlp")]
+"""All but the command and those of libraries of trainers, which the tests of their adapters train.
+
+`python -m tests.wild` has all of them.
+"""
 PARTS = (1, 3, EPOCHS)
 each_loop = pytest.mark.parametrize("kind", LOOPS, ids=lambda kind: kind.name)
 # Of other libraries, none of them about floodsearch.
@@ -55,7 +58,7 @@ def test_what_is_forgotten_is_missed(trap, tmp_path, one_thread):
 
 def test_a_script_is_searched_under_halving(tmp_path, command, monkeypatch, one_thread):
     """It comes to an answer, has flooded, and costs no more epochs than its grid."""
-    kind = KINDS["references"]
+    kind = KINDS["one_logit"]
     study = put(kind, tmp_path, "halving")
     monkeypatch.setenv("FLOODSEARCH_STORAGE", f"sqlite:///{tmp_path}/floodsearch.db")
     with inside(tmp_path):
