@@ -336,6 +336,21 @@ def make_stopping(database, make_spec, write_code):
     return make
 
 
+@pytest.fixture(scope="module")
+def undisturbed():
+    """Keep the ends and curves of a study that was trained in peace, for all that are compared with it."""
+    return {}
+
+
+@pytest.fixture
+def peace(undisturbed, make_stopping, here):
+    if not undisturbed:
+        whole = make_stopping("whole")
+        work(whole, here, LeaveRequest())
+        undisturbed.update(ends=ends(whole), curves=curves(whole))
+    return undisturbed
+
+
 @sqlite
 @pytest.mark.parametrize("rule", ["best", "last"])
 def test_all_levels_are_judged_and_compared_by_one_rule(make_stopping, here, rule):
@@ -369,10 +384,8 @@ def test_all_levels_are_judged_and_compared_by_one_rule(make_stopping, here, rul
 
 @sqlite
 @pytest.mark.parametrize("how", ["killed", "handed back"])
-def test_a_study_of_early_ends_that_is_cut_short_ends_alike(make_stopping, here, how, monkeypatch):
+def test_a_study_of_early_ends_that_is_cut_short_ends_alike(make_stopping, here, peace, how, monkeypatch):
     """Wherever its worker dies or hands back: an end that was not written down is come to again."""
-    whole = make_stopping("whole")
-    work(whole, here, LeaveRequest())
     steps = []
 
     def note(self, members, step, rungs, *, plain=Bracket._note):
@@ -398,8 +411,8 @@ def test_a_study_of_early_ends_that_is_cut_short_ends_alike(make_stopping, here,
             queue.release(study, worker, "dead")
         tables.beat(study.database, worker, epochs_run=heart.epochs_run, training=(), leaving=True)
         work(study, here, LeaveRequest())
-        assert ends(study) == ends(whole), cut
-        assert curves(study) == curves(whole)
+        assert ends(study) == peace["ends"], cut
+        assert curves(study) == peace["curves"]
         assert files(here) == []
 
 
@@ -426,6 +439,7 @@ Checkpoint.save = dies
 def test_a_worker_that_is_killed_where_a_run_ends_loses_nothing(
     make_stopping,
     here,
+    peace,
     crowd,
     storage_url,
     tmp_path,
@@ -435,16 +449,14 @@ def test_a_worker_that_is_killed_where_a_run_ends_loses_nothing(
     """With SIGKILL, before its end was written to the disk or just after: the answer is that of peace."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(Checkpoint, "save", Checkpoint.save)  # this process imports the module, too
-    whole = make_stopping("whole")
-    work(whole, here, LeaveRequest())
     study = make_stopping(source=STOPS + KILLS.replace("SAVED", str(saved)))
     assert crowd(WORKER, 1, storage_url, str(tmp_path)).answers() == [None]
     assert (tmp_path / "died").exists()
     [worker] = tables.read_workers(study.database, study.uuid)
     queue.release(study, worker.id, "dead")
     work(study, here, LeaveRequest())
-    assert ends(study) == ends(whole)
-    assert curves(study) == curves(whole)
+    assert ends(study) == peace["ends"]
+    assert curves(study) == peace["curves"]
 
 
 @sqlite

@@ -37,6 +37,8 @@ STUDY: dict[str, Any] = {
     "levels": {"high": 0.6, "count": 4},
     "training": {"epochs": 6, "seeds": 2},
 }
+SMALL: dict[str, Any] = {"levels": {"high": 0.6, "count": 2}, "training": {"epochs": 3, "seeds": 2}}
+"""For a study of which only matters that it is trained, or that it is not."""
 LOOP = '''
 import torch
 from torch import nn
@@ -197,25 +199,25 @@ def test_another_version_of_a_function_is_found_out(launch, monkeypatch):
 
     Also where another function that it calls has changed, or a number.
     """
-    answer = launch(version("none"))
-    assert launch(version("comment")) == answer
+    answer = launch(version("none"), **SMALL)
+    assert launch(version("comment"), **SMALL) == answer
     refused = r"trained by another version of 'version.<locals>.loop': choose another name"
     with pytest.raises(UsageError, match=refused):
-        launch(version("code"))
+        launch(version("code"), **SMALL)
     for name, other in (("RATE", 0.25), ("used", lambda: 0.5)):
         if name == "used":
             other.__module__ = __name__
         with monkeypatch.context() as patch:
             patch.setattr(sys.modules[__name__], name, other)
             with pytest.raises(UsageError, match=refused):
-                launch(version("none"))
+                launch(version("none"), **SMALL)
     with pytest.raises(StudyChangedError, match="objective: "):
-        launch(train)
+        launch(train, **SMALL)
 
 
 def test_no_other_process_trains_a_study_of_a_function(launch):
     """`work NAME`, with trust or without, says in one line where the function is."""
-    launch(version("none"))
+    launch(version("none"), **SMALL)
     with open_database("sqlite:///floodsearch.db") as database:
         for tokens in ([], ["<function>:loop@" + "0" * 32]):
             with pytest.raises(TaskError, match="only the process that has it can train it"):
@@ -233,9 +235,9 @@ def test_the_first_error_of_a_function_is_raised_as_it_is(launch):
             raise LookupError("no such column")
 
     with pytest.raises(LookupError, match="no such column"):
-        launch(on_epoch(broken))
+        launch(on_epoch(broken), **SMALL)
     assert set(states()) == {"waiting"}
-    assert launch(on_epoch(lambda run, epoch: None)).finished
+    assert launch(on_epoch(lambda run, epoch: None), **SMALL).finished
 
 
 def test_a_function_that_trained_before_fails_single_levels(launch):
@@ -245,14 +247,14 @@ def test_a_function_that_trained_before_fails_single_levels(launch):
         if run.level > 0.3:
             raise LookupError("no such column")
 
-    answer = launch(on_epoch(broken), search={"pruner": "none"})
+    answer = launch(on_epoch(broken), search={"pruner": "none"}, training=SMALL["training"])
     assert (answer.trials.complete, answer.trials.failed) == (2, 2)
 
 
 @pytest.mark.parametrize("signals", [1, 2])
-def test_ctrl_c_hands_back_and_the_same_call_goes_on(launch, signals):
+def test_ctrl_c_hands_back_and_the_same_call_goes_on(launch, mine, signals):
     """One Ctrl-C ends the epoch, two the function at once; launching again gives the answer of peace."""
-    peace = launch(on_epoch(lambda run, epoch: None), name="peace")
+    peace, _ = mine
     epochs: list[tuple[int, float, int]] = []
 
     def interrupting(run: Any, epoch: int) -> None:
