@@ -35,8 +35,10 @@ def test_a_study_is_checked_and_searched_as_it_is_written(command, one_thread, k
     assert (status, said) == (0, "")
     assert out.startswith(f"wrote a_{kind}.toml and a_{kind}.py; ")
     assert sorted(path.name for path in Path().iterdir()) == [f"a_{kind}.py", f"a_{kind}.toml"]
-    status, out, said = command("check", f"a_{kind}.toml")
-    assert (status, said) == (0, "")
+    tries = ["--try"] if kind in ("loop", "task") else []  # of the others that takes long
+    status, out, said = command("check", f"a_{kind}.toml", *tries)
+    assert status == 0, out
+    assert not said or tries
     assert f'name = "a-{kind}"' in out
     settings = [word for setting in TINY for word in ("--set", setting)]
     for words in (("create",), ("work", "--device", "cpu")):

@@ -247,6 +247,14 @@ def test_a_logger_that_is_not_installed_is_told_beforehand(monkeypatch):
     ]
 
 
+def test_a_folder_with_the_name_of_a_logger_is_not_it(tmp_path, monkeypatch):
+    """W&B and people name the folder of their runs so, where Python then finds a package without content."""
+    (tmp_path / "runs_of_mine").mkdir()
+    monkeypatch.syspath_prepend(str(tmp_path))
+    missing = Logger("runs_of_mine", LOGGERS["wandb"].open).missing()
+    assert missing == "needs runs_of_mine, which is not installed; pip install 'floodsearch[runs_of_mine]'"
+
+
 @sqlite
 def test_where_a_worker_lacks_a_logger_it_says_so_and_trains(search, monkeypatch):
     """The study was launched where it is installed."""

@@ -71,7 +71,7 @@ def launch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., flo
     monkeypatch.chdir(tmp_path)
 
     def launch(objective: Callable[..., object], **changes: Any) -> floodsearch.Answer:
-        options = {name: changes.pop(name) for name in ("progress", "workers") if name in changes}
+        options = {name: changes.pop(name) for name in ("progress", "workers", "logs") if name in changes}
         return floodsearch.launch({**STUDY, **changes}, objective=objective, devices="cpu", **options)
 
     return launch
@@ -347,3 +347,11 @@ def test_the_notebook_runs(tmp_path):
     assert any("text/html" in one and "4 complete" in one for one in data)  # the progress, changed in place
     assert any("the best flood level is" in one for one in data)
     assert sum("image/png" in one for one in data) == 2
+
+
+def test_its_loggers_write_into_the_folder_of_the_logs_that_was_given(launch, tmp_path):
+    """As those of workers do."""
+    pytest.importorskip("tensorboard")
+    launch(version("none"), log={"to": "tensorboard"}, logs=tmp_path / "said")
+    assert len([*tmp_path.glob("said/mine/*/tensorboard/level-0-ticket-0-seed-0/events*")]) > 0
+    assert not (tmp_path / "floodsearch-logs").exists()

@@ -269,6 +269,55 @@ def test_a_command_is_tried(name: str, tmp_path: Path, monkeypatch: pytest.Monke
     assert [one.name for one in tmp_path.iterdir()] == ["script.py"]
 
 
+KEEPS = """
+import json, os, random, sys
+level, seed, epochs, folder = float(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
+os.makedirs(folder, exist_ok=True)
+draw, begun, weight, checkpoint = random.Random(seed).random, 0, 0.5, os.path.join(folder, "checkpoint")
+if os.path.exists(checkpoint):
+    begun, weight = json.load(open(checkpoint))
+for epoch in range(begun + 1, epochs + 1):
+    loss = (1 - weight) ** 2 + 0.1 * draw()
+    weight += (0.1 + draw()) * (1 - weight) * (1 if loss > level else -1)
+    with open(checkpoint + ".new", "w") as file:
+        json.dump([epoch, weight], file)
+    os.replace(checkpoint + ".new", checkpoint)
+    print(json.dumps({"epoch": epoch, "val_accuracy": max(0.0, min(1.0, weight / 2))}), flush=True)
+    if epoch == 1:
+        import time
+        time.sleep(0.5)  # it is ended here, where a run is to pause
+"""
+
+
+@pytest.mark.parametrize("out", ["{folder}", "out/{ticket}-{seed}"])
+def test_a_command_that_keeps_checkpoints_is_paused(
+    out: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Wherever it keeps them; a file with the ticket in its name is written by one level only."""
+    (tmp_path / "script.py").write_text(KEEPS)
+    monkeypatch.chdir(tmp_path)
+    command = f"{sys.executable} script.py {{level}} {{seed}} {{epochs}} {out}"
+    spec = parse({**WITHOUT, "command": command}, known())
+    report = try_out(spec, (tmp_path,), look_ahead(spec), lambda text: None)
+    assert [one.kind for one in report.findings] == ["pause"], report.findings
+
+
+def test_a_measurement_leaves_no_checkpoint_of_a_script(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: Callable[..., tuple[int, str, str]]
+) -> None:
+    """The search would go on from it, and nobody would have what was printed before."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "script.py").write_text(KEEPS)
+    words = f"{sys.executable} script.py {{level}} {{seed}} {{epochs}} out/{{level}}-{{seed}}"
+    (tmp_path / "study.toml").write_text(
+        f'name = "measured"\ncommand = "{words}"\n[levels]\nhigh = 0.6\ncount = 4\n[training]\nepochs = 3\n'
+    )
+    status, out, said = command("check", "study.toml", "--measure", "cpu")
+    assert (status, said) == (0, "")
+    assert "told from" in out
+    assert {one.name for one in tmp_path.iterdir()} == {"script.py", "study.toml"}
+
+
 TASK = """
 import torch
 from torch import nn

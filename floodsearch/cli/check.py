@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import shlex
+import tempfile
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -15,8 +17,6 @@ from floodsearch.defaults import REPRODUCIBLE
 from floodsearch.errors import FAILED, DamagedError, UsageError
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from floodsearch.cost.outlook import Outlook
     from floodsearch.records import Pilot
     from floodsearch.study.spec import Spec
@@ -49,13 +49,11 @@ def check(
     as_json: AsJson = False,
 ) -> None:
     """Show the resolved study with all defaults, or all its problems, and what it would cost."""
-    from floodsearch.cost.outlook import look_ahead
     from floodsearch.report.documents import check_document, try_document
-    from floodsearch.usercode.reference import beside
 
     spec = read_spec(study, settings)
     os.environ.setdefault(*REPRODUCIBLE)  # as workers do
-    outlook = look_ahead(spec, speed=speed, measure=measure, folders=beside(study))
+    outlook = _look_ahead(study, spec, speed, measure)
     if outlook.seconds is None and outlook.epochs_expected is not None and storage is not None:
         outlook = outlook.at_pace_of(_pilot_of(storage, spec.name))
     tried = _tried(study, spec, outlook) if tries else None
@@ -66,6 +64,23 @@ def check(
         _show(spec, outlook, tried)
     if tried is not None and tried.findings:
         raise typer.Exit(FAILED)
+
+
+def _look_ahead(path: Path, spec: Spec, speed: str | None, measure: str | None) -> Outlook:
+    """Return what a search would cost.
+
+    Code of the user's own that is trained for that finds the current folder in a mirror: a checkpoint that it
+    left there would be gone on from by the search.
+    """
+    from floodsearch.cost.outlook import look_ahead
+    from floodsearch.tryout.folder import mirrored
+    from floodsearch.usercode.reference import beside
+
+    folders = beside(path)
+    if measure is None or spec.task is not None:
+        return look_ahead(spec, speed=speed, measure=measure, folders=folders)
+    with tempfile.TemporaryDirectory(prefix="floodsearch-measure-") as room, mirrored(Path(room)):
+        return look_ahead(spec, speed=speed, measure=measure, folders=folders)
 
 
 def _show(spec: Spec, outlook: Outlook, tried: Report | None) -> None:

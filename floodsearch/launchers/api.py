@@ -134,7 +134,7 @@ def _search(launched: Launch, handed: Function | None, show: Show | None) -> Non
     if handed is not None:
         if not status(launched.study).finished:
             device = launched.crew.devices[0]
-            WorkHere(launched.study, handed, device, launched.checkpoints).run(show)
+            WorkHere(launched.study, handed, device, launched.checkpoints, launched.logs).run(show)
         return
     with launched:
         for look in launched.watch():

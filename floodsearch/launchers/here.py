@@ -93,12 +93,14 @@ class WorkHere:
         function: that trains.
         device: where.
         checkpoints: the folder or URL of those of all studies.
+        logs: the folder of the logs of all studies.
     """
 
     study: StoredStudy
     function: Function
     device: str
     checkpoints: Path | str = field(repr=False)
+    logs: Path
 
     def run(self, show: Callable[[Look], None] | None = None) -> None:
         """Train until no ticket is left or the study is closed.
@@ -121,7 +123,7 @@ class WorkHere:
 
         leave = LeaveRequest()
         place = self.checkpoints if is_url(self.checkpoints) else Path(self.checkpoints).absolute()
-        settings = WorkerSettings(device=self.device, checkpoints=place)
+        settings = WorkerSettings(device=self.device, checkpoints=place, logs=self.logs.absolute())
 
         @functools.wraps(self.function.call)  # whose module is looked at where runs depend on each other
         def call(run: LoopRun) -> object:

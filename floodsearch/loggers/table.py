@@ -26,7 +26,8 @@ class Logger:
 
     def missing(self) -> str | None:
         """Return what is missing here, with the command that installs it; None if nothing is."""
-        if importlib.util.find_spec(self.package) is not None:
+        found = importlib.util.find_spec(self.package)
+        if found is not None and found.origin is not None:  # not a folder of runs that has its name
             return None
         return f"needs {self.package}, which is not installed; pip install 'floodsearch[{self.package}]'"
 

@@ -288,7 +288,8 @@ def _metrics(runs: Runs) -> Iterator[Finding]:
             f"{runs.metric} is {values[0]:.6g} in all runs and epochs, whatever is trained: compute it from "
             "the model, after each epoch",
         )
-    if runs.from_pilot and records and all(one.val_loss is None for one in records):
+    # Where no epoch was validated nothing tells.
+    if runs.from_pilot and values and all(one.val_loss is None for one in records):
         yield Finding(
             "no val_loss",
             'levels.high = "auto" is found from val_loss, which is not reported: report it, or give '

@@ -1,4 +1,4 @@
-"""A folder in the place of the current one, so that a try leaves the user's files as they are.
+"""A folder in the place of the current one, so that what is trained to know more leaves a user's files alone.
 
 It has what the current folder has: small files as copies, large ones and what nobody writes to as links. What
 is new or changed in it afterwards is what a run has written.
@@ -10,8 +10,9 @@ import contextlib
 import os
 import shutil
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 ENTRIES = 4000
 """So many files and folders are made, at most; what is deeper is a link to its folder."""
@@ -27,6 +28,23 @@ UNCOUNTED = (".lock", ".pyc", ".tmp", ".db-wal", ".db-shm", ".db-journal")
 DATABASE = b"SQLite format 3\0"
 
 
+@contextlib.contextmanager
+def mirrored(at: Path, prepared: Mapping[str, Path] = MappingProxyType({})) -> Iterator[Mirror]:
+    """Let the current folder be a mirror of it for as long as this lasts.
+
+    Args:
+        at: where the mirror is made.
+        prepared: as `Mirror` takes it.
+    """
+    here = Path.cwd()
+    mirror = Mirror(here, at / here.name, prepared)
+    os.chdir(mirror.at)
+    try:
+        yield mirror
+    finally:
+        os.chdir(here)
+
+
 class Mirror:
     """A folder that stands for another one.
 
@@ -37,7 +55,7 @@ class Mirror:
             runs find them, as they would in a search.
     """
 
-    def __init__(self, of: Path, at: Path, prepared: dict[str, Path]) -> None:
+    def __init__(self, of: Path, at: Path, prepared: Mapping[str, Path]) -> None:
         self.of, self.at = of, at
         self._room, self._entries = COPIED_IN_ALL, ENTRIES
         at.mkdir(parents=True)

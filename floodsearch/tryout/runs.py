@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import os
 import sys
 import threading
 import time
@@ -31,7 +30,7 @@ from floodsearch.training.independence import Owners, RunKey, Shown
 from floodsearch.training.loop import ForScript, LoopRun
 from floodsearch.training.loop_state import PARTS
 from floodsearch.training.randomness import borrowed
-from floodsearch.tryout.folder import Mirror
+from floodsearch.tryout.folder import Mirror, mirrored
 from floodsearch.tryout.held import snapshot
 from floodsearch.tryout.observed import EPOCHS, Tried
 from floodsearch.usercode.reference import said
@@ -127,6 +126,7 @@ class LoopTrainer:
         self._owners = Owners()
         self._prepared: dict[str, Path] = {}
         self._left: dict[str, Any] | None = None  # by the first run
+        self._folders = Folder(room / "folders")  # of a command, one a run
 
     def first(self, seed: int) -> Tried:
         """Train the unflooded run of a seed at once; a loop leaves a checkpoint behind its first epoch.
@@ -168,7 +168,7 @@ class LoopTrainer:
         level, seed = first.key.level, first.key.seed
         with self._in_a_mirror():
             if self.is_command:
-                if not first.wrote:
+                if not first.wrote and not any(one.is_file() for one in self._folders.path.rglob("*")):
                     return None  # it has no checkpoints: it would begin again
                 run, tried = self._train(level, seed, until=1)
                 if tried.error is not None:
@@ -182,15 +182,10 @@ class LoopTrainer:
 
     @contextlib.contextmanager
     def _in_a_mirror(self) -> Iterator[Mirror]:
-        """Let the current folder be a mirror of it."""
-        here = Path.cwd()
+        """Let the current folder be a mirror of it, for another run."""
         self.runs += 1
-        mirror = Mirror(here, self.room / f"run-{self.runs}" / here.name, self._prepared)
-        os.chdir(mirror.at)
-        try:
+        with mirrored(self.room / f"run-{self.runs}", self._prepared) as mirror:
             yield mirror
-        finally:
-            os.chdir(here)
 
     def _train(
         self,
@@ -223,7 +218,7 @@ class LoopTrainer:
             checkpoint=Checkpoints(self._files).of(f"run-{self.runs}", {"run": self.runs}),
             saved=saved,
             claim=claim,
-            script=ForScript(folder=Folder(self.room / "folders").within(name_of(self.runs, seed))),
+            script=ForScript(ticket=self.runs, folder=self._folders.within(name_of(self.runs, seed))),
         )
         run.watch(tried, saves=saves and not self.is_command, deadline=deadline)
         error = self._call(run, deadline)
