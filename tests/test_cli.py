@@ -52,7 +52,12 @@ pruner = "none"
 """
 
 
-def floodsearch(*arguments: str | Path, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+Ended = subprocess.CompletedProcess[str]
+Command = Callable[..., Ended]
+Refused = Callable[..., str]
+
+
+def started(*arguments: str | Path, cwd: Path, **environment: str) -> Ended:
     """Run a command in a folder, as a user would."""
     return subprocess.run(
         [sys.executable, "-m", "floodsearch", *map(str, arguments)],
@@ -65,15 +70,41 @@ def floodsearch(*arguments: str | Path, cwd: Path, **environment: str) -> subpro
     )
 
 
-def refused(*arguments: str | Path, cwd: Path, **environment: str) -> str:
-    """Run a command that is wrong use: status 2, nothing on stdout, no traceback; return the message."""
-    before = sorted(path.name for path in cwd.iterdir())
-    ended = floodsearch(*arguments, cwd=cwd, **environment)
+def as_refused(ended: Ended) -> str:
+    """Return the message of wrong use: status 2, nothing on stdout, no traceback."""
     assert (ended.returncode, ended.stdout) == (2, ""), ended
     assert "Traceback" not in ended.stderr
-    created = {path.name for path in cwd.iterdir()} - set(before) - {"__pycache__"}
-    assert not created, f"{created} was created"
     return ended.stderr
+
+
+@pytest.fixture
+def floodsearch(
+    command: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch, one_thread: None
+) -> Command:
+    """Run a command in a folder, in this process: what a process adds is asked of some of them."""
+
+    def run(*arguments: str | Path, cwd: Path, **environment: str) -> Ended:
+        with monkeypatch.context() as changed:
+            changed.chdir(cwd)
+            changed.delenv("FLOODSEARCH_STORAGE", raising=False)
+            for name, value in {"COLUMNS": "200", **environment}.items():
+                changed.setenv(name, value)
+            return subprocess.CompletedProcess(arguments, *command(*arguments))
+
+    return run
+
+
+@pytest.fixture
+def refused(floodsearch: Command) -> Refused:
+    """Run a command that is wrong use and makes nothing; return the message."""
+
+    def run(*arguments: str | Path, cwd: Path, **environment: str) -> str:
+        before = {path.name for path in cwd.iterdir()} | {"__pycache__"}
+        message = as_refused(floodsearch(*arguments, cwd=cwd, **environment))
+        assert not (created := {path.name for path in cwd.iterdir()} - before), f"{created} was created"
+        return message
+
+    return run
 
 
 def put(folder: Path, content: str = FILE) -> StoredStudy:
@@ -98,7 +129,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Give a folder in which the study `tiny` was launched with two workers and is finished."""
     folder = tmp_path_factory.mktemp("finished")
     (folder / "tiny.toml").write_text(FILE)
-    ended = floodsearch("launch", "tiny.toml", "--workers", "2", "--devices", "cpu", cwd=folder)
+    ended = started("launch", "tiny.toml", "--workers", "2", "--devices", "cpu", cwd=folder)
     assert ended.returncode == 0, ended.stderr
     assert "tiny: the best flood level is" in ended.stdout
     assert ended.stdout.rstrip().splitlines()[-1].strip().startswith("loss = ")
@@ -106,7 +137,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_best_json_has_every_field_of_the_answer(finished: Path) -> None:
+def test_best_json_has_every_field_of_the_answer(floodsearch: Command, finished: Path) -> None:
     """`best --json` is one object with every promised field; what is not known is null."""
     answer = json.loads(floodsearch("best", "tiny", "--json", cwd=finished).stdout)
     assert {
@@ -138,7 +169,7 @@ def test_best_json_has_every_field_of_the_answer(finished: Path) -> None:
     assert 0 <= answer["interval"][0] <= answer["level"] <= answer["interval"][1] <= 0.9
 
 
-def test_best_ends_with_the_line_to_paste(finished: Path) -> None:
+def test_best_ends_with_the_line_to_paste(floodsearch: Command, finished: Path) -> None:
     """The last line of `best` is code: it floods at the level, or says that there is none."""
     level = json.loads(floodsearch("best", "tiny", "--json", cwd=finished).stdout)["level"]
     last = floodsearch("best", "tiny", cwd=finished).stdout.rstrip().splitlines()[-1].strip()
@@ -148,7 +179,7 @@ def test_best_ends_with_the_line_to_paste(finished: Path) -> None:
     assert last == expected
 
 
-def test_status_shows_all_studies_or_one(finished: Path) -> None:
+def test_status_shows_all_studies_or_one(floodsearch: Command, finished: Path) -> None:
     """`status` lists every study, `status NAME` one, and `--json` gives the same to scripts."""
     everything = floodsearch("status", cwd=finished).stdout
     one = floodsearch("status", "tiny", cwd=finished).stdout
@@ -165,7 +196,7 @@ def test_status_shows_all_studies_or_one(finished: Path) -> None:
     assert (listed["workers"], listed["notes"]) == (0, [])
 
 
-def test_launching_a_finished_study_again_trains_nothing(finished: Path) -> None:
+def test_launching_a_finished_study_again_trains_nothing(floodsearch: Command, finished: Path) -> None:
     """A second launch prints the same answer and starts no worker."""
     first = floodsearch("best", "tiny", cwd=finished).stdout
     again = floodsearch("launch", "tiny.toml", cwd=finished)
@@ -173,7 +204,9 @@ def test_launching_a_finished_study_again_trains_nothing(finished: Path) -> None
     assert "workers on" not in again.stderr
 
 
-def test_a_changed_file_is_refused_with_its_differences(finished: Path, tmp_path: Path) -> None:
+def test_a_changed_file_is_refused_with_its_differences(
+    refused: Refused, finished: Path, tmp_path: Path
+) -> None:
     """A file of the same name with other settings is refused, each difference with both values."""
     changed = FILE.replace("width = 8", "width = 9").replace("high = 0.9", "high = 0.4")
     (tmp_path / "tiny.toml").write_text(changed)
@@ -183,7 +216,7 @@ def test_a_changed_file_is_refused_with_its_differences(finished: Path, tmp_path
     assert "levels.high: 0.9 before, 0.4 now" in message
 
 
-def test_more_seeds_extend_a_finished_study(tmp_path: Path) -> None:
+def test_more_seeds_extend_a_finished_study(floodsearch: Command, tmp_path: Path) -> None:
     """Growing `seeds` trains the new seeds only, and the answer covers all of them."""
     train(tmp_path)
     (tmp_path / "tiny.toml").write_text(FILE.replace("seeds = 2", "seeds = 3"))
@@ -195,7 +228,7 @@ def test_more_seeds_extend_a_finished_study(tmp_path: Path) -> None:
     assert answer["trials"]["complete"] == 3
 
 
-def test_export_gives_the_same_data_in_every_format(finished: Path) -> None:
+def test_export_gives_the_same_data_in_every_format(floodsearch: Command, finished: Path) -> None:
     """Trials and curves are the same in CSV, JSON and Parquet, one row a trial or a seed and epoch."""
     for flags, rows in (((), 3), (("--curves",), 3 * 2 * 10)):
         from_json = json.loads(floodsearch("export", "tiny", "--format", "json", *flags, cwd=finished).stdout)
@@ -209,7 +242,7 @@ def test_export_gives_the_same_data_in_every_format(finished: Path) -> None:
         assert [row["level"] for row in from_csv] == [str(row["level"]) for row in from_json]
 
 
-def test_export_has_a_column_for_each_searched_setting(tmp_path: Path) -> None:
+def test_export_has_a_column_for_each_searched_setting(floodsearch: Command, tmp_path: Path) -> None:
     """What is searched of the recipe and of the schedule has a column each; level 0 has no settings."""
     searched = 'seeds = 2\nschedule = "backward"\nweight_decay = {choices = [0.0, 0.1]}'
     content = FILE.replace("seeds = 2", searched) + "[backward]\nuntil_accuracy = {choices = [0.9, 1.0]}\n"
@@ -221,14 +254,15 @@ def test_export_has_a_column_for_each_searched_setting(tmp_path: Path) -> None:
     assert len({(row["level"], row["weight_decay"], row["until_accuracy"]) for row in rows}) == 10
 
 
-@pytest.mark.own_interpreter
-def test_environment_names_the_storage(finished: Path, tmp_path: Path) -> None:
+def test_environment_names_the_storage(floodsearch: Command, finished: Path, tmp_path: Path) -> None:
     """FLOODSEARCH_STORAGE is used where `--storage` is not given."""
     url = f"sqlite:///{finished}/floodsearch.db"
     assert floodsearch("status", cwd=tmp_path, FLOODSEARCH_STORAGE=url).stdout.startswith("tiny: finished")
 
 
-def test_the_storage_may_be_named_in_a_file(finished: Path, tmp_path: Path) -> None:
+def test_the_storage_may_be_named_in_a_file(
+    floodsearch: Command, refused: Refused, finished: Path, tmp_path: Path
+) -> None:
     """A URL that holds a password can be a secret file; one that cannot be read is one line."""
     (tmp_path / "url").write_text(f"sqlite:///{finished}/floodsearch.db\n")
     found = floodsearch("status", cwd=tmp_path, FLOODSEARCH_STORAGE_FILE="url").stdout
@@ -238,17 +272,17 @@ def test_the_storage_may_be_named_in_a_file(finished: Path, tmp_path: Path) -> N
 
 
 @pytest.mark.own_interpreter
-def test_create_fills_the_queue_and_trains_nothing(tmp_path: Path) -> None:
+def test_create_fills_the_queue_and_trains_nothing(floodsearch: Command, tmp_path: Path) -> None:
     """Where workers are started by others, a study is created first; again changes nothing."""
     (tmp_path / "tiny.toml").write_text(FILE)
-    for _ in range(2):
-        created = floodsearch("create", "tiny.toml", cwd=tmp_path)
+    for create in (started, floodsearch):
+        created = create("create", "tiny.toml", cwd=tmp_path)
         assert created.stdout.startswith("tiny: 0 workers alive\n  tickets   3 waiting\n"), created
     assert floodsearch("work", "tiny", "--device", "cpu", cwd=tmp_path).returncode == 0
     assert floodsearch("best", "tiny", cwd=tmp_path).returncode == 0
 
 
-def test_check_shows_every_default_and_the_cost(tmp_path: Path) -> None:
+def test_check_shows_every_default_and_the_cost(floodsearch: Command, tmp_path: Path) -> None:
     """`check` resolves the whole study, creates nothing, and says what it would cost at most."""
     (tmp_path / "tiny.toml").write_text(FILE)
     shown = floodsearch("check", "tiny.toml", cwd=tmp_path).stdout
@@ -260,7 +294,7 @@ def test_check_shows_every_default_and_the_cost(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["tiny.toml"]
 
 
-def test_check_tells_the_time_at_a_speed(tmp_path: Path) -> None:
+def test_check_tells_the_time_at_a_speed(floodsearch: Command, refused: Refused, tmp_path: Path) -> None:
     """At a given speed `check` prints each stage with its samples, speed and time, and their sum."""
     (tmp_path / "tiny.toml").write_text(FILE)
     shown = floodsearch("check", "tiny.toml", "--speed", "50", cwd=tmp_path).stdout
@@ -288,29 +322,30 @@ def train(run):
 """
 
 
-def test_check_measures_a_training_loop(tmp_path: Path) -> None:
+def test_check_measures_a_training_loop(refused: Refused, tmp_path: Path) -> None:
     """It trains the unflooded runs, sees that they cannot pause, prints JSON only, leaves nothing behind."""
     (tmp_path / "train.py").write_text(PRINTS)
     (tmp_path / "own.toml").write_text(
         'name = "own"\nobjective = "train:train"\n'
         "[levels]\nhigh = 0.9\ncount = 4\n[training]\nepochs = 12\nseeds = 2\n"
     )
-    printed = floodsearch("check", "own.toml", "--measure", "cpu", "--json", cwd=tmp_path).stdout
+    printed = started("check", "own.toml", "--measure", "cpu", "--json", cwd=tmp_path).stdout
     content = json.loads(printed)
     assert content["epochs_expected"] == content["epochs_exhaustive"] == 4 * 2 * 12
     assert content["epochs_tried"] == 2 * 12
     assert content["seconds_expected"] > 0
     assert {path.name for path in tmp_path.iterdir()} <= {"train.py", "own.toml", "__pycache__"}
     message = refused("check", "own.toml", "--speed", "50", cwd=tmp_path)
+    sys.modules.pop("train", None)
     assert "samples a second say nothing of a training of your own; use --measure instead" in message
     (tmp_path / "train.py").write_text(PRINTS.replace("weight.square()", "nothing"))
-    message = refused("check", "own.toml", "--measure", "cpu", cwd=tmp_path)
+    message = as_refused(started("check", "own.toml", "--measure", "cpu", cwd=tmp_path))
     assert (
         "the unflooded run of seed 0 failed in its first epoch: NameError: name 'nothing' is not" in message
     )
 
 
-def test_a_file_with_many_problems_shows_all_of_them(tmp_path: Path) -> None:
+def test_a_file_with_many_problems_shows_all_of_them(refused: Refused, tmp_path: Path) -> None:
     """Every problem of a study file is one line with its key, the value and the fix."""
     wrong = FILE.replace("width = 8", "widht = 8").replace("epochs = 10", "epochs = 0").replace("0.9", "-0.5")
     (tmp_path / "wrong.toml").write_text(wrong)
@@ -350,7 +385,7 @@ WRONG_USE: dict[str, tuple[list[str], str]] = {
 
 
 @pytest.mark.parametrize("case", WRONG_USE)
-def test_wrong_use_is_one_clear_line(case: str, tmp_path: Path) -> None:
+def test_wrong_use_is_one_clear_line(refused: Refused, case: str, tmp_path: Path) -> None:
     """Wrong use ends with status 2 and one line that says what to do; nothing is created, no secret shown."""
     (tmp_path / "tiny.toml").write_text(FILE)
     arguments, expected = WRONG_USE[case]
@@ -359,7 +394,7 @@ def test_wrong_use_is_one_clear_line(case: str, tmp_path: Path) -> None:
     assert "secret" not in message
 
 
-def test_an_unknown_study_lists_those_that_exist(finished: Path) -> None:
+def test_an_unknown_study_lists_those_that_exist(refused: Refused, finished: Path) -> None:
     """A name that is not there is answered with those that are."""
     for command in ("best", "status", "export", "stop", "work"):
         assert "no study named 'other'" in (message := refused(command, "other", cwd=finished))
@@ -369,12 +404,12 @@ def test_an_unknown_study_lists_those_that_exist(finished: Path) -> None:
 @pytest.mark.own_interpreter
 def test_debug_shows_the_traceback(tmp_path: Path) -> None:
     """A traceback appears with `--debug` only."""
-    ended = floodsearch("--debug", "best", "tiny", cwd=tmp_path)
+    ended = started("--debug", "best", "tiny", cwd=tmp_path)
     assert "Traceback" in ended.stderr
 
 
 @pytest.fixture
-def own_task(tmp_path: Path) -> Path:
+def own_task(tmp_path: Path) -> Iterator[Path]:
     """Give a folder with a task of the user's own and its study file."""
     (tmp_path / "my_task.py").write_text(
         "from floodsearch.tasks.synthetic import two_gaussians\n"
@@ -382,22 +417,22 @@ def own_task(tmp_path: Path) -> Path:
     )
     content = FILE.replace('"two_gaussians"', '"my_task:task"').replace("depth = 1", "")
     (tmp_path / "mine.toml").write_text(content)
-    return tmp_path
+    yield tmp_path
+    sys.modules.pop("my_task", None)
 
 
-@pytest.mark.own_interpreter
 def test_a_task_of_the_users_own_is_searched(
     own_task: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     """A module beside the study file is found from any folder, and launch trusts it for its workers."""
     elsewhere = tmp_path_factory.mktemp("elsewhere")
-    ended = floodsearch("launch", own_task / "mine.toml", "--devices", "cpu", "--workers", "1", cwd=elsewhere)
+    ended = started("launch", own_task / "mine.toml", "--devices", "cpu", "--workers", "1", cwd=elsewhere)
     assert ended.returncode == 0, ended.stderr
     assert "3 complete" in ended.stdout
 
 
 @pytest.mark.parametrize("what", ["task", "objective"])
-def test_work_refuses_code_that_only_the_database_names(own_task: Path, what: str) -> None:
+def test_work_refuses_code_that_only_the_database_names(refused: Refused, own_task: Path, what: str) -> None:
     """Without `--trust` or the study file a worker imports nothing that the database names."""
     (own_task / "evil.py").write_text("open('executed', 'w').close()\n")
     url = f"sqlite:///{own_task}/floodsearch.db"
@@ -411,7 +446,9 @@ def test_work_refuses_code_that_only_the_database_names(own_task: Path, what: st
     assert not (own_task / "executed").exists()
 
 
-def test_work_runs_no_command_that_only_the_database_names(tmp_path: Path) -> None:
+def test_work_runs_no_command_that_only_the_database_names(
+    floodsearch: Command, refused: Refused, tmp_path: Path
+) -> None:
     """Without `--trust` or the study file; the message shows the whole command, and what to add."""
     command = f"{sys.executable} -c \"open('executed', 'w')\" {{level}} {{seed}}"
     database = open_database(f"sqlite:///{tmp_path}/floodsearch.db", create=True)
@@ -428,14 +465,14 @@ def test_work_runs_no_command_that_only_the_database_names(tmp_path: Path) -> No
     assert (tmp_path / "executed").exists()
 
 
-def test_work_by_name_with_trust_and_by_file(own_task: Path) -> None:
+def test_work_by_name_with_trust_and_by_file(floodsearch: Command, own_task: Path) -> None:
     """`work NAME --trust TOKEN`, as `check` tells it, and `work STUDY.toml` train code of the user's own."""
     checked = json.loads(floodsearch("check", "mine.toml", "--json", cwd=own_task).stdout)
     content: dict[str, Any] = {key: value for key, value in checked.items() if key in Spec.model_fields}
     database = open_database(f"sqlite:///{own_task}/floodsearch.db", create=True)
     study = put_study(database, Spec.model_validate_json(json.dumps(content)))
     queue.fill(study)
-    by_name = floodsearch("work", "tiny", "--trust", checked["trust"], "--device", "cpu", cwd=own_task)
+    by_name = started("work", "tiny", "--trust", checked["trust"], "--device", "cpu", cwd=own_task)
     assert by_name.returncode == 0, by_name.stderr
     assert "leaving: all tickets are finished" in by_name.stderr
     assert floodsearch("work", "mine.toml", "--device", "cpu", cwd=own_task).returncode == 0
@@ -443,7 +480,7 @@ def test_work_by_name_with_trust_and_by_file(own_task: Path) -> None:
     database.close()
 
 
-def test_stop_keeps_the_queue_and_launch_goes_on(tmp_path: Path) -> None:
+def test_stop_keeps_the_queue_and_launch_goes_on(floodsearch: Command, tmp_path: Path) -> None:
     """A stopped study hands out no ticket and says so; launching it again finishes it."""
     study = put(tmp_path)
     assert floodsearch("stop", "tiny", cwd=tmp_path).returncode == 0
@@ -457,7 +494,9 @@ def test_stop_keeps_the_queue_and_launch_goes_on(tmp_path: Path) -> None:
     study.database.close()
 
 
-def test_weights_of_the_answer_are_fetched_by_one_command(tmp_path: Path, finished: Path) -> None:
+def test_weights_of_the_answer_are_fetched_by_one_command(
+    floodsearch: Command, refused: Refused, tmp_path: Path, finished: Path
+) -> None:
     """One file a seed, which torch alone loads; what is kept goes with the study; with none, it is said."""
     train(tmp_path, FILE.replace("[training]", '[training]\nkeep = "best"'))
     level = json.loads(floodsearch("best", "tiny", "--json", cwd=tmp_path).stdout)["level"]
@@ -477,14 +516,14 @@ def test_weights_of_the_answer_are_fetched_by_one_command(tmp_path: Path, finish
     assert not list((tmp_path / "floodsearch-checkpoints").rglob("*.pt"))
 
 
-def test_delete_leaves_nothing_of_a_study(tmp_path: Path) -> None:
+def test_delete_leaves_nothing_of_a_study(floodsearch: Command, refused: Refused, tmp_path: Path) -> None:
     """Trials, curves, workers and checkpoints are gone, other studies stay, and the name is free again."""
     for name in ("tiny", "other"):
         train(tmp_path, FILE.replace('"tiny"', f'"{name}"'))
     database = open_database(f"sqlite:///{tmp_path}/floodsearch.db")
     folder = tmp_path / "floodsearch-checkpoints" / find_study(database, "tiny").folder
     folder.mkdir(parents=True)
-    assert "delete study tiny (3 tickets, " in refused("delete", "tiny", cwd=tmp_path)
+    assert "delete study tiny (3 tickets, " in as_refused(started("delete", "tiny", cwd=tmp_path))
     assert floodsearch("delete", "tiny", "--yes", cwd=tmp_path).stdout == "tiny: deleted\n"
     assert not folder.exists()
     assert floodsearch("best", "other", cwd=tmp_path).returncode == 0
@@ -498,7 +537,7 @@ def test_delete_leaves_nothing_of_a_study(tmp_path: Path) -> None:
     assert floodsearch("create", "tiny.toml", cwd=tmp_path).returncode == 0
 
 
-def test_a_study_that_is_trained_is_not_deleted(tmp_path: Path) -> None:
+def test_a_study_that_is_trained_is_not_deleted(refused: Refused, tmp_path: Path) -> None:
     """While a worker lives the data stay, and the answer says how to end it."""
     study = put(tmp_path)
     database = study.database
@@ -510,14 +549,15 @@ def test_a_study_that_is_trained_is_not_deleted(tmp_path: Path) -> None:
     database.close()
 
 
-@pytest.mark.own_interpreter
-def test_logs_of_a_detached_launch(tmp_path: Path, eventually: Callable[..., Any]) -> None:
+def test_logs_of_a_detached_launch(
+    floodsearch: Command, refused: Refused, tmp_path: Path, eventually: Callable[..., Any]
+) -> None:
     """`launch --detach` returns while workers train; `logs` shows what they and the launch said."""
     (tmp_path / "tiny.toml").write_text(FILE)
     assert "there are no logs of 'tiny'" in refused("logs", "tiny", cwd=tmp_path)
-    started = floodsearch("launch", "tiny.toml", "--detach", "--devices", "cpu", cwd=tmp_path)
-    assert started.returncode == 0, started.stderr
-    assert "tiny: launched in the background as process" in started.stdout
+    launched = started("launch", "tiny.toml", "--detach", "--devices", "cpu", "--workers", "2", cwd=tmp_path)
+    assert launched.returncode == 0, launched.stderr
+    assert "tiny: launched in the background as process" in launched.stdout
     said = tmp_path / "floodsearch-logs" / "tiny" / "launch.log"
     eventually(lambda: "the best flood level is" in said.read_text())
     shown = floodsearch("logs", "tiny", "--lines", "100", cwd=tmp_path).stdout
@@ -528,23 +568,26 @@ def test_logs_of_a_detached_launch(tmp_path: Path, eventually: Callable[..., Any
 
 
 @pytest.fixture
-def serving() -> Iterator[Callable[..., int]]:
+def serving(eventually: Callable[..., Any]) -> Iterator[Callable[..., int]]:
     """Start a server command on a free loopback port and wait until it answers; end it afterwards."""
-    started: list[subprocess.Popen[bytes]] = []
+    servers: list[subprocess.Popen[bytes]] = []
 
     def start(*command: str, cwd: Path) -> int:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port: int = probe.getsockname()[1]
-        started.append(subprocess.Popen([*command, "--port", str(port)], cwd=cwd, stderr=subprocess.DEVNULL))
-        while started[-1].poll() is None:
+        servers.append(subprocess.Popen([*command, "--port", str(port)], cwd=cwd, stderr=subprocess.DEVNULL))
+
+        def answers() -> bool:
+            assert servers[-1].poll() is None, f"{command} ended"
             with socket.socket() as client:
-                if client.connect_ex(("127.0.0.1", port)) == 0:
-                    return port
-        raise AssertionError(f"{command} ended")
+                return client.connect_ex(("127.0.0.1", port)) == 0
+
+        eventually(answers, f"{command}")
+        return port
 
     yield start
-    for process in started:
+    for process in servers:
         process.send_signal(signal.SIGINT)
         process.wait(30)
 
@@ -565,6 +608,6 @@ def test_serve_on_a_taken_port_is_one_line(finished: Path) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
-        ended = floodsearch("serve", "--port", str(taken.getsockname()[1]), cwd=finished)
+        ended = started("serve", "--port", str(taken.getsockname()[1]), cwd=finished)
     assert ended.returncode == 2
     assert "choose another --port" in ended.stderr

@@ -69,7 +69,7 @@ GATED_TOML = """
 name = "tiny"
 task = "gated:task"
 levels = {high = 0.9, count = 3}
-training = {epochs = 200, seeds = 2, validate_every = 20}
+training = {epochs = 60, seeds = 2, validate_every = 20}
 search = {pruner = "none"}
 """
 
@@ -173,6 +173,7 @@ def here(tmp_path, monkeypatch):
 # From Python
 
 
+@pytest.mark.parametrize("storage_url", ["sqlite"], indirect=True)  # PostgreSQL: the last test
 def test_launch_returns_the_answer(storage_url, here):
     """`floodsearch.launch` trains a study and returns its best level; launching again trains nothing."""
     best = floodsearch.launch(TINY, storage=storage_url, workers=2, devices="cpu")

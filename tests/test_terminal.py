@@ -7,25 +7,37 @@ import io
 import json
 import logging
 import os
+import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
 
 from floodsearch import queue
+from floodsearch.catalog import known
 from floodsearch.findings import StudyStatus, TicketCounts, TicketNote
 from floodsearch.process import terminal
 from floodsearch.process.terminal import LogFormatter, escape, indent_lines, one_line
 from floodsearch.report.text import failures_text, notes_text, progress_text, status_text
 from floodsearch.storage.database import open_database
 from floodsearch.storage.studies import put_study
+from floodsearch.study.reader import parse
 from floodsearch.worker.leave import LeaveRequest
 from floodsearch.worker.settings import WorkerSettings
 from floodsearch.worker.work import work
 
 HOSTILE = "\x1b[2J\x9b1A\x7f\u202eevil\u200b\ud800\r\nfloodsearch: all is well\x85\u2028"
 """What would clear the screen, turn letters round, end in half a character and look like a line of ours."""
+FILE = """
+name = "tiny"
+task = "two_gaussians"
+options = {label_noise = 0.1, width = 8, depth = 1}
+levels = {high = 0.5, count = 3}
+training = {epochs = 4, seeds = 2, validate_every = 2}
+search = {pruner = "none"}
+"""
 
 
 @pytest.fixture
@@ -37,11 +49,6 @@ def study(tmp_path, monkeypatch, make_spec):
     queue.fill(study)
     yield study
     database.close()
-
-
-def trained(study):
-    assert work(study, WorkerSettings(device="cpu", threads=1), LeaveRequest()) == "all tickets are finished"
-    return study
 
 
 # --- text that comes from elsewhere
@@ -156,10 +163,32 @@ def test_half_a_character_can_be_exported(study, command, tmp_path, form):
 # --- streams
 
 
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """Give the folder of a finished study with its file and a log."""
+    folder = tmp_path_factory.mktemp("finished")
+    (folder / "tiny.toml").write_text(FILE)
+    (folder / "floodsearch-logs" / "tiny").mkdir(parents=True)
+    (folder / "floodsearch-logs" / "tiny" / "worker-0.log").write_text("a line\n" * 20)
+    study = put_study(
+        open_database(f"sqlite:///{folder}/floodsearch.db", create=True), parse(tomllib.loads(FILE), known())
+    )
+    queue.fill(study)
+    assert work(study, WorkerSettings(device="cpu", threads=1), LeaveRequest()) == "all tickets are finished"
+    study.database.close()
+    return folder
+
+
+@pytest.fixture
+def complete(finished, tmp_path, monkeypatch):
+    """Let the current folder be one of a finished study."""
+    shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+
+
 @pytest.mark.parametrize("encoding", ["ascii", "cp1252", "latin-1", "cp437", "utf-8"])
-def test_an_answer_is_printed_in_any_encoding(study, command, monkeypatch, encoding):
+def test_an_answer_is_printed_in_any_encoding(complete, command, monkeypatch, encoding):
     """A terminal without our signs gets plain ones, and escapes for the rest."""
-    trained(study)
     stream = io.TextIOWrapper(io.BytesIO(), encoding=encoding, errors="strict")
     monkeypatch.setattr(sys, "stdout", stream)
     code, _, errors = command("best", "tiny")
@@ -187,20 +216,6 @@ COMMANDS = {
     "help": ["--help"],
     "help of a command": ["launch", "--help"],
 }
-
-
-@pytest.fixture
-def complete(study, tmp_path):
-    """Give a finished study with its file and a log."""
-    spec = study.spec.model_dump(mode="json", exclude_none=True)
-    lines = [f"name = {json.dumps(spec['name'])}", f"task = {json.dumps(spec['task'])}"]
-    options = [f"{key} = {json.dumps(value)}" for key, value in spec["options"].items()]
-    lines += ["[options]", *options, "[levels]", "high = 0.5", "count = 3", "[search]", 'pruner = "none"']
-    lines += ["[training]", "epochs = 10", "seeds = 2", "validate_every = 2"]
-    (tmp_path / "tiny.toml").write_text("\n".join(lines))
-    (tmp_path / "floodsearch-logs" / "tiny").mkdir(parents=True)
-    (tmp_path / "floodsearch-logs" / "tiny" / "worker-0.log").write_text("a line\n" * 20)
-    return trained(study)
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no full disk to write to")

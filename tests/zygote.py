@@ -32,16 +32,21 @@ from typing import Any, NoReturn
 
 ROOT = Path(__file__).parents[1]
 PRELOADED = (
-    "alembic.command",
+    "alembic.command",  # which Optuna imports when a database is opened
     "floodsearch.cli",
+    "floodsearch.launchers.api",
     "floodsearch.launchers.local",
+    "floodsearch.launchers.progress",
+    "floodsearch.report.documents",
+    "floodsearch.report.export",
     "floodsearch.service.dashboard",
     "floodsearch.tasks.synthetic",
     "floodsearch.worker.work",
+    "optuna.storages._rdb.models",
     "sqlalchemy.dialects.postgresql.psycopg",
     "sqlalchemy.dialects.sqlite",
+    "torch._dynamo",  # which torch imports when an optimizer is made, in a second or two
     "torch.optim",
-    "torch._dynamo",
 )
 FILES = {str(ROOT / "floodsearch" / "__main__.py"), str(ROOT / "tests" / "quick.py")}
 MODULES = {"floodsearch", "tests.quick"}
@@ -224,7 +229,7 @@ def run(words: Sequence[str]) -> None:
         exec(compile(what, "<string>", "exec"), {"__name__": "__main__"})
 
 
-def leave(code: int | str | None) -> NoReturn:
+def leave(code: int | str | None, by: signal.Signals | None = None) -> NoReturn:
     """End as Python does, but leave what lies in memory: to take that apart costs more than most commands."""
     if isinstance(code, str):
         print(code, file=sys.stderr)
@@ -234,6 +239,9 @@ def leave(code: int | str | None) -> NoReturn:
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError):
             stream.flush()
+    if by is not None:
+        signal.signal(by, signal.SIG_DFL)
+        signal.raise_signal(by)
     os._exit(code or 0)
 
 
@@ -253,12 +261,10 @@ def main(connection: socket.socket) -> None:
         run(order["program"])
     except SystemExit as ended:
         leave(ended.code)
-    except (
-        KeyboardInterrupt
-    ):  # Python itself would not end by the signal any more: `torch._dynamo` changes that
+    except KeyboardInterrupt:
+        # Python ends so itself, unless what runs at the exit, as of a large library, has made it forget that.
         traceback.print_exc()
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
-        signal.raise_signal(signal.SIGINT)
+        leave(None, by=signal.SIGINT)
     leave(None)
 
 
