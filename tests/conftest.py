@@ -219,9 +219,19 @@ def storage_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     return str(request.getfixturevalue("postgres_url"))
 
 
+@pytest.fixture(scope="session")
+def made_tables(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Give an SQLite file with all tables and no study: to copy it is cheaper than to make them."""
+    path = tmp_path_factory.mktemp("tables") / "floodsearch.db"
+    open_database(f"sqlite:///{path}", create=True).close()
+    return path
+
+
 @pytest.fixture
-def database(storage_url: str) -> Iterator[Database]:
+def database(storage_url: str, made_tables: Path) -> Iterator[Database]:
     """Give an open database with all tables and no study."""
+    if storage_url.startswith("sqlite"):
+        shutil.copy(made_tables, storage_url.removeprefix("sqlite:///"))
     opened = open_database(storage_url, create=True)
     yield opened
     opened.close()
