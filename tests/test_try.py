@@ -426,18 +426,26 @@ def test_a_long_epoch_is_stopped_between_batches(
     assert [one.kind for one in found] == ["level not used"]
 
 
-def test_large_files_and_their_folders_stay_as_they_are(tmp_path: Path) -> None:
-    """A folder that stands for another one has its files; what is written there is not written here."""
+def test_large_files_and_their_folders_stay_as_they_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A folder that stands for another one has its files; what is written there is not written here.
+
+    A saved model is a copy whatever its size; other large files are links.
+    """
+    monkeypatch.setattr("floodsearch.tryout.folder.COPIED", 10)
     here = tmp_path / "here"
     (here / "data").mkdir(parents=True)
     (here / "model.pt").write_text("trained long ago")
     (here / "data" / "x.csv").write_text("1")
+    (here / "data" / "many.csv").write_text("1" * 11)
     (here / "floodsearch.db").write_text("a search")
     mirror = Mirror(here, tmp_path / "there", {})
     assert (mirror.at / "data" / "x.csv").read_text() == "1"
+    assert (mirror.at / "data" / "many.csv").is_symlink()
     assert not (mirror.at / "floodsearch.db").exists()
     (mirror.at / "model.pt").write_text("tried")
     (mirror.at / "data" / "new.txt").write_text("new")
     assert mirror.written() == {"model.pt", "data/new.txt"}
     assert (here / "model.pt").read_text() == "trained long ago"
-    assert sorted(one.name for one in (here / "data").iterdir()) == ["x.csv"]
+    assert sorted(one.name for one in (here / "data").iterdir()) == ["many.csv", "x.csv"]

@@ -1,7 +1,7 @@
 """A folder in the place of the current one, so that what is trained to know more leaves a user's files alone.
 
-It has what the current folder has: small files as copies, large ones and what nobody writes to as links. What
-is new or changed in it afterwards is what a run has written.
+It has what the current folder has: small files and saved models as copies, other large ones and what nobody
+writes to as links. What is new or changed in it afterwards is what a run has written.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ ENTRIES = 4000
 COPIED = 2**24
 """Bytes of a file that is copied, at most."""
 COPIED_IN_ALL = 2**28
+SAVED = (".ckpt", ".h5", ".joblib", ".keras", ".onnx", ".pkl", ".pt", ".pth", ".safetensors")
+"""Endings of files that trainings write over: copied whatever their size, and left out where the disk is full."""
 LINKED = (".git", ".hg", ".venv", "venv", "node_modules", "__pycache__", "site-packages")
 """Folders that are links."""
 OURS = ("floodsearch.db", "floodsearch-checkpoints", "floodsearch-logs")
@@ -83,6 +85,9 @@ class Mirror:
                 if one.is_dir(follow_symlinks=False) and not linked:
                     there.mkdir()
                     self._fill(Path(one.path), there, depth + 1)
+                elif one.is_file() and one.name.lower().endswith(SAVED):
+                    if one.stat().st_size < shutil.disk_usage(target).free / 2:
+                        shutil.copy2(one.path, there)
                 elif not linked and self._may_copy(one):
                     shutil.copy2(one.path, there)
                 else:
