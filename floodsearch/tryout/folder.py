@@ -20,7 +20,7 @@ COPIED = 2**24
 """Bytes of a file that is copied, at most."""
 COPIED_IN_ALL = 2**28
 SAVED = (".ckpt", ".h5", ".joblib", ".keras", ".onnx", ".pkl", ".pt", ".pth", ".safetensors")
-"""Endings of files that trainings write over: copied whatever their size, and left out where the disk is full."""
+"""Endings of files that trainings write over: copied, however large, and left out where the disk is full."""
 LINKED = (".git", ".hg", ".venv", "venv", "node_modules", "__pycache__", "site-packages")
 """Folders that are links."""
 OURS = ("floodsearch.db", "floodsearch-checkpoints", "floodsearch-logs")
