@@ -363,16 +363,17 @@ def made(
     pruner: str,
     *,
     wait: float = STEP_SECONDS,
+    server: tuple[str, Callable[[str], None]] | None = None,
     **options: Any,
 ) -> Iterator[tuple[Faults, StoredStudy]]:
-    """Give a study with its faults, and the same study in peace."""
+    """Give a study with its faults, and the same study in peace; `server` is a PostgreSQL that is there."""
     spec = spec_of(levels, epochs, pruner, wait=wait)
     (folder / "study.toml").write_text(study_file(levels, epochs, pruner, wait=wait))
     with contextlib.ExitStack() as stack:
         disk = folder / "disk"
         full = stack.enter_context(small_disk(disk))
         if storage == "postgresql":
-            url, options["server"] = stack.enter_context(private_postgres())
+            url, options["server"] = server or stack.enter_context(private_postgres())
             options["link"] = Link(make_url(url).port or 5432)
             stack.callback(options["link"].close)
         else:

@@ -88,6 +88,7 @@ def before_each_transaction(database, action):
 # Filling
 
 
+@sqlite
 def test_fill_makes_exactly_the_tickets(study):
     """A filled queue holds each level once, waiting, level 0 first, and filling again adds none."""
     assert queue.fill(study) == 0
@@ -183,6 +184,7 @@ def test_a_fill_may_be_cut_short_anywhere(database, make_spec):
     assert cut > 5
 
 
+@sqlite
 def test_more_seeds_and_epochs_extend_the_queue(study, make_spec):
     """Waiting tickets grow where they are; complete ones are trained again, under new trials."""
     worker = enter(study)
@@ -206,6 +208,7 @@ def test_more_seeds_and_epochs_extend_the_queue(study, make_spec):
     assert newest(extended)[1].level == running.level
 
 
+@sqlite
 def test_more_seeds_alone_extend_the_queue_when_it_is_empty(study, make_spec):
     """Seeds that are added while tickets are trained wait for those; then the complete ones get them too."""
     worker = enter(study)
@@ -224,6 +227,7 @@ def test_more_seeds_alone_extend_the_queue_when_it_is_empty(study, make_spec):
     assert queue.fill(extended) == 0
 
 
+@sqlite
 def test_more_trials_extend_the_queue(database, make_spec):
     """A search that is granted more trials gets as many open tickets more."""
     sampled = lambda trials: make_spec(levels={"count": None}, search={"sampler": "random", "trials": trials})  # noqa: E731
@@ -285,14 +289,14 @@ def main(index, url, *names):
 
 @pytest.mark.parametrize("repeat", REPEATS)
 def test_eight_processes_take_each_ticket_once(database, storage_url, make_spec, crowd, repeat):
-    """200 tickets taken by eight processes at once: each is taken by one of them, and trained once."""
-    study = put_study(database, make_spec(levels={"count": 200}))
-    assert queue.fill(study) == 200
+    """100 tickets taken by eight processes at once: each is taken by one of them, and trained once."""
+    study = put_study(database, make_spec(levels={"count": 100}))
+    assert queue.fill(study) == 100
     answers = crowd(TAKE, 8, storage_url, "tiny").answers()
     taken = Counter(number for answer in answers for number, _ in answer["tiny"])
-    assert taken == dict.fromkeys(range(200), 1)
+    assert taken == dict.fromkeys(range(100), 1)
     trials = read_trials(study)
-    assert len(trials) == 200
+    assert len(trials) == 100
     assert {trial.state for trial in trials} == {"complete"}
     assert queue.fill(study) == 0
 
@@ -332,6 +336,7 @@ def test_tickets_whose_taker_heard_nothing_are_given_again(study, monkeypatch):
     assert [found.number for found in _taken(study, worker, None, None)] == [1]
 
 
+@sqlite
 def test_taking_from_an_empty_queue_invents_nothing(study):
     """When nothing waits, None is returned and no trial is made."""
     worker = enter(study)
@@ -374,6 +379,7 @@ def test_what_is_searched_beside_the_level_is_in_the_ticket(database, make_spec)
     assert raw(study, 3).params.keys() == {"level", "weight_decay"}
 
 
+@sqlite
 def test_taking_with_an_older_view_of_a_grown_study(study, make_spec):
     """A worker that read the study before it was extended still trains all seeds of the grown ticket."""
     queue.fill(put_study(study.database, make_spec(training={"seeds": 3, "epochs": 20})))
@@ -381,6 +387,7 @@ def test_taking_with_an_older_view_of_a_grown_study(study, make_spec):
     assert (ticket.epochs, ticket.seeds) == (20, (0, 1, 2))
 
 
+@sqlite
 def test_trials_that_others_enqueued_are_left_alone(study):
     """A trial that a user enqueues with plain Optuna or the dashboard is no ticket: nobody takes it."""
     by_hand = study.optuna()
@@ -413,6 +420,7 @@ def test_a_ticket_is_handed_back_as_it_was(study):
     assert len(read_trials(study)) == 3
 
 
+@sqlite
 def test_a_proposed_level_survives_being_handed_back(database, make_spec):
     """The level that a sampler proposed for a ticket stays its level."""
     study = put_study(database, make_spec(levels={"count": None}, search={"sampler": "random", "trials": 3}))
@@ -588,6 +596,7 @@ def test_an_error_is_retried_and_then_failed(study):
     assert queue.fill(study) == 0
 
 
+@sqlite
 def test_tickets_failing_in_a_row_stop_the_study(database, make_spec):
     """Three different tickets that fail one after the other stop the study, with the last one's words."""
     study = put_study(database, make_spec(levels={"count": 8}))
@@ -600,6 +609,7 @@ def test_tickets_failing_in_a_row_stop_the_study(database, make_spec):
     assert "KeyError: 'width'" in study.stopped()
 
 
+@sqlite
 def test_failures_with_a_success_between_do_not_stop(database, make_spec):
     """A ticket that completes between failing ones shows that the code works; lost ones say nothing."""
     study = put_study(database, make_spec(levels={"count": 8}))
@@ -716,6 +726,7 @@ def test_the_status_says_why_a_ticket_ended_or_was_taken_up_again(study):
     assert status(study, with_answer=True).answer is None
 
 
+@sqlite
 def test_losing_a_ticket_is_not_an_attempt_that_failed(study):
     """However often a ticket is lost, it is queued again."""
     for _ in range(ATTEMPTS + 2):
@@ -784,6 +795,7 @@ def test_the_dead_are_found_a_grace_after_their_last_beat(study, eventually):
     assert look(reaper, eventually, alive) == []
 
 
+@sqlite
 def test_a_moment_that_held_up_everybody_kills_nobody(study, eventually):
     """A reaper that slept with all others, as on a laptop, does not take their old beats for their deaths."""
     worker = enter(study)
@@ -797,6 +809,7 @@ def test_a_moment_that_held_up_everybody_kills_nobody(study, eventually):
     assert reaper.look() == []
 
 
+@sqlite
 def test_a_beat_between_two_looks_saves(study, eventually):
     """A worker that beats, however rarely looks come, is alive; its silence counts anew from each beat."""
     worker = enter(study)
@@ -809,6 +822,7 @@ def test_a_beat_between_two_looks_saves(study, eventually):
     assert reaper.look() == []
 
 
+@sqlite
 def test_after_an_outage_observations_start_again(study, eventually):
     """What was seen before an error of the storage does not count: an outage kills nobody."""
     worker = enter(study)
@@ -847,6 +861,7 @@ def test_an_orphan_without_a_worker_is_found(study, eventually):
     assert newest(study)[0].attempt == 2
 
 
+@sqlite
 def test_a_ticket_that_its_worker_knows_nothing_of_is_found(study, eventually):
     """A worker that never heard of the success of its own taking does not keep the ticket for ever."""
     worker = enter(study)
@@ -861,6 +876,7 @@ def test_a_ticket_that_its_worker_knows_nothing_of_is_found(study, eventually):
     assert newest(study)[1].state == "running"
 
 
+@sqlite
 def test_a_ticket_of_a_worker_that_left_is_found(study, eventually):
     """A worker that left without finishing its ticket, as after an error, leaves it to the reaper."""
     worker = enter(study)
@@ -872,6 +888,7 @@ def test_a_ticket_of_a_worker_that_left_is_found(study, eventually):
     assert newest(study)[0].state == "waiting"
 
 
+@sqlite
 def test_an_orphan_that_was_signed_in_between_is_observed_anew(study, eventually):
     """A trial seen as an orphan, then in good hands, then as an orphan again, is given a whole grace."""
     first, second = enter(study), enter(study)
@@ -888,6 +905,7 @@ def test_an_orphan_that_was_signed_in_between_is_observed_anew(study, eventually
     assert look(reaper, eventually) == [0]
 
 
+@sqlite
 def test_trials_of_others_are_not_reaped(study, eventually):
     """A trial that a user asked for with plain Optuna runs as long as it likes."""
     while study.optuna()._pop_waiting_trial_id() is not None:

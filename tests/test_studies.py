@@ -21,9 +21,12 @@ from floodsearch.storage import schema, tables
 from floodsearch.storage.database import open_database
 from floodsearch.storage.studies import SPEC, find_study, put_study, study_names, versions
 from floodsearch.storage.trial_records import read_measured, read_trials
+from tests.zygote import CODES
 
 sqlite = pytest.mark.parametrize("storage_url", ["sqlite"], indirect=True)
 """Of tests whose promise no dialect, lock, clock or outage of a database can change."""
+OPTUNA = "from optuna.cli import main; main()"
+CODES.add(OPTUNA)
 MAXIMIZE, MINIMIZE = optuna.study.StudyDirection.MAXIMIZE, optuna.study.StudyDirection.MINIMIZE
 
 
@@ -180,6 +183,7 @@ def test_a_foreign_study_is_refused(database, make_spec):
     assert stored_rows(database) == before
 
 
+@sqlite
 def test_an_empty_foreign_study_of_the_other_direction_is_refused(database, make_spec):
     """A study that minimizes is not taken for the interrupted creation of one that maximizes."""
     optuna.create_study(storage=database.optuna, study_name="tiny", direction="minimize")
@@ -219,6 +223,7 @@ def test_a_creation_that_was_cut_short_is_completed(database, make_spec):
     gc.collect()  # connections that were cut off go back to the pool while there is one
 
 
+@sqlite
 def test_a_study_without_its_spec_is_not_found(database, make_spec):
     """A study row alone, as a killed creation leaves it, is no study yet; putting it again completes it."""
     database.optuna.create_new_study([MAXIMIZE], "tiny")
@@ -295,7 +300,7 @@ def test_optunas_commands_read_our_studies(database, make_spec, storage_url):
     theirs.engine.dispose()
 
     def said(*words):
-        command = [sys.executable, "-c", "from optuna.cli import main; main()", *words, "-f", "json"]
+        command = [sys.executable, "-c", OPTUNA, *words, "-f", "json"]
         done = subprocess.run([*command, "--storage", url], capture_output=True, text=True, check=True)
         return json.loads(done.stdout)
 
@@ -305,6 +310,7 @@ def test_optunas_commands_read_our_studies(database, make_spec, storage_url):
     assert study_names(database) == ["tiny"]
 
 
+@sqlite
 def test_trials_of_others_are_not_counted(database, make_spec, plain):
     """Trials that a user adds or enqueues with plain Optuna are not of our budget."""
     study = put_study(database, make_spec())
@@ -321,6 +327,7 @@ def test_trials_of_others_are_not_counted(database, make_spec, plain):
     assert status(study).best_value is None
 
 
+@sqlite
 def test_two_studies_share_a_database(database, make_spec):
     """Studies in one database have nothing of each other's: tickets, curves, workers or stops."""
     one, other = (put_study(database, make_spec(name=name)) for name in ("one", "other"))
