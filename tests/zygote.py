@@ -19,6 +19,7 @@ import importlib
 import json
 import os
 import runpy
+import signal
 import socket
 import subprocess
 import sys
@@ -30,6 +31,7 @@ from typing import Any, NoReturn
 
 ROOT = Path(__file__).parents[1]
 PRELOADED = (
+    "alembic.command",
     "floodsearch.cli",
     "floodsearch.launchers.local",
     "floodsearch.service.dashboard",
@@ -37,6 +39,7 @@ PRELOADED = (
     "floodsearch.worker.work",
     "sqlalchemy.dialects.postgresql.psycopg",
     "sqlalchemy.dialects.sqlite",
+    "torch._dynamo",  # which the first optimizer imports: more than a second in each fork
     "torch.optim",
 )
 FILES = {str(ROOT / "floodsearch" / "__main__.py"), str(ROOT / "tests" / "quick.py")}
@@ -225,12 +228,17 @@ def leave(code: int | str | None) -> NoReturn:
     if isinstance(code, str):
         print(code, file=sys.stderr)
         code = 1
+    finish()
+    os._exit(code or 0)
+
+
+def finish() -> None:
+    """Do what Python does at the end of a program."""
     threading._shutdown()  # type: ignore[attr-defined]
     atexit._run_exitfuncs()
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError):
             stream.flush()
-    os._exit(code or 0)
 
 
 def main(connection: socket.socket) -> None:
@@ -249,6 +257,11 @@ def main(connection: socket.socket) -> None:
         run(order["program"])
     except SystemExit as ended:
         leave(ended.code)
+    except KeyboardInterrupt:  # of which Python knows nothing any more at the end, if torch._dynamo is there
+        sys.excepthook(*sys.exc_info())
+        finish()
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        signal.raise_signal(signal.SIGINT)
     leave(None)
 
 
