@@ -218,13 +218,12 @@ def test_a_worker_trains_every_ticket(database, make_spec):
     assert {"floodsearch", "optuna", "torch", "python", "platform"} <= worker.versions.keys()
     assert status(study).workers == 0
     assert answer(study).finished
+    curves_are_complete_and_tested_twice(study)
 
 
-def test_curves_are_complete_and_tested_twice(database, make_spec):
+def curves_are_complete_and_tested_twice(study):
     """Each run has one record an epoch, validated when due and tested at the last and best epochs only."""
-    study = put(database, make_spec())
-    run_here(study)
-    curves = tables.read_curves(database, study.uuid)
+    curves = tables.read_curves(study.database, study.uuid)
     assert sorted(curves) == [0, 1, 2]
     for trial in read_measured(study):
         assert [(one.seed, one.epoch) for one in curves[trial.ticket]] == [
@@ -244,7 +243,10 @@ def test_curves_are_complete_and_tested_twice(database, make_spec):
 
 @sqlite
 def test_every_trained_epoch_is_counted(database, make_spec):
-    """The worker counts tickets x seeds x epochs, and trials report at the rungs and nowhere else."""
+    """The worker counts tickets x seeds x epochs, and trials report at the rungs and nowhere else.
+
+    Another one, on the finished study, leaves at once and trains nothing.
+    """
     spec = make_spec(levels=HIGH, training={"validate_every": 3})
     study = put(database, spec)
     run_here(study)
@@ -253,35 +255,25 @@ def test_every_trained_epoch_is_counted(database, make_spec):
     for trial in database.optuna.get_all_trials(study.id):
         assert sorted(trial.intermediate_values) == list(spec.training.report_epochs()) == [3, 6, 9, 10]
         assert trial.intermediate_values[10] == trial.value
+    assert run_here(study) == "all tickets are finished"
+    assert epochs_run(study) == 60
+    assert len(read_trials(study)) == 3
 
 
 @sqlite
 def test_a_start_that_levels_share_is_trained_once(database, make_spec):
-    """Also by tickets that are trained one after the other: these, which never flood, cost nothing."""
+    """Also by tickets that are trained one after the other: these, which never flood, cost nothing.
+
+    Code of the user's in the same process draws on as if nothing had been trained.
+    """
+    before = torch.get_rng_state()
     study = put(database, make_spec())
     run_here(study)
+    assert torch.equal(torch.get_rng_state(), before)
     curves = tables.read_curves(database, study.uuid)
     assert all(record.flooded == 0 for curve in curves.values() for record in curve)
     assert epochs_run(study) == 2 * 10
     assert len(set(values(study).values())) == 1
-
-
-@sqlite
-def test_a_worker_leaves_the_global_random_state_alone(database, make_spec):
-    """Code of the user's in the same process draws on as if nothing had been trained."""
-    before = torch.get_rng_state()
-    run_here(put(database, make_spec()))
-    assert torch.equal(torch.get_rng_state(), before)
-
-
-@sqlite
-def test_nothing_is_left_to_train(database, make_spec):
-    """A worker on a finished study leaves at once and trains nothing."""
-    study = put(database, make_spec(levels=HIGH))
-    run_here(study)
-    assert run_here(study) == "all tickets are finished"
-    assert epochs_run(study) == 60
-    assert len(read_trials(study)) == 3
 
 
 def test_the_number_of_workers_changes_no_value(database, storage_url, make_spec, crowd, tmp_path):
@@ -729,6 +721,7 @@ def test_what_has_no_memory_by_itself_failed(put_cramped):
     assert latest(read_trials(study))[0].state == "complete"
 
 
+@sqlite
 def test_a_loss_that_becomes_nan_is_a_divergence(database, make_spec, user_task):
     """A training whose loss is not finite is pruned as diverged, with level, epoch and step, for good."""
     nan = """if outputs.requires_grad:
@@ -819,6 +812,7 @@ def test_asked_to_leave_in_mid_training(make_gated, thread, gate, eventually):
     assert epochs_run(study) == 40
 
 
+@sqlite
 def test_a_stopped_study_is_left(make_gated, thread, gate, eventually):
     """Workers see within a beat that the study was stopped, and hand back what they train."""
     study = make_gated(training={"epochs": 4000, "validate_every": 500})
@@ -832,6 +826,7 @@ def test_a_stopped_study_is_left(make_gated, thread, gate, eventually):
     assert run_here(study) == "stopped by hand"
 
 
+@sqlite
 def test_a_worker_waits_while_others_train(make_gated, thread, gate, eventually):
     """A worker without a ticket stays, in case one comes back, and leaves when all are finished."""
     study = make_gated(levels={"count": 2})
@@ -993,6 +988,7 @@ def test_the_dead_are_found_between_the_shortest_tickets(heart, eventually):
     assert row.training == (1,)
 
 
+@sqlite
 def test_a_stop_is_seen_between_the_shortest_tickets(heart, eventually):
     """A worker whose tickets all are shorter than a beat still sees that its study was stopped."""
     heart.study.stop("enough")
@@ -1039,7 +1035,7 @@ def test_cut_connections_end_no_training(postgres_url, make_spec, user_task, gat
         task=user_task(COUNTED),
         options=options,
         search={"pruner": "median"},
-        training={"epochs": 100, "validate_every": 4},
+        training={"epochs": 50, "validate_every": 4},
     )
     study = put(database, spec)
     worker = Thread(postgres_url)
@@ -1067,11 +1063,15 @@ def test_cut_connections_end_no_training(postgres_url, make_spec, user_task, gat
     assert worker.end() == "all tickets are finished"
     assert set(states(study).values()) == {"complete"}
     curves = tables.read_curves(database, study.uuid)
-    assert {ticket: len(records) for ticket, records in curves.items()} == dict.fromkeys(range(3), 200)
+    assert {ticket: len(records) for ticket, records in curves.items()} == dict.fromkeys(range(3), 100)
     database.close()
 
 
-@pytest.mark.parametrize("every", [11, 13])
+@pytest.mark.parametrize(
+    ("storage_url", "every"),
+    [("sqlite", 11), pytest.param("postgresql", 13, marks=pytest.mark.postgres)],
+    indirect=["storage_url"],
+)
 def test_failing_transactions_end_no_training(database, make_spec, every):
     """When every so many transactions fail, all tickets are trained, and to the same values."""
     plain = put(database, make_spec(name="plain", levels={"count": 4}))
@@ -1127,6 +1127,7 @@ def test_tables_that_are_away_for_a_while_end_no_training(
         assert sorted(trial.intermediate_values) == list(study.spec.training.report_epochs())
 
 
+@sqlite
 def test_a_ticket_that_a_worker_never_learnt_it_had_is_trained(make_gated, thread, gate, eventually):
     """A ticket signed by a worker that does not know so is found, and the worker does not wait for itself."""
     study = make_gated(levels={"count": 2})
