@@ -54,17 +54,22 @@ from tests.test_loops import STUDY as LOOPS
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 PATIENCE = 2
-STOPS = TRAIN.replace(
-    "    for epoch in run.epochs():", "    run.state.setdefault('best', 9.9)\n    for epoch in run.epochs():"
-).replace(
-    "        scheduler.step()",
-    f"""        if loss.item() < run.state["best"]:
+STOPS = (
+    TRAIN.replace("split(20)", "split(10)")
+    .replace(
+        "    for epoch in run.epochs():",
+        "    run.state.setdefault('best', 9.9)\n    for epoch in run.epochs():",
+    )
+    .replace(
+        "        scheduler.step()",
+        f"""        if loss.item() < run.state["best"]:
             run.state.update(best=loss.item(), bad=0)
         else:
             run.state["bad"] = run.state.get("bad", 0) + 1
         if run.state["bad"] == {PATIENCE}:
             break
         scheduler.step()""",
+    )
 )
 """The loop of the other tests, with a patience of two epochs that do not improve on a noisy loss."""
 

@@ -29,7 +29,7 @@ ROOM = 10**6
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")  # fsspec keeps a client for the first server of a process
 def server() -> Iterator[str]:
     """Serve an S3 of this machine, in memory; give its URL."""
     from moto.server import ThreadedMotoServer
