@@ -301,6 +301,37 @@ def test_eight_processes_take_each_ticket_once(database, storage_url, make_spec,
     assert queue.fill(study) == 0
 
 
+TAKE_BRACKETS = """
+import psycopg
+from floodsearch import queue
+from floodsearch.storage import tables
+from floodsearch.storage.database import open_database
+from floodsearch.storage.studies import find_study
+
+def main(index, url):
+    with open_database(url) as database:
+        study = find_study(database, "tiny")
+        worker = tables.enter_worker(database, study.uuid, host="h", pid=index, device="cpu", versions={})
+        taken = []
+        while found := queue.take(study, worker):
+            taken.append([ticket.number for ticket in found])
+    return taken
+"""
+
+
+@pytest.mark.postgres
+def test_a_bracket_is_never_shared_by_workers_that_come_at_once(postgres_url, make_spec, crowd):
+    """Each of its tickets is skipped by whoever has locked another one of them: one worker gets all."""
+    with open_database(postgres_url, create=True) as opened:
+        halving = {"brackets": 12, "levels": 5, "first": 0.5}
+        search = {"pruner": "halving"}
+        study = put_study(opened, make_spec(levels={"count": 60}, search=search, halving=halving))
+        queue.fill(study)
+        answers = crowd(TAKE_BRACKETS, 8, postgres_url).answers()
+    whole = sorted(tuple(sorted(one)) for answer in answers for one in answer)
+    assert whole == [tuple(range(first, first + 5)) for first in range(0, 60, 5)]
+
+
 def test_no_two_workers_propose_the_same_level(database, storage_url, make_spec, crowd):
     """Four processes that take open tickets of a sampler at once get levels that all differ."""
     samplers = ("random", "tpe", "gp", "heuristic")

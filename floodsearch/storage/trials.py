@@ -6,6 +6,7 @@ Here a trial is locked, its owner checked, and all that belongs together written
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from typing import Any
 
 from optuna.distributions import BaseDistribution, distribution_to_json
 from optuna.trial import TrialState
-from sqlalchemy import Connection, Select, Table, func, insert, select, update
+from sqlalchemy import Connection, Integer, Select, Table, cast, func, insert, select, update
 
 from floodsearch.records import Attribute, Parameter
 from floodsearch.storage.optuna_tables import (
@@ -88,7 +89,7 @@ def claim(
     """Claim the first waiting tickets of a study for a worker; return Optuna's ids of their trials.
 
     A ticket that belongs to a bracket is claimed with all that wait of its bracket, however many there are.
-    SQLite's BEGIN IMMEDIATE lets one process in at a time; PostgreSQL skips what another is claiming.
+    SQLite's BEGIN IMMEDIATE lets one process in at a time; on PostgreSQL what another claims is passed over.
     Waiting trials without a ticket, added with Optuna or a dashboard, are left alone.
 
     Args:
@@ -98,20 +99,64 @@ def claim(
         most: of tickets without a bracket.
         fits: of all; None if there is no bound.
     """
-    first = _waiting(study_id, Attribute.TICKET).limit(most)
-    claimed: list[int] = list(connection.execute(first).scalars())
+    claimed = _first_bracket(connection, study_id)
+    if claimed is None:
+        first = _waiting(study_id, Attribute.TICKET).with_for_update(skip_locked=True, of=TRIAL).limit(most)
+        claimed = list(connection.execute(first).scalars())
     if claimed:
-        of_first = (ATTRIBUTE.c.trial_id == claimed[0]) & (ATTRIBUTE.c.key == Attribute.BRACKET.value)
-        bracket = connection.execute(select(ATTRIBUTE.c.value_json).where(of_first)).scalar_one_or_none()
-        if bracket is not None:
-            same = _waiting(study_id, Attribute.BRACKET).where(ATTRIBUTE.c.value_json == bracket)
-            claimed = list(connection.execute(same).scalars())
         claimed = claimed[:fits]
         started = update(TRIAL).where(TRIAL.c.trial_id.in_(claimed))
         connection.execute(started.values(state=TrialState.RUNNING, datetime_start=_now()))
         signed = [row for one in claimed for row in _attribute_rows(one, signature)]
         _upsert(connection, ATTRIBUTE, signed, key=("trial_id", "key"))
     return claimed
+
+
+def _first_bracket(connection: Connection, study_id: int) -> list[int] | None:
+    """Lock the waiting trials of the first bracket that nobody else is claiming; return their ids.
+
+    On PostgreSQL the bracket itself is locked before its trials: two workers that come at once, each of which
+    locks a trial and skips that of the other, would share it.
+
+    Returns:
+        None where the first ticket that waits belongs to no bracket.
+    """
+    passed: list[str] = []
+    while (row := connection.execute(_first_waiting(study_id, passed)).first()) is not None:
+        bracket: str | None = row[0]
+        if bracket is None:
+            return None
+        if connection.dialect.name == "postgresql" and not _try_lock(connection, study_id, bracket):
+            passed.append(bracket)
+            continue
+        same = _waiting(study_id, Attribute.BRACKET).where(ATTRIBUTE.c.value_json == bracket)
+        if found := list(connection.execute(same.with_for_update(of=TRIAL)).scalars()):
+            return found  # else another has claimed it since
+    return []
+
+
+def _try_lock(connection: Connection, study_id: int, bracket: str) -> bool:
+    """Lock a bracket until the transaction ends, if nobody has; a clash of two hashes is taken for a lock."""
+    digest = int.from_bytes(hashlib.sha256(bracket.encode()).digest()[:4], "big", signed=True)
+    key = cast(study_id, Integer), cast(digest, Integer)
+    return bool(connection.execute(select(func.pg_try_advisory_xact_lock(*key))).scalar_one())
+
+
+def _first_waiting(study_id: int, passed: Sequence[str]) -> Select[Any]:
+    """Return a query that gives the bracket of the first waiting ticket, without brackets passed over."""
+    its = ATTRIBUTE.alias()
+    of_bracket = (its.c.trial_id == TRIAL.c.trial_id) & (its.c.key == Attribute.BRACKET.value)
+    return (
+        select(its.c.value_json)
+        .select_from(TRIAL)
+        .join(ATTRIBUTE, ATTRIBUTE.c.trial_id == TRIAL.c.trial_id)
+        .outerjoin(its, of_bracket)
+        .where(TRIAL.c.study_id == study_id, TRIAL.c.state == TrialState.WAITING)
+        .where(ATTRIBUTE.c.key == Attribute.TICKET.value)
+        .where(its.c.value_json.is_(None) | its.c.value_json.not_in(passed))
+        .order_by(TRIAL.c.number)
+        .limit(1)
+    )
 
 
 @dataclass(frozen=True)
@@ -150,14 +195,13 @@ def running(connection: Connection, study_id: int) -> list[RunningTrial]:
 
 
 def _waiting(study_id: int, attribute: Attribute) -> Select[Any]:
-    """Return a query that locks the waiting trials with an attribute and gives their ids, by trial number."""
+    """Return a query that gives the ids of the waiting trials with an attribute, by trial number."""
     return (
         select(TRIAL.c.trial_id)
         .join(ATTRIBUTE, ATTRIBUTE.c.trial_id == TRIAL.c.trial_id)
         .where(TRIAL.c.study_id == study_id, TRIAL.c.state == TrialState.WAITING)
         .where(ATTRIBUTE.c.key == attribute.value)
         .order_by(TRIAL.c.number)
-        .with_for_update(skip_locked=True, of=TRIAL)
     )
 
 
