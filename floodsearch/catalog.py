@@ -27,7 +27,7 @@ from floodsearch.study.trust import TrustedSpec
 from floodsearch.tasks import TASKS
 from floodsearch.tasks.options import METRICS
 from floodsearch.tasks.recipe import Recipe
-from floodsearch.usercode.command import filled, located, missing_script, script_of
+from floodsearch.usercode.command import filled, located, missing_script, script_file
 from floodsearch.usercode.reference import called_as_program, file_of, find_code
 from floodsearch.usercode.revision import revision_of
 
@@ -290,7 +290,7 @@ def code_revision(trusted: TrustedSpec, folders: Sequence[Path] = ()) -> str | N
     """
     spec = trusted.spec
     if spec.command is not None:
-        file = script_of(spec.command, folders)
+        file = script_file(spec.command, folders)
     else:
         file = None if spec.code is None else file_of(spec.code)
     return None if file is None else revision_of(file)

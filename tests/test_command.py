@@ -31,7 +31,7 @@ from floodsearch.training import running as running_module
 from floodsearch.training.loop import ForScript, LoopRun
 from floodsearch.training.progress import RunPlan
 from floodsearch.training.script import Script
-from floodsearch.usercode.command import filled, placeholders, script_of
+from floodsearch.usercode.command import filled, placeholders, script_file
 from floodsearch.worker.leave import LeaveRequest
 from floodsearch.worker.loops import Loops
 from floodsearch.worker.settings import WorkerSettings
@@ -627,8 +627,8 @@ def test_a_command_that_cannot_be_filled_is_refused(command, message):
 def test_the_script_of_a_command_is_its_first_file(tmp_path):
     path = tmp_path / "train.py"
     path.touch()
-    assert script_of(f"python -u {path} {{level}}") == path
-    assert script_of("python -m train {level}") is None
+    assert script_file(f"python -u {path} {{level}}") == path
+    assert script_file("python -m train {level}") is None
 
 
 # Whole studies

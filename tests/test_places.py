@@ -19,7 +19,7 @@ from floodsearch.launchers.crew import Crew
 from floodsearch.storage.database import open_database
 from floodsearch.storage.studies import put_study
 from floodsearch.usercode import reference as imports
-from floodsearch.usercode.command import located, missing_script, script_of
+from floodsearch.usercode.command import located, missing_script, script_file
 from floodsearch.usercode.reference import beside, find_code, own_folders, search_in
 from floodsearch.worker.leave import LeaveRequest
 from floodsearch.worker.settings import WorkerSettings
@@ -281,10 +281,10 @@ def test_files_of_a_command_lie_beside_the_study_file(folders, words, found):
 
 def test_the_revision_is_that_of_the_file_that_runs(folders):
     """It is of the script beside the study file, as that is what is trained."""
-    assert script_of("python train.py {level}", folders) == folders[0] / "train.py"
-    assert script_of("python train.py {level}") == Path("train.py")
-    assert script_of(f"{sys.executable} -u train.py {{level}}", folders) == folders[0] / "train.py"
-    assert script_of("./run.sh base.toml", folders) == folders[0] / "run.sh"
+    assert script_file("python train.py {level}", folders) == folders[0] / "train.py"
+    assert script_file("python train.py {level}") == Path("train.py")
+    assert script_file(f"{sys.executable} -u train.py {{level}}", folders) == folders[0] / "train.py"
+    assert script_file("./run.sh base.toml", folders) == folders[0] / "run.sh"
 
 
 @pytest.mark.parametrize(

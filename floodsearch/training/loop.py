@@ -18,14 +18,14 @@ from torch import Tensor
 
 from floodsearch.artifacts.checkpoint import Checkpoint
 from floodsearch.artifacts.files import Folder
-from floodsearch.errors import DivergedError, LoopError
+from floodsearch.errors import LoopError
 from floodsearch.flooding.loss import flood, mean_over_ranks
-from floodsearch.records import LARGEST, EpochRecord
+from floodsearch.records import EpochRecord
 from floodsearch.training.batch_losses import BatchLosses
 from floodsearch.training.call_order import CallOrder
 from floodsearch.training.loop_state import Claim, LoopState
 from floodsearch.training.progress import RunPlan
-from floodsearch.training.report import read_report
+from floodsearch.training.report import check_finite, read_report
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -254,10 +254,7 @@ class LoopRun:
         Raises:
             DivergedError: if a number is NaN or infinite.
         """
-        for name, value in tests.items():
-            if not abs(value) <= LARGEST:
-                what = f"the reported {name}"
-                raise DivergedError(level=self.level, epoch=self.epoch, step=None, seed=self.seed, what=what)
+        check_finite(tests, tests, level=self.level, epoch=self.epoch, seed=self.seed)
         self.memory.add_tests(tests)
 
     def refuse(self, error: LoopError) -> None:

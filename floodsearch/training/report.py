@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from floodsearch.errors import DivergedError, LoopError
@@ -41,10 +41,7 @@ def read_report(
     values = {name: _number(name, value) for name, value in metrics.items()}
     if train_loss is not None:
         values.setdefault("train_loss", train_loss)
-    for name, value in values.items():
-        if not abs(value) <= LARGEST:
-            what = f"the reported {name}" if name in metrics else "the loss"
-            raise DivergedError(level=level, epoch=epoch, step=None, seed=seed, what=what)
+    check_finite(values, metrics, level=level, epoch=epoch, seed=seed)
     if plan.due(epoch) and plan.metric not in values:
         every = plan.validate_every
         when = "each epoch" if every == 1 else f"every {every} epochs and at the last"
@@ -55,6 +52,24 @@ def read_report(
         values["metric"] = values.pop(plan.metric)
     known_or_not: dict[str, float | None] = {"train_loss": None, "train_accuracy": None, **values}
     return EpochRecord(seed=seed, epoch=epoch, level=level, flooded=flooded, **known_or_not)
+
+
+def check_finite(
+    values: Mapping[str, float], reported: Collection[str], *, level: float, epoch: int, seed: int
+) -> None:
+    """Raise a DivergedError, of a run and an epoch, for a value that is NaN or infinite.
+
+    Args:
+        values: by name.
+        reported: the names of those that the user gave; any other is of the loss.
+        level: of the run, in the unit of the loss.
+        epoch: that the values are of.
+        seed: of the run.
+    """
+    for name, value in values.items():
+        if not abs(value) <= LARGEST:
+            what = f"the reported {name}" if name in reported else "the loss"
+            raise DivergedError(level=level, epoch=epoch, step=None, seed=seed, what=what)
 
 
 def _check_names(metrics: Mapping[str, Any], metric: str) -> None:

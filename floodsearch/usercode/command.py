@@ -94,7 +94,7 @@ def _interprets(program: str) -> bool:
     return INTERPRETER.fullmatch(Path(program).name) is not None
 
 
-def script_of(command: str, folders: Sequence[Path] = ()) -> Path | None:
+def script_file(command: str, folders: Sequence[Path] = ()) -> Path | None:
     """Return the first file that a command names, such as its script, or None.
 
     Args:

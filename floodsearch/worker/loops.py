@@ -66,7 +66,7 @@ class Loops:
         handed: Function | None = None,
     ) -> None:
         spec, self.handed = trusted.spec, handed is not None
-        self.script = None if spec.command is None else script_of(trusted, settings, leave)
+        self.script = None if spec.command is None else script_for(trusted, settings, leave)
         if handed is not None:
             self.loop: Loop = called_as_program(handed.call, str(spec.objective), spec.arguments)
         else:
@@ -186,7 +186,7 @@ class Loops:
         ]
 
 
-def script_of(trusted: TrustedSpec, settings: WorkerSettings, leave: LeaveRequest) -> Script:
+def script_for(trusted: TrustedSpec, settings: WorkerSettings, leave: LeaveRequest) -> Script:
     """Return the command of a study, to be run by a worker.
 
     Raises:
